@@ -1,0 +1,1 @@
+"""Which voxels a 3D medical segmentation network relies on."""

@@ -1,0 +1,112 @@
+"""The U-Net of U-Noise, in 2D and 3D, that knows the grid and the context it needs."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers.factories import Conv, Norm, Pool
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Sequential):
+    """3x3(x3) convolution with bias, batch norm, ReLU, ``repeats`` times."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, repeats: int = 2) -> None:
+        layers: list[nn.Module] = []
+        for index in range(repeats):
+            layers += [
+                Conv[Conv.CONV, spatial_dims](in_channels if index == 0 else out_channels, out_channels, 3, padding=1),
+                Norm[Norm.BATCH, spatial_dims](out_channels),
+                nn.ReLU(inplace=False),
+            ]
+        super().__init__(*layers)
+
+
+class UpBlock(nn.Module):
+    """Nearest upsampling x2, convolution, concatenation of the skip connection, two convolutions."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest"),
+            ConvBlock(spatial_dims, in_channels, out_channels, repeats=1),
+        )
+        self.conv = ConvBlock(spatial_dims, 2 * out_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv(torch.cat([skip, self.up(x)], dim=1))
+
+
+class UNet(nn.Module):
+    """U-Net sized by depth and channel factor, for the utility and for the noise model.
+
+    Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, Table 1: Small is
+    ``(depth, channel_factor) = (2, 4)``, Medium ``(3, 4)``, Large ``(4, 4)``, Utility ``(5, 6)``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        depth: resolution levels, at least 1.
+        channel_factor: the first level has ``2**channel_factor`` channels, each further one twice as many.
+
+    Shape:
+        ``(B, in_channels, *spatial)`` to ``(B, out_channels, *spatial)``, each side a multiple of ``stride``.
+
+    Raises:
+        ValueError: when ``spatial_dims`` is not 2 or 3, or a size is below 1.
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, depth: int = 4, channel_factor: int = 4
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "depth": depth}
+        for name, value in (sizes | {"channel_factor": channel_factor + 1}).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least {0 if name == 'channel_factor' else 1}, got {value}")
+        channels = [2 ** (channel_factor + level) for level in range(depth)]
+        self.stride = 2 ** (depth - 1)
+        """The grid, in voxels, that every side of the input must be a multiple of."""
+        self.halo = receptive_halo(depth)
+        """The voxels of context around an output voxel that can change it, on each side."""
+
+        self.pool = Pool[Pool.MAX, spatial_dims](2)
+        self.encoder = nn.ModuleList(
+            ConvBlock(spatial_dims, in_channels if level == 0 else channels[level - 1], channels[level])
+            for level in range(depth)
+        )
+        # From the coarsest to the finest, in the order of the forward pass.
+        self.decoder = nn.ModuleList(
+            UpBlock(spatial_dims, channels[level + 1], channels[level]) for level in reversed(range(depth - 1))
+        )
+        self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                x = self.pool(x)
+            x = block(x)
+            skips.append(x)
+        level = len(skips) - 1
+        for up in self.decoder:
+            level -= 1
+            x = up(x, skips[level])
+        return self.head(x)
+
+
+def receptive_halo(depth: int) -> int:
+    """Voxels of context that a U-Net of this depth needs on each side of an output voxel.
+
+    Walks the widest path, down the decoder to the coarsest level and back up the encoder: a level's two
+    convolutions take 2 voxels of its own grid, the convolution after upsampling 1.
+    """
+    margin = 0
+    for _ in range(depth - 1):
+        margin = -(-(margin + 3) // 2)
+    halo = margin + 2
+    for _ in range(depth - 1):
+        halo = 2 * halo + 2
+    return halo
