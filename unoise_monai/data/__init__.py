@@ -1,0 +1,30 @@
+"""Volumes in: Decathlon tasks, splits, preprocessing, phantoms."""
+
+from unoise_monai.data.decathlon import (
+    TASKS,
+    DecathlonTask,
+    case_dataset,
+    decathlon_task,
+    download_task,
+    find_images,
+    list_cases,
+)
+from unoise_monai.data.preprocessing import preprocessing, training_transforms
+from unoise_monai.data.split import split_cases
+from unoise_monai.data.validation import CaseError, LoadCased, case_name
+
+__all__ = [
+    "TASKS",
+    "CaseError",
+    "DecathlonTask",
+    "LoadCased",
+    "case_dataset",
+    "case_name",
+    "decathlon_task",
+    "download_task",
+    "find_images",
+    "list_cases",
+    "preprocessing",
+    "split_cases",
+    "training_transforms",
+]

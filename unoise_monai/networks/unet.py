@@ -14,7 +14,9 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for index in range(repeats):
             layers += [
-                Conv[Conv.CONV, spatial_dims](in_channels if index == 0 else out_channels, out_channels, 3, padding=1),
+                Conv[Conv.CONV, spatial_dims](
+                    in_channels if index == 0 else out_channels, out_channels, 3, padding=1
+                ),
                 Norm[Norm.BATCH, spatial_dims](out_channels),
                 nn.ReLU(inplace=False),
             ]
@@ -62,10 +64,14 @@ class UNet(nn.Module):
         super().__init__()
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "depth": depth}
-        for name, value in (sizes | {"channel_factor": channel_factor + 1}).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least {0 if name == 'channel_factor' else 1}, got {value}")
+        for name, value, least in (
+            ("in_channels", in_channels, 1),
+            ("out_channels", out_channels, 1),
+            ("depth", depth, 1),
+            ("channel_factor", channel_factor, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         channels = [2 ** (channel_factor + level) for level in range(depth)]
         self.stride = 2 ** (depth - 1)
         """The grid, in voxels, that every side of the input must be a multiple of."""
@@ -79,7 +85,8 @@ class UNet(nn.Module):
         )
         # From the coarsest to the finest, in the order of the forward pass.
         self.decoder = nn.ModuleList(
-            UpBlock(spatial_dims, channels[level + 1], channels[level]) for level in reversed(range(depth - 1))
+            UpBlock(spatial_dims, channels[level + 1], channels[level])
+            for level in reversed(range(depth - 1))
         )
         self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, 1)
 

@@ -1,0 +1,183 @@
+"""A simplified abdomen, drawn at random: where its organs lie, in millimetres, and what they are made of.
+
+Coordinates are RAS millimetres around the middle of the abdomen: +x is the patient's right, +y the front, +z the
+head. No voxel grid enters here.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from unoise_monai.data.shapes import LONG_MM, Array, Ellipsoid, Tube, random_rotation
+
+TUBE_POINTS = 64
+"""Balls in a tube about 115 mm long: closer than 2 mm, so that the tube's surface is smooth to 0.1 mm."""
+
+
+class Tissue(IntEnum):
+    """What a point of the phantom is made of."""
+
+    AIR = 0
+    FAT = 1
+    MUSCLE = 2
+    BONE = 3
+    DISC = 4
+    LUNG = 5
+    LIVER = 6
+    SPLEEN = 7
+    KIDNEY = 8
+    STOMACH_WALL = 9
+    STOMACH_FLUID = 10
+    AORTA = 11
+    SPLENIC_VEIN = 12
+    TARGET = 13
+    BOWEL = 14
+
+
+HOUNSFIELD = {
+    Tissue.AIR: -1000,
+    Tissue.FAT: -100,
+    Tissue.MUSCLE: 55,
+    Tissue.BONE: 250,
+    Tissue.DISC: 90,
+    Tissue.LUNG: -820,
+    Tissue.LIVER: 110,
+    Tissue.SPLEEN: 125,
+    Tissue.KIDNEY: 170,
+    Tissue.STOMACH_WALL: 60,
+    Tissue.STOMACH_FLUID: 30,
+    Tissue.AORTA: 180,
+    Tissue.SPLENIC_VEIN: 165,
+    Tissue.TARGET: 95,
+    Tissue.BOWEL: 95,
+}
+"""Mean intensity in the portal-venous phase, in HU."""
+Solid = tuple[Tissue, Ellipsoid | Tube]
+"""A shape and its tissue; in a list, each is painted over those before it."""
+
+
+def random_hounsfield(rng: np.random.Generator) -> Array:
+    """One patient's mean intensity of each tissue, in HU; the target and the bowel share theirs."""
+    means = np.array([HOUNSFIELD[kind] for kind in Tissue]) + rng.normal(0, 4, len(Tissue))
+    means[Tissue.AIR] = HOUNSFIELD[Tissue.AIR]
+    means[Tissue.BOWEL] = means[Tissue.TARGET]
+    return means
+
+
+def random_gut(rng: np.random.Generator) -> Tube:
+    """The one family of curves that the target and the bowel loops are all drawn from.
+
+    It runs along x from the thick to the thin end, bows towards +y, sways along z; radii 7.5 to 11 mm.
+    """
+    u = np.linspace(-0.5, 0.5, TUBE_POINTS)
+    bow, sway, calibre, thin_end = rng.uniform([14, -8, 10, 0.75], [26, 8, 11, 0.85])
+    points = np.stack([rng.uniform(85, 105) * u, bow * np.cos(np.pi * u), sway * np.sin(2 * np.pi * u)], axis=1)
+    return Tube(points - [0, bow, 0], calibre * (1 - (1 - thin_end) * (u + 0.5)))
+
+
+def target_axes(rng: np.random.Generator) -> Array:
+    """How the target lies: from the right and below to the left and above, bowed to the front, a little tilted."""
+    chord = np.array([-0.96, -0.1, 0.26])
+    chord /= np.linalg.norm(chord)
+    bow = np.array([0.0, 1.0, 0.0]) - chord[1] * chord
+    bow /= np.linalg.norm(bow)
+    return random_rotation(rng, 8) @ np.stack([chord, bow, np.cross(chord, bow)], axis=1)
+
+
+def splenic_vein(rng: np.random.Generator, target: Tube, spleen: Ellipsoid) -> Tube:
+    """A vein along the back and upper face of ``target``, from its neck to the hilum of the spleen."""
+    radius = rng.uniform(4.0, 5.0)
+    tangents = np.gradient(target.points, axis=0)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    side = np.array([0.0, -0.7, 0.7]) - (tangents @ [0.0, -0.7, 0.7])[:, None] * tangents
+    side /= np.linalg.norm(side, axis=1, keepdims=True)
+    along = (target.points + (target.radii + radius)[:, None] * side)[TUBE_POINTS // 4 :]
+    # The far end of this straight piece lies in the spleen, which is painted later.
+    to_hilum = along[-1] + np.linspace(0, 0.7, 20)[1:, None] * (spleen.centre - along[-1])
+    points = np.concatenate([along, to_hilum])
+    return Tube(points, np.full(len(points), radius))
+
+
+def random_bowel(rng: np.random.Generator, organs: list[Ellipsoid], cavity: Ellipsoid, tubes: list[Tube]) -> list[Tube]:
+    """4 to 7 loops that keep inside ``cavity``, off ``organs``, and 6 mm off ``tubes`` (the target, its landmarks).
+
+    A loop's shape is drawn once and only its place is drawn again on a collision, so that crowding cannot make the
+    loops shorter or thinner than the target. Every other loop lies as the target does, so that direction cannot tell.
+    """
+    loops: list[Tube] = []
+    for index in range(int(rng.integers(4, 8))):
+        shape = random_gut(rng)
+        # Where the abdomen is full, the search goes on further down.
+        for attempt in range(2000):
+            axes = target_axes(rng) if index % 2 == 0 else random_rotation(rng, 180)
+            lowest = -50 - attempt / 20
+            loop = shape.moved(axes, rng.uniform([-65, -5, lowest], [65, 55, 25]))
+            margins = loop.radii + 2
+            if (
+                cavity.inside(loop.points, -margins).all()
+                and not any(organ.inside(loop.points, margins).any() for organ in organs)
+                and all(loop.gap(other) > 6 for other in tubes)
+                and all(loop.gap(other) > 3 for other in loops)
+            ):
+                loops.append(loop)
+                break
+    return loops
+
+
+def random_abdomen(rng: np.random.Generator) -> list[Solid]:
+    """Draw one abdomen, about 240 mm wide and 172 mm deep, endless along z.
+
+    Returns:
+        Tissues and their shapes, in the order of painting, on a ground of :attr:`Tissue.FAT`.
+    """
+
+    def organ(centre: tuple[float, float, float], radii: tuple[float, float, float], loose: float = 3) -> Ellipsoid:
+        shift = rng.uniform(-loose, loose, 3)
+        return Ellipsoid(np.array(centre) + shift, radii * rng.uniform(0.94, 1.06, 3), random_rotation(rng, 8))
+
+    def column(x: float, y: float, radii: tuple[float, float], power: float = 2, outside: bool = False) -> Ellipsoid:
+        return Ellipsoid(np.array([x, y, 0.0]), np.array([*radii, LONG_MM]), power=power, outside=outside)
+
+    liver = [organ((63, -4, 46), (36, 56, 50)), organ((22, 28, 62), (46, 28, 26))]
+    spleen = organ((-76, -24, 40), (20, 34, 36))
+    kidneys = [organ((52, -36, -32), (21, 19, 44)), organ((-50, -36, -26), (21, 19, 42))]
+    stomach = [organ((-42, 30, 52), (32, 26, 36)), organ((-14, 46, 30), (32, 15, 15))]
+    fluid = [Ellipsoid(part.centre, part.radii - 4, part.axes) for part in stomach]
+    lungs = [organ((56, -6, 165), (42, 54, 72)), organ((-54, -6, 165), (42, 54, 72))]
+    spine = column(0, -44, (19, 16))
+    levels = np.arange(-238.0, 239.0, 34.0) + rng.uniform(-17, 17)
+    vertebrae = [Ellipsoid(np.array([0, -44, z]), np.array([20.0, 17.0, 15.0]), power=4) for z in levels]
+
+    height = np.arange(-250.0, 250.0, 2.0)
+    bend = 3 * np.sin(height / rng.uniform(40, 60) + rng.uniform(0, 6))
+    aorta = Tube(
+        np.stack([rng.uniform(-12, -7) + bend, np.full_like(height, -16), height], axis=1),
+        np.full_like(height, rng.uniform(8.0, 9.5)),
+    )
+    target = random_gut(rng).moved(target_axes(rng), np.array([-3, 17, 4]) + rng.uniform(-3, 3, 3))
+    vein = splenic_vein(rng, target, spleen)
+
+    cavity = column(0, 0, (101, 68), power=2.4)
+    obstacles = [*liver, spleen, *kidneys, *stomach, spine]
+    loops = random_bowel(rng, obstacles, cavity, [target, vein, aorta])
+
+    solids: list[Solid] = [(Tissue.LUNG, part) for part in lungs]
+    solids += [(Tissue.STOMACH_WALL, part) for part in stomach]
+    solids += [(Tissue.STOMACH_FLUID, part) for part in fluid]
+    solids += [(Tissue.LIVER, part) for part in liver]
+    solids += [(Tissue.KIDNEY, part) for part in kidneys]
+    solids += [(Tissue.BOWEL, loop) for loop in loops]
+    solids += [(Tissue.TARGET, target), (Tissue.SPLENIC_VEIN, vein), (Tissue.SPLEEN, spleen)]
+    # The body wall comes after the organs and so cuts off what reaches beyond the cavity.
+    solids += [
+        (Tissue.MUSCLE, column(0, 0, (101, 68), power=2.4, outside=True)),
+        (Tissue.FAT, column(0, 0, (109, 77), power=2.4, outside=True)),
+        (Tissue.AIR, column(0, 0, (120, 86), power=2.4, outside=True)),
+    ]
+    solids += [(Tissue.MUSCLE, column(side * 31, -58, (19, 15))) for side in (-1, 1)]
+    solids += [(Tissue.BONE, column(0, -67, (6, 10))), (Tissue.DISC, spine)]
+    solids += [(Tissue.BONE, body) for body in vertebrae]
+    solids += [(Tissue.AORTA, aorta)]
+    return solids

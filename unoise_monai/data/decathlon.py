@@ -1,0 +1,165 @@
+"""Task folders of the Medical Segmentation Decathlon: what a task is, which cases it has, its data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from monai.apps import DecathlonDataset
+from monai.data import CacheDataset, Dataset, PersistentDataset, load_decathlon_datalist
+
+from unoise_monai.checks import check_choice
+from unoise_monai.data.validation import EXTENSIONS, CaseError, case_name, check_grids
+
+Case: TypeAlias = dict[str, str]
+"""``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
+
+CACHES = ("memory", "disk", "none")
+
+
+@dataclass(frozen=True)
+class DecathlonTask:
+    """How one Decathlon task is read: the single definition that training, evaluation and inference share.
+
+    Args:
+        name: the task's folder, as `monai.apps.DecathlonDataset` names it.
+        labels: names of the classes, background first; a label map may hold their indices only.
+        spacing_mm: voxel size that the networks work on, ``(x, y, z)`` in mm.
+        patch_size: training crops, in voxels.
+        ct_window_hu: Hounsfield range mapped linearly to [-2, 2] and clipped; None for a z-score on the foreground
+            (the voxels that are not 0), as MR needs.
+        merge_labels: all labels become one foreground class, as in Koker et al. 2021.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    ct_window_hu: tuple[float, float] | None = None
+    merge_labels: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that a network of this task predicts, background first."""
+        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else self.labels
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+TASKS = {
+    "Task04_Hippocampus": DecathlonTask(
+        name="Task04_Hippocampus",
+        labels=("background", "anterior", "posterior"),
+        spacing_mm=(1.0, 1.0, 1.0),
+        patch_size=(48, 64, 48),
+    ),
+    "Task07_Pancreas": DecathlonTask(
+        name="Task07_Pancreas",
+        labels=("background", "pancreas", "cancer"),
+        spacing_mm=(3.0, 3.0, 3.0),
+        patch_size=(64, 64, 64),
+        # nnU-Net's 0.5 and 99.5 percentiles of the pancreas voxels of Task07.
+        ct_window_hu=(-96.0, 215.0),
+        merge_labels=True,
+    ),
+}
+
+
+def decathlon_task(name: str, **changes: Any) -> DecathlonTask:
+    """The defaults of a known task, with the changes that a configuration names.
+
+    Raises:
+        ValueError: when no defaults are known for ``name``.
+    """
+    check_choice("task", name, tuple(TASKS))
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return replace(TASKS[name], **changes)
+
+
+def list_cases(folder: str | Path, section: str = "training", check_headers: bool = True) -> list[Case]:
+    """The cases of a Decathlon folder (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``), in its order.
+
+    Args:
+        folder: the task's folder.
+        section: ``"training"`` (with labels) or ``"test"`` (without).
+        check_headers: read every header now, so that a bad file is refused before work starts.
+
+    Raises:
+        CaseError: when dataset.json is missing or not JSON, lists nothing, or a case's file is missing or unreadable,
+            is not three-dimensional, or its image and label lie on different grids.
+    """
+    index = Path(folder) / "dataset.json"
+    if not index.is_file():
+        raise CaseError(f"{folder} must be a Decathlon task folder with a dataset.json, got none")
+    try:
+        content = json.loads(index.read_text())
+    except ValueError as error:
+        raise CaseError(f"{index} must be JSON: {error}") from error
+    if not content.get(section):
+        raise CaseError(f"{index} must list cases under '{section}', got none")
+    items = load_decathlon_datalist(index, data_list_key=section)
+    cases = [{"case": case_name(item["image"]), **{key: str(path) for key, path in item.items()}} for item in items]
+    if check_headers:
+        for case in cases:
+            check_grids(case)
+    return cases
+
+
+def find_images(path: str | Path) -> list[Case]:
+    """The images to explain: one file, every volume of a folder, or a Decathlon folder's unlabelled cases.
+
+    A Decathlon folder without unlabelled cases gives its labelled ones.
+
+    Raises:
+        CaseError: when there is no such file or folder, or no volume in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [{"case": case_name(path), "image": str(path)}]
+    if not path.is_dir():
+        raise CaseError(f"images must be a file or a folder, got {path}, which does not exist")
+    if (path / "dataset.json").is_file():
+        tests = json.loads((path / "dataset.json").read_text()).get("test")
+        return list_cases(path, "test" if tests else "training", check_headers=False)
+    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(EXTENSIONS))
+    if not files:
+        raise CaseError(f"folder {path} must hold volumes ({', '.join(EXTENSIONS)}), got none")
+    return [{"case": case_name(file), "image": str(file)} for file in files]
+
+
+def download_task(task: DecathlonTask, root: str | Path) -> Path:
+    """Fetch a task's archive to ``root`` where a network is, and return its folder; nothing is fetched twice."""
+    folder = Path(root) / task.name
+    if not (folder / "dataset.json").is_file():
+        Path(root).mkdir(parents=True, exist_ok=True)
+        DecathlonDataset(root_dir=str(root), task=task.name, section="training", download=True, cache_rate=0.0)
+    return folder
+
+
+def case_dataset(
+    cases: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
+) -> Dataset:
+    """The cases with their transforms, the deterministic ones computed once and kept.
+
+    Args:
+        cases: what `list_cases` gave, or a split of it.
+        transform: from `preprocessing` or `training_transforms`.
+        cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`PersistentDataset`, survives the run) or ``"none"``.
+        cache_dir: where ``"disk"`` keeps its files.
+
+    Raises:
+        ValueError: when ``cache`` is unknown, or is ``"disk"`` without a folder.
+    """
+    check_choice("cache", cache, CACHES)
+    if cache == "memory":
+        return CacheDataset(list(cases), transform, num_workers=2)
+    if cache == "disk":
+        if cache_dir is None:
+            raise ValueError("cache_dir must name a folder where cache is 'disk', got None")
+        return PersistentDataset(list(cases), transform, cache_dir=Path(cache_dir))
+    return Dataset(list(cases), transform)

@@ -1,0 +1,108 @@
+"""Ellipsoids and tubes in millimetres, and their painting onto a voxel grid that lies anyhow in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+LONG_MM = 1e4
+"""Stands for an endless radius and keeps the arithmetic finite."""
+OBLIQUE_AXIS = np.array([1.0, 2.0, 3.0])
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """The points with ``sum(|axes.T @ (p - centre) / radii| ** power) < 1``, or all others where ``outside``.
+
+    ``centre`` and ``radii`` are (3,) in mm; the columns of ``axes`` (3, 3) are the unit directions of the radii.
+    """
+
+    centre: Array
+    radii: Array
+    axes: Array = field(default_factory=lambda: np.eye(3))
+    power: float = 2.0
+    outside: bool = False
+
+    def inside(self, points: Array, margins: Array) -> NDArray[np.bool_]:
+        """Which ``points`` (N, 3) lie in the ellipsoid once each radius has grown by ``margins`` (N,) in mm."""
+        radii = np.maximum(self.radii + margins[:, None], 1e-3)
+        return (np.abs((points - self.centre) @ self.axes / radii) ** self.power).sum(axis=1) < 1
+
+
+class Tube(NamedTuple):
+    """A tube as close-set balls: ``points`` (N, 3) and ``radii`` (N,), in mm."""
+
+    points: Array
+    radii: Array
+
+    def gap(self, other: Tube) -> float:
+        """The smallest distance from surface to surface, in mm; negative where the tubes overlap."""
+        distances = np.linalg.norm(self.points[:, None] - other.points[None], axis=2)
+        return float((distances - self.radii[:, None] - other.radii[None]).min())
+
+    def moved(self, axes: Array, shift: Array) -> Tube:
+        return Tube(self.points @ axes.T + shift, self.radii)
+
+
+def rotation(axis: Array, degrees: float) -> Array:
+    """The (3, 3) rotation about ``axis`` by ``degrees`` (Rodrigues)."""
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
+
+
+def random_rotation(rng: np.random.Generator, max_degrees: float) -> Array:
+    return rotation(rng.standard_normal(3), rng.uniform(-max_degrees, max_degrees))
+
+
+def grid_affine(size: Sequence[int], spacing_mm: Sequence[float], oblique_degrees: float, left_handed: bool) -> Array:
+    """Voxel indices to RAS millimetres, (4, 4), with the middle of the volume at the origin of the world."""
+    steps = np.diag(np.array(spacing_mm, dtype=float) * ([-1, 1, 1] if left_handed else [1, 1, 1]))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(OBLIQUE_AXIS, oblique_degrees) @ steps
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(size) - 1) / 2)
+    return affine
+
+
+def paint(volume: NDArray[np.uint8], shape: Ellipsoid | Tube, value: int, affine: Array) -> None:
+    """Set ``value`` in the voxels of ``volume`` (X, Y, Z) whose centre lies in ``shape``, in place.
+
+    ``affine`` (4, 4) takes voxel indices to the millimetres that ``shape`` is given in.
+    """
+    if isinstance(shape, Tube):
+        for point, radius in zip(shape.points, shape.radii, strict=True):
+            paint(volume, Ellipsoid(point, np.full(3, radius)), value, affine)
+        return
+    # In the coordinates q = to_ball @ voxel + offset the shape is the unit ball, which the box |q| <= 1 encloses.
+    to_ball = shape.axes.T @ affine[:3, :3] / shape.radii[:, None]
+    offset = shape.axes.T @ (affine[:3, 3] - shape.centre) / shape.radii
+    to_voxel = np.linalg.inv(to_ball)
+    middle, half = -to_voxel @ offset, np.abs(to_voxel).sum(axis=1)
+    size = np.array(volume.shape)
+    low = np.clip(np.ceil(middle - half), 0, size).astype(int)
+    high = np.clip(np.floor(middle + half) + 1, 0, size).astype(int)
+    if shape.outside:
+        low, high = np.zeros(3, int), size
+    if (low >= high).any():
+        return
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    i, j, k = np.ogrid[box]
+    total = np.float32(0)
+    for row, start in zip(to_ball.astype(np.float32), offset.astype(np.float32), strict=True):
+        total = total + np.abs(row[0] * i + row[1] * j + (row[2] * k + start)) ** shape.power
+    volume[box][(total < 1) != shape.outside] = value
+
+
+def soften(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average (X, Y, Z) with weights 1/4, 1/2, 1/4 along each axis, as a voxel mixes the tissues at an edge."""
+    for axis in range(3):
+        padded = np.pad(volume, [(1, 1) if other == axis else (0, 0) for other in range(3)], mode="edge")
+        before, here, after = (padded.take(range(k, k + volume.shape[axis]), axis) for k in range(3))
+        volume = (before + after + 2 * here) / 4
+    return volume

@@ -1,0 +1,89 @@
+"""Which patient serves for training, validation and test: drawn once, kept beside the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.data.decathlon import Case
+from unoise_monai.data.validation import CaseError
+
+logger = logging.getLogger(__name__)
+
+Split: TypeAlias = dict[str, list[Case]]
+"""The cases of each part: ``training``, ``validation``, ``test``."""
+
+PARTS = ("training", "validation", "test")
+
+
+def split_cases(
+    cases: Sequence[Case],
+    path: str | Path,
+    validation_share: float = 0.2,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Draw the parts and save them as JSON, or read them back where they were drawn before.
+
+    A Decathlon case is one patient, so a split of cases is a split of patients. Every case lands in exactly one part;
+    training and validation get at least one each. A single case serves as both. Cases that a saved split does not know
+    were never trained on: they join its test part.
+
+    Args:
+        cases: what `list_cases` gave.
+        path: the JSON file, beside the run: case names for each part, and the seed.
+        validation_share: share of the cases for validation, at least 0 and below 1.
+        test_share: share for the test, likewise; together below 1.
+        seed: of the draw.
+
+    Raises:
+        ValueError: when the shares do not fit, or there are no cases.
+        CaseError: when the saved split names cases that are not there.
+    """
+    path = Path(path)
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
+    if validation_share + test_share >= 1:
+        raise ValueError(f"validation_share + test_share must be below 1, got {validation_share} + {test_share}")
+    if not cases:
+        raise ValueError("cases must hold at least one case, got none")
+    names = [case["case"] for case in cases]
+    if not path.is_file():
+        parts = _drawn(names, validation_share, test_share, seed)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1))
+    saved = json.loads(path.read_text())
+    by_name = dict(zip(names, cases, strict=True))
+    listed = {name for part in PARTS for name in saved[part]}
+    missing = sorted(listed - set(names))
+    if missing:
+        raise CaseError(
+            f"the split {path} must name cases of the data, got {len(missing)} that are not there, e.g. {missing[:3]};"
+            " name another split_file to draw a new split"
+        )
+    new = [name for name in names if name not in listed]
+    if new:
+        logger.info("%d cases that the split %s does not know join the test part", len(new), path.name)
+    split = {part: [by_name[name] for name in saved[part]] for part in PARTS}
+    split["test"] += [by_name[name] for name in new]
+    return split
+
+
+def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
+    if len(names) == 1:
+        return {"training": list(names), "validation": list(names), "test": []}
+    order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
+    validation = max(1, round(validation_share * len(names))) if validation_share else 0
+    test = min(round(test_share * len(names)), len(names) - validation - 1)
+    return {
+        "training": sorted(order[validation + test :]),
+        "validation": sorted(order[:validation]),
+        "test": sorted(order[validation : validation + test]),
+    }

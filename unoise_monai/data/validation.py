@@ -1,0 +1,135 @@
+"""Refuses bad volumes, naming the case and the file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, MapTransform
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
+
+
+class CaseError(ValueError):
+    """A case that cannot be used; the message names the case, the file, the rule and the value."""
+
+
+def case_name(path: str | Path) -> str:
+    """The name of a case: its image's file name without the extension, or the folder's name of a DICOM series."""
+    name = Path(path).name
+    for extension in EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name
+
+
+def check_grids(case: Mapping[str, str]) -> None:
+    """Read the headers of a case: both files there, readable, three-dimensional, on the same grid.
+
+    Raises:
+        CaseError: when one of these does not hold.
+    """
+    grids = {}
+    for key in ("image", "label"):
+        if key not in case:
+            continue
+        path = Path(case[key])
+        if not path.is_file():
+            raise CaseError(f"case {case['case']}: {key} file {path} is missing")
+        try:
+            header = nib.load(path)
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+            raise CaseError(f"case {case['case']}: {key} file {path} is unreadable: {error}") from error
+        _check_dimensions(case["case"], key, path, header.shape)
+        grids[key] = (header.shape, header.affine)
+    if "label" in grids:
+        _check_same_grid(case["case"], case["label"], grids["image"], grids["label"])
+
+
+class LoadCased(MapTransform):
+    """Load a case's volumes with their geometry and refuse what a network must not see.
+
+    An empty foreground is allowed, but reported in the log.
+
+    Args:
+        keys: the volumes to load; a key that the case lacks is skipped, so that unlabelled cases pass.
+        labels: how many label values the task has, background included; other values are refused.
+
+    Shape:
+        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32.
+
+    Raises:
+        CaseError: when a file is missing or unreadable, not three-dimensional, holds NaN or infinite voxels, has label
+            values that the task does not have, or image and label lie on different grids.
+    """
+
+    def __init__(self, keys: KeysCollection, labels: int) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.labels = labels
+        self._load = LoadImage(image_only=True, dtype=np.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        case = d.setdefault("case", case_name(d["image"]))
+        grids = {}
+        for key in self.key_iterator(d):
+            path = Path(str(d[key]))
+            volume = self._loaded(case, key, path)
+            _check_dimensions(case, key, path, volume.shape)
+            if not bool(torch.isfinite(volume).all()):
+                bad = int((~torch.isfinite(volume)).sum())
+                raise CaseError(f"case {case}: {key} file {path} must hold finite voxels, got {bad} NaN or infinite")
+            grids[key] = (tuple(volume.shape), np.asarray(volume.affine))
+            if key == "label":
+                self._check_labels(case, path, volume)
+            d[key] = volume[None]
+        if "label" in grids and "image" in grids:
+            _check_same_grid(case, d["label"].meta["filename_or_obj"], grids["image"], grids["label"])
+        return d
+
+    def _loaded(self, case: str, key: Hashable, path: Path) -> MetaTensor:
+        if not path.exists():
+            raise CaseError(f"case {case}: {key} file {path} is missing")
+        try:
+            return self._load(str(path))
+        # Readers raise what their libraries raise: zlib, nibabel, ITK and OS errors of every kind.
+        except Exception as error:
+            raise CaseError(f"case {case}: {key} file {path} is unreadable: {error}") from error
+
+    def _check_labels(self, case: str, path: Path, volume: MetaTensor) -> None:
+        values = torch.unique(volume.as_tensor()).tolist()
+        extra = [value for value in values if value not in range(self.labels)]
+        if extra:
+            raise CaseError(
+                f"case {case}: label file {path} must hold the task's values 0 to {self.labels - 1}, got {extra[:5]}"
+            )
+        if values == [0]:
+            logger.warning("case %s: the label has no foreground", case)
+
+
+def _check_dimensions(case: str, key: Hashable, path: Path, shape: Sequence[int]) -> None:
+    if len(shape) != 3 or min(shape) < 2:
+        raise CaseError(f"case {case}: {key} file {path} must be a 3-D volume, got shape {tuple(shape)}")
+
+
+def _check_same_grid(
+    case: str, path: str | Path, image: tuple[Sequence[int], np.ndarray], label: tuple[Sequence[int], np.ndarray]
+) -> None:
+    if tuple(image[0]) != tuple(label[0]):
+        raise CaseError(
+            f"case {case}: label file {path} must lie on the image's grid, got shape {tuple(label[0])}"
+            f" for an image of {tuple(image[0])}"
+        )
+    apart = float(np.abs(image[1] - label[1]).max())
+    # Files written by different tools round their affines differently: a hundredth of a mm moves no voxel.
+    if apart > 1e-2:
+        raise CaseError(f"case {case}: label file {path} must lie on the image's grid, got affines {apart:.3g} apart")

@@ -1,0 +1,33 @@
+"""Dice of the foreground classes, from logits."""
+
+from __future__ import annotations
+
+from monai.metrics import compute_dice
+from monai.networks.utils import one_hot
+from torch import Tensor
+
+
+def segmentation(logits: Tensor) -> Tensor:
+    """Class indices from logits: the threshold 0 of one channel, the largest of more.
+
+    Shape:
+        ``(B, K, *spatial)`` to ``(B, 1, *spatial)``.
+    """
+    return (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1, keepdim=True)
+
+
+def foreground_dice(logits: Tensor, label: Tensor) -> Tensor:
+    """Hard Dice of every foreground class; NaN where the label has none of it.
+
+    Shape:
+        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
+    """
+    classes = max(logits.shape[1], 2)
+    predicted, truth = (one_hot(indices.long(), num_classes=classes) for indices in (segmentation(logits), label))
+    return compute_dice(predicted, truth, include_background=False, ignore_empty=True)
+
+
+def segmentation_pair(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """One-hot prediction and label, as MONAI's metric handlers take them, ``(B, max(K, 2), *spatial)`` each."""
+    classes = max(logits.shape[1], 2)
+    return one_hot(segmentation(logits), num_classes=classes), one_hot(label.long(), num_classes=classes)

@@ -1,0 +1,110 @@
+"""From a volume as a file stores it to slices as a radiologist expects them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from numpy.typing import NDArray
+
+from unoise_monai.checks import check_choice
+
+EDGE_LETTERS: tuple[dict[str, str], ...] = (
+    {"left": "A", "right": "P", "top": "S", "bottom": "I"},
+    {"left": "R", "right": "L", "top": "S", "bottom": "I"},
+    {"left": "R", "right": "L", "top": "A", "bottom": "P"},
+)
+"""What lies at each edge of a picture, by the axis that the slice is taken along."""
+
+
+def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    """Turn a volume to the closest RAS axes, so that its pictures do not depend on how the file stores it.
+
+    Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels.
+
+    Args:
+        array: ``(X, Y, Z)``.
+        affine: ``(4, 4)``, voxel indices to RAS mm.
+
+    Returns:
+        The volume, its axes towards the patient's right, front and head, and the voxels' size along them, mm.
+
+    Raises:
+        ValueError: when ``array`` is not 3-D.
+        ValueError: when ``affine`` is not 4x4, not finite, or gives an axis no direction.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if array.ndim != 3:
+        raise ValueError(f"array must be 3-D, got shape {array.shape}")
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise ValueError(f"affine must be 4x4 and finite, got {matrix.tolist()}")
+    sizes = voxel_sizes(matrix)
+    if not sizes.all():
+        raise ValueError(f"affine must give every axis a direction, got voxel sizes {sizes.tolist()}")
+    orientation = nib.io_orientation(matrix)
+    if not np.isfinite(orientation).all():
+        raise ValueError(f"affine must give every axis a direction, got {matrix.tolist()}")
+    spacing = [0.0, 0.0, 0.0]
+    for axis, canonical in enumerate(orientation[:, 0]):
+        spacing[int(canonical)] = float(sizes[axis])
+    return nib.apply_orientation(array, orientation), (spacing[0], spacing[1], spacing[2])
+
+
+def display_slice(volume: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
+    """One slice of a canonical volume, as rows and columns of a picture.
+
+    Axial (axis 2) as radiologists look at it: the patient's right on the picture's left, front up. Coronal (axis 1):
+    head up, the patient's right on the left. Sagittal (axis 0): head up, front on the left.
+
+    Args:
+        volume: ``(X, Y, Z)`` in RAS order.
+        axis: the axis that the slice is taken along.
+        index: which slice.
+
+    Returns:
+        ``(rows, columns)``, from the top left.
+    """
+    return np.take(volume, index, axis)[::-1, ::-1].T
+
+
+def pixel_mm(spacing_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
+    """Height and width, mm, of a pixel of ``display_slice``."""
+    width, height = (size for index, size in enumerate(spacing_mm) if index != axis)
+    return height, width
+
+
+def check_volumes(
+    spacing_mm: tuple[float, float, float], axis: int, image: NDArray[Any], **others: NDArray[Any] | None
+) -> None:
+    """Refuse what cannot be drawn.
+
+    Raises:
+        ValueError: when ``image`` is not 3-D or empty, another volume has another shape, or one holds NaN or infinity.
+        ValueError: when ``axis`` is not 0, 1 or 2, or ``spacing_mm`` is not three finite numbers above 0.
+    """
+    check_choice("axis", axis, (0, 1, 2))
+    if len(spacing_mm) != 3 or not all(np.isfinite(size) and size > 0 for size in spacing_mm):
+        raise ValueError(f"spacing_mm must be three finite numbers above 0, got {spacing_mm}")
+    if image.ndim != 3 or image.size == 0:
+        raise ValueError(f"image must be 3-D and not empty, got shape {image.shape}")
+    for name, volume in {"image": image, **others}.items():
+        if volume is None:
+            continue
+        if volume.shape != image.shape:
+            raise ValueError(f"{name} must be of the image's shape {image.shape}, got {volume.shape}")
+        if not np.isfinite(volume).all():
+            raise ValueError(f"{name} must hold finite values only, got NaN or infinity")
+
+
+def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
+    """Importance as float64, clipped where resampling carried it out of [0, 1] by at most 1e-3.
+
+    Raises:
+        ValueError: when a value lies further outside [0, 1].
+    """
+    values = np.asarray(importance, dtype=np.float64)
+    if values.min() < -1e-3 or values.max() > 1 + 1e-3:
+        raise ValueError(f"importance must lie in [0, 1], got values from {values.min()} to {values.max()}")
+    return values.clip(0, 1)

@@ -1,0 +1,81 @@
+"""How much of an image a segmentation needs: Dice against the share of voxels visible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from unoise_monai.render.png import figure_to_rgb
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's, told apart by colour-blind readers."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":")
+
+
+def plot_visibility(
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], title: str = "", reference: float | None = None
+) -> NDArray[np.uint8]:
+    """Draw Dice against the share of voxels visible, a line for each method.
+
+    Koker et al., "U-Noise", 2021, Fig. 3a.
+
+    Args:
+        curves: name to (share of voxels visible, Dice), each 1-D, 0 to 1; drawn in the order of rising share.
+        title: above the plot.
+        reference: Dice with everything visible, drawn as a dashed line.
+
+    Returns:
+        RGB, ``(H, W, 3)``.
+
+    Raises:
+        ValueError: when there is no curve, or one is empty, not 1-D, or of two lengths.
+        ValueError: when a value leaves [0, 1] or is not finite.
+    """
+    if not curves:
+        raise ValueError("curves must hold at least one curve, got none")
+    if reference is not None:
+        _check_unit("reference", np.asarray(reference))
+    figure = Figure(figsize=(6.6, 4.4), dpi=200, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    for number, (name, (shares, dice)) in enumerate(curves.items()):
+        x, y = np.asarray(shares, dtype=np.float64), np.asarray(dice, dtype=np.float64)
+        if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+            raise ValueError(f"curve {name!r} must be two 1-D arrays of one length, got {x.shape} and {y.shape}")
+        _check_unit(f"share visible of {name!r}", x)
+        _check_unit(f"Dice of {name!r}", y)
+        order = np.argsort(x, kind="stable")
+        axes.plot(
+            100 * x[order],
+            y[order],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=LINES[number // len(COLOURS) % len(LINES)],
+            linewidth=1.8,
+            markersize=5,
+            label=name,
+            clip_on=False,
+            zorder=3,
+        )
+    if reference is not None:
+        axes.axhline(reference, color="#555555", linestyle="--", linewidth=1.2, label=f"all visible ({reference:.3f})")
+    axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="share of voxels visible (%)", ylabel="Dice", title=title)
+    axes.set_xticks(range(0, 101, 10))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = len(axes.get_legend_handles_labels()[0])
+    if handles > 6:  # too many to lie over the lines
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    else:
+        axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor="#dddddd")
+    return figure_to_rgb(figure)
+
+
+def _check_unit(name: str, values: NDArray[Any]) -> None:
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"{name} must be finite and lie in [0, 1], got {values.tolist()}")

@@ -1,0 +1,107 @@
+"""One slice with only its most important voxels visible, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unoise_monai.checks import check_fraction
+from unoise_monai.render.canonical import EDGE_LETTERS, check_importance, check_volumes, display_slice, pixel_mm
+from unoise_monai.render.panels import Panel, draw_panels, grey_levels
+
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+PAPER_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
+"""Of the tolerance B, in the paper's Fig. 3b."""
+
+
+def most_important(importance: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    """The given share of the volume's voxels, the most important ones.
+
+    Voxels as important as the last one that fits are all taken: which voxels are visible never depends on the order
+    that they are stored in, and a map with ties can show more than the share.
+
+    Args:
+        importance: of any shape.
+        share: above 0, at most 1.
+
+    Raises:
+        ValueError: when ``share`` is not above 0 and at most 1.
+    """
+    check_fraction("share", share)
+    kept = max(1, round(share * importance.size))
+    cut = np.partition(importance, importance.size - kept, axis=None)[importance.size - kept]
+    return np.asarray(importance >= cut)
+
+
+def decile_pictures(
+    image: NDArray[Any],
+    importance: NDArray[Any],
+    spacing_mm: tuple[float, float, float],
+    axis: int = 2,
+    index: int | None = None,
+    shares: Sequence[float] = DECILES,
+    thresholds: Sequence[float] | None = None,
+    window: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    """Show one slice with only the most important voxels of the volume visible, the others black, and then all of it.
+
+    Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``, voxels of at most that
+    tolerance; shares of the volume's voxels otherwise. Each panel's title says the share of the volume that it shows.
+    The display convention is that of ``display_slice``.
+
+    Args:
+        image: intensities, ``(X, Y, Z)`` in RAS order.
+        importance: ``(X, Y, Z)``, 0 to 1.
+        spacing_mm: the voxels' size along X, Y and Z, mm.
+        axis: 0 sagittal, 1 coronal, 2 axial.
+        index: which slice; the one with the highest sum of importance where it is None.
+        shares: shares of the voxels, each above 0 and at most 1.
+        thresholds: highest tolerance B = 1 - importance of the visible voxels, used in place of ``shares``.
+        window: intensities that turn black and white; the image's 1st and 99th percentile where it is None.
+
+    Returns:
+        RGB, ``(H, W, 3)``.
+
+    Raises:
+        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
+        ValueError: when ``importance`` leaves [0, 1].
+        ValueError: when a share is not above 0 and at most 1, or a threshold is not in [0, 1].
+        ValueError: when ``axis``, ``index``, ``spacing_mm`` or ``window`` is out of range.
+    """
+    check_volumes(spacing_mm, axis, image, importance=importance)
+    values = check_importance(importance)
+    grey = grey_levels(image, window)
+    if index is None:
+        index = _most_important_slice(values, axis)
+    if not 0 <= index < image.shape[axis]:
+        raise ValueError(f"index must be at least 0 and below {image.shape[axis]}, got {index}")
+
+    masks = []
+    if thresholds is None:
+        for share in shares:
+            visible = most_important(values, share)
+            exact = abs(visible.mean() - share) < 0.005
+            masks.append((f"top {share:.0%}" if exact else f"top {share:.0%} ({visible.mean():.0%} tie)", visible))
+    else:
+        for threshold in thresholds:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
+            # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
+            visible = values >= 1 - threshold
+            masks.append((f"B ≤ {threshold:g} ({visible.mean():.0%})", visible))
+    masks.append(("all", np.ones(image.shape, dtype=bool)))
+    panels = []
+    for title, visible in masks:
+        shown = display_slice(grey * visible, axis, index)
+        panels.append(Panel(rgb=np.repeat(shown[..., None], 3, axis=2), title=title))
+    return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], longest=280)
+
+
+def _most_important_slice(importance: NDArray[np.float64], axis: int) -> int:
+    others = tuple(other for other in range(3) if other != axis)
+    score = importance.sum(axis=others)
+    best = np.flatnonzero(np.isclose(score, score.max()))
+    return int(best[len(best) // 2])

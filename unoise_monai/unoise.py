@@ -1,0 +1,117 @@
+"""U-Noise in three dimensions: a frozen utility network and the noise model that explains it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from unoise_monai.checks import check_choice, check_finite, check_sigma_range
+
+NOISE_FORMS = ("scaled", "printed")
+
+
+class ExplainedSegmenter(nn.Module):
+    """A segmentation network and its noise model as one ordinary network: what is saved, exported and served.
+
+    The utility network becomes part of this module and is frozen: no gradients for its parameters, and always in
+    evaluation mode, also when this module is put in training mode.
+
+    Args:
+        utility: a trained segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+        noise_model: a network with one output channel, ``(B, C, *spatial)`` to tolerance logits
+            ``(B, 1, *spatial)``.
+
+    Shape:
+        ``(B, C, *spatial)`` to ``(B, K + 1, *spatial)``: the utility's logits of the clean image, then the importance
+        ``1 - B`` in [0, 1], with ``B = sigmoid(noise_model(x))`` (Koker et al. 2021, section 3).
+    """
+
+    def __init__(self, utility: nn.Module, noise_model: nn.Module) -> None:
+        super().__init__()
+        self.utility = utility.requires_grad_(False)
+        self.noise_model = noise_model
+        self.stride = _combined(utility, noise_model, "stride", math.lcm)
+        """The grid, in voxels, of the input's sides; None where a part does not tell its own."""
+        self.halo = _combined(utility, noise_model, "halo", max)
+        """The voxels of context that an output voxel needs on each side; None where a part does not tell its own."""
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ExplainedSegmenter:
+        super().train(mode)
+        self.utility.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        # sigmoid(-z) is 1 - sigmoid(z) without the rounding of the difference.
+        return torch.cat([self.utility(x), torch.sigmoid(-self.noise_model(x))], dim=1)
+
+    def tolerance(self, x: Tensor) -> Tensor:
+        """How much noise each voxel can bear: ``B`` in [0, 1], ``(B, 1, *spatial)``."""
+        return torch.sigmoid(self.noise_model(x))
+
+
+class UNoise(nn.Module):
+    """Noises the image as the noise model says and segments it: the training wrapper of an `ExplainedSegmenter`.
+
+    Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, Eq. 1 and Algorithm 1.
+    All channels of an image share one tolerance map; each draws its own noise.
+
+    Args:
+        segmenter: the utility and the noise model; it is trained in place.
+        sigma_min: noise scale where the tolerance is 0, in units of normalised intensity.
+        sigma_max: noise scale where the tolerance is 1, in the same units.
+        noise_form: ``"scaled"`` adds ``(sigma_min + B (sigma_max - sigma_min)) * eps``, as the paper's text and
+            results need; ``"printed"`` adds ``B (sigma_max - sigma_min) * eps + sigma_min``, Eq. 1 to the letter.
+
+    Shape:
+        ``(B, C, *spatial)`` to a pair: the utility's logits of the noised image ``(B, K, *spatial)``, and the
+        tolerance logits ``z`` ``(B, 1, *spatial)``.
+
+    Raises:
+        ValueError: when ``sigma_max`` is not above ``sigma_min``, one of them is negative or not finite, or
+            ``noise_form`` is unknown; in ``forward``, when the image holds NaN or infinite voxels, or when the noise
+            model's output is not one channel on the image's grid.
+    """
+
+    def __init__(
+        self,
+        segmenter: ExplainedSegmenter,
+        sigma_min: float = 1.0,
+        sigma_max: float = 5.0,
+        noise_form: str = "scaled",
+    ) -> None:
+        super().__init__()
+        check_sigma_range(sigma_min, sigma_max)
+        check_choice("noise_form", noise_form, NOISE_FORMS)
+        self.segmenter = segmenter
+        self.sigma_min = float(sigma_min)
+        self.sigma_max = float(sigma_max)
+        self.noise_form = noise_form
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_finite(x, "image")
+        z = self.segmenter.noise_model(x)
+        expected = (x.shape[0], 1, *x.shape[2:])
+        if tuple(z.shape) != expected:
+            raise ValueError(
+                f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}"
+            )
+        return self.segmenter.utility(self.noised(x, torch.sigmoid(z))), z
+
+    def noised(self, x: Tensor, tolerance: Tensor) -> Tensor:
+        """The image with noise of the scale that ``tolerance`` allows (Eq. 1), differentiable in ``tolerance``."""
+        eps = torch.randn_like(x)
+        scale = tolerance * (self.sigma_max - self.sigma_min)
+        if self.noise_form == "printed":
+            return x + scale * eps + self.sigma_min
+        return x + (self.sigma_min + scale) * eps
+
+
+def _combined(
+    utility: nn.Module, noise_model: nn.Module, name: str, combine: Callable[[int, int], int]
+) -> int | None:
+    first, second = getattr(utility, name, None), getattr(noise_model, name, None)
+    return combine(first, second) if isinstance(first, int) and isinstance(second, int) else None
