@@ -104,17 +104,18 @@ def random_bowel(rng: np.random.Generator, organs: list[Ellipsoid], cavity: Elli
     """4 to 7 loops that keep inside ``cavity``, off ``organs``, and 6 mm off ``tubes`` (the target, its landmarks).
 
     A loop's shape is drawn once and only its place is drawn again on a collision, so that crowding cannot make the
-    loops shorter or thinner than the target. Every other loop lies as the target does, so that direction cannot tell.
+    loops shorter or thinner than the target. Every other loop lies as the target does, so that direction cannot tell,
+    and the first is looked for at the target's height or above, so that "the highest one" cannot either.
     """
     loops: list[Tube] = []
     for index in range(int(rng.integers(4, 8))):
         shape = random_gut(rng)
-        # Where the abdomen is full, the search goes on further down.
-        for attempt in range(2000):
+        margins = shape.radii + 2
+        for attempt in range(1000):
             axes = target_axes(rng) if index % 2 == 0 else random_rotation(rng, 180)
-            lowest = -50 - attempt / 20
-            loop = shape.moved(axes, rng.uniform([-65, -5, lowest], [65, 55, 25]))
-            margins = loop.radii + 2
+            # Where the abdomen is full, the search goes on further down.
+            low, high = (0, 60) if index == 0 and attempt < 300 else (-50 - attempt / 5, 20)
+            loop = shape.moved(axes, rng.uniform([-65, -10, low], [65, 62, high]))
             if (
                 cavity.inside(loop.points, -margins).all()
                 and not any(organ.inside(loop.points, margins).any() for organ in organs)
@@ -127,7 +128,7 @@ def random_bowel(rng: np.random.Generator, organs: list[Ellipsoid], cavity: Elli
 
 
 def random_abdomen(rng: np.random.Generator) -> list[Solid]:
-    """Draw one abdomen, about 240 mm wide and 172 mm deep, endless along z.
+    """Draw one abdomen, about 240 mm wide and 184 mm deep, endless along z.
 
     Returns:
         Tissues and their shapes, in the order of painting, on a ground of :attr:`Tissue.FAT`.
@@ -135,20 +136,23 @@ def random_abdomen(rng: np.random.Generator) -> list[Solid]:
 
     def organ(centre: tuple[float, float, float], radii: tuple[float, float, float], loose: float = 3) -> Ellipsoid:
         shift = rng.uniform(-loose, loose, 3)
-        return Ellipsoid(np.array(centre) + shift, radii * rng.uniform(0.94, 1.06, 3), random_rotation(rng, 8))
+        return Ellipsoid(
+            np.array(centre) + shift, np.array(radii) * rng.uniform(0.94, 1.06, 3), random_rotation(rng, 8)
+        )
 
     def column(x: float, y: float, radii: tuple[float, float], power: float = 2, outside: bool = False) -> Ellipsoid:
         return Ellipsoid(np.array([x, y, 0.0]), np.array([*radii, LONG_MM]), power=power, outside=outside)
 
-    liver = [organ((63, -4, 46), (36, 56, 50)), organ((22, 28, 62), (46, 28, 26))]
+    liver = [organ((63, -4, 46), (36, 56, 50)), organ((22, 38, 66), (46, 24, 26))]
     spleen = organ((-76, -24, 40), (20, 34, 36))
     kidneys = [organ((52, -36, -32), (21, 19, 44)), organ((-50, -36, -26), (21, 19, 42))]
-    stomach = [organ((-42, 30, 52), (32, 26, 36)), organ((-14, 46, 30), (32, 15, 15))]
+    stomach = [organ((-42, 38, 56), (32, 23, 34)), organ((-14, 48, 38), (32, 15, 15))]
     fluid = [Ellipsoid(part.centre, part.radii - 4, part.axes) for part in stomach]
     lungs = [organ((56, -6, 165), (42, 54, 72)), organ((-54, -6, 165), (42, 54, 72))]
     spine = column(0, -44, (19, 16))
+    back = [column(-31, -58, (19, 15)), column(31, -58, (19, 15))]
     levels = np.arange(-238.0, 239.0, 34.0) + rng.uniform(-17, 17)
-    vertebrae = [Ellipsoid(np.array([0, -44, z]), np.array([20.0, 17.0, 15.0]), power=4) for z in levels]
+    vertebrae = [Ellipsoid(np.array([0.0, -44.0, z]), np.array([20.0, 17.0, 15.0]), power=4) for z in levels]
 
     height = np.arange(-250.0, 250.0, 2.0)
     bend = 3 * np.sin(height / rng.uniform(40, 60) + rng.uniform(0, 6))
@@ -159,8 +163,8 @@ def random_abdomen(rng: np.random.Generator) -> list[Solid]:
     target = random_gut(rng).moved(target_axes(rng), np.array([-3, 17, 4]) + rng.uniform(-3, 3, 3))
     vein = splenic_vein(rng, target, spleen)
 
-    cavity = column(0, 0, (101, 68), power=2.4)
-    obstacles = [*liver, spleen, *kidneys, *stomach, spine]
+    cavity = column(0, 0, (101, 74), power=2.4)
+    obstacles = [*lungs, *liver, spleen, *kidneys, *stomach, *back, spine]
     loops = random_bowel(rng, obstacles, cavity, [target, vein, aorta])
 
     solids: list[Solid] = [(Tissue.LUNG, part) for part in lungs]
@@ -172,11 +176,11 @@ def random_abdomen(rng: np.random.Generator) -> list[Solid]:
     solids += [(Tissue.TARGET, target), (Tissue.SPLENIC_VEIN, vein), (Tissue.SPLEEN, spleen)]
     # The body wall comes after the organs and so cuts off what reaches beyond the cavity.
     solids += [
-        (Tissue.MUSCLE, column(0, 0, (101, 68), power=2.4, outside=True)),
-        (Tissue.FAT, column(0, 0, (109, 77), power=2.4, outside=True)),
-        (Tissue.AIR, column(0, 0, (120, 86), power=2.4, outside=True)),
+        (Tissue.MUSCLE, column(0, 0, (101, 74), power=2.4, outside=True)),
+        (Tissue.FAT, column(0, 0, (109, 83), power=2.4, outside=True)),
+        (Tissue.AIR, column(0, 0, (120, 92), power=2.4, outside=True)),
     ]
-    solids += [(Tissue.MUSCLE, column(side * 31, -58, (19, 15))) for side in (-1, 1)]
+    solids += [(Tissue.MUSCLE, part) for part in back]
     solids += [(Tissue.BONE, column(0, -67, (6, 10))), (Tissue.DISC, spine)]
     solids += [(Tissue.BONE, body) for body in vertebrae]
     solids += [(Tissue.AORTA, aorta)]

@@ -188,9 +188,9 @@ def check_options(
     seed: int, size: Sequence[int], spacing_mm: Sequence[float], oblique_degrees: float, noise_hu: float
 ) -> None:
     check_integer("seed", seed, 0)
-    if len(size) != 3 or any(not isinstance(side, int | np.integer) or side < 16 for side in size):
+    if np.shape(size) != (3,) or any(not isinstance(side, int | np.integer) or side < 16 for side in size):
         raise ValueError(f"size must be three integers of at least 16, got {size}")
-    if len(spacing_mm) != 3 or any(not (math.isfinite(step) and step > 0) for step in spacing_mm):
+    if np.shape(spacing_mm) != (3,) or any(not (math.isfinite(step) and step > 0) for step in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
     if not math.isfinite(oblique_degrees):
         raise ValueError(f"oblique_degrees must be a finite number, got {oblique_degrees}")

@@ -42,10 +42,12 @@ class Tube(NamedTuple):
 
     def gap(self, other: Tube) -> float:
         """The smallest distance from surface to surface, in mm; negative where the tubes overlap."""
-        distances = np.linalg.norm(self.points[:, None] - other.points[None], axis=2)
-        return float((distances - self.radii[:, None] - other.radii[None]).min())
+        squares = (self.points**2).sum(axis=1)[:, None] + (other.points**2).sum(axis=1)
+        distances = np.sqrt(np.maximum(squares - 2 * self.points @ other.points.T, 0))
+        return float((distances - self.radii[:, None] - other.radii).min())
 
     def moved(self, axes: Array, shift: Array) -> Tube:
+        """The tube turned by the rotation ``axes`` (3, 3), then moved by ``shift`` (3,) in mm."""
         return Tube(self.points @ axes.T + shift, self.radii)
 
 
@@ -58,6 +60,7 @@ def rotation(axis: Array, degrees: float) -> Array:
 
 
 def random_rotation(rng: np.random.Generator, max_degrees: float) -> Array:
+    """A (3, 3) rotation about a random axis, by at most ``max_degrees`` either way."""
     return rotation(rng.standard_normal(3), rng.uniform(-max_degrees, max_degrees))
 
 
@@ -104,5 +107,5 @@ def soften(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     for axis in range(3):
         padded = np.pad(volume, [(1, 1) if other == axis else (0, 0) for other in range(3)], mode="edge")
         before, here, after = (padded.take(range(k, k + volume.shape[axis]), axis) for k in range(3))
-        volume = (before + after + 2 * here) / 4
+        volume = np.float32(0.25) * (before + after + here + here)
     return volume

@@ -13,6 +13,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
+from nibabel.filebasedimages import ImageFileError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def check_grids(case: Mapping[str, str]) -> None:
             raise CaseError(f"case {case['case']}: {key} file {path} is missing")
         try:
             header = nib.load(path)
-        except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+        except (ImageFileError, OSError, EOFError, ValueError) as error:
             raise CaseError(f"case {case['case']}: {key} file {path} is unreadable: {error}") from error
         _check_dimensions(case["case"], key, path, header.shape)
         grids[key] = (header.shape, header.affine)

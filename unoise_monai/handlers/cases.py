@@ -84,8 +84,8 @@ def label_voxels(volume: Tensor, key: str) -> NDArray[np.int64]:
         ValueError: when a value is not a whole number.
     """
     voxels, _ = to_numpy(volume)
-    if voxels.dtype.kind == "f" and not np.array_equal(voxels, np.rint(voxels)):
-        raise ValueError(f"{key!r} must hold class indices, whole numbers, got fractions or NaN")
+    if voxels.dtype.kind == "f" and not (np.isfinite(voxels) & (voxels == np.rint(voxels))).all():
+        raise ValueError(f"{key!r} must hold class indices, whole numbers, got fractions, NaN or infinity")
     return voxels.astype(np.int64)
 
 

@@ -17,6 +17,7 @@ from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice, check_sigma_range
 from unoise_monai.handlers.cases import CaseFolders, case_name, item_volume, label_voxels, output_items, to_numpy
 from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
+from unoise_monai.render.canonical import check_affine
 
 __all__ = ["ImportanceSaver", "case_name", "save_nifti"]
 
@@ -61,7 +62,7 @@ def save_nifti(
     if not os.fspath(path).endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path must end in .nii or .nii.gz, got {os.fspath(path)!r}")
     data = _stored(array)
-    matrix = _checked_affine(affine)
+    matrix = check_affine(affine)
     header = nib.Nifti1Header()
     if source is not None and Path(source).is_file() and os.fspath(source).endswith(NIFTI_SUFFIXES):
         header.set_dim_info(*_checked_source(source, data.shape, matrix))
@@ -100,19 +101,6 @@ def _stored(array: NDArray[Any]) -> NDArray[Any]:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return array.astype(dtype)
     raise ValueError(f"array must hold whole numbers within int16, got {low} to {high}")
-
-
-def _checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4):
-        raise ValueError(f"affine must be 4x4, got shape {matrix.shape}")
-    # The rank is taken of the directions, so that small voxels do not count as a singular affine.
-    spacing_mm = voxel_sizes(matrix)
-    if not np.isfinite(matrix).all() or not spacing_mm.all():
-        raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
-    if np.linalg.matrix_rank(matrix[:3, :3] / spacing_mm) < 3:
-        raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
-    return matrix
 
 
 def _checked_source(

@@ -8,15 +8,13 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from monai.handlers import from_engine
 
 
 class LossProgress(ProgressBar):
     """Ignite's progress bar with the loss of the last batch; attachable from a bundle's list of handlers."""
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
-        loss = from_engine("loss", first=True)
-        kwargs.setdefault("output_transform", lambda output: {"loss": float(loss(output))})
+        kwargs.setdefault("output_transform", lambda output: {"loss": float(output["loss"])})
         super().attach(engine, *args, **kwargs)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice, check_sigma_range
+from unoise_monai.render.canonical import check_importance
 
 QUANTITIES: Mapping[str, str] = MappingProxyType(
     {
@@ -24,9 +25,6 @@ QUANTITIES: Mapping[str, str] = MappingProxyType(
 
 LOGIT_EPSILON = 1e-7
 """Importance is kept this far from 0 and 1 before its logit is taken."""
-
-RANGE_SLACK = 1e-3
-"""How far resampling may have carried importance out of [0, 1]; it is clipped there."""
 
 
 def map_quantity(
@@ -60,10 +58,7 @@ def map_quantity(
     """
     check_choice("quantity", name, tuple(QUANTITIES))
     check_sigma_range(sigma_min, sigma_max)
-    p = np.asarray(importance, dtype=np.float64)
-    if p.size and not (p.min() >= -RANGE_SLACK and p.max() <= 1 + RANGE_SLACK):
-        raise ValueError(f"importance must lie in [0, 1], got values from {p.min()} to {p.max()}")
-    p = p.clip(0, 1)
+    p = check_importance(importance)
     if name == "tolerance":
         p = 1 - p
     elif name == "sigma":
@@ -79,5 +74,5 @@ def map_quantity(
 def _percentile_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     below_and_half = np.cumsum(counts) - counts / 2
-    rank: NDArray[np.float64] = 100 * below_and_half[inverse.reshape(values.shape)] / max(values.size, 1)
+    rank: NDArray[np.float64] = 100 * below_and_half[inverse.reshape(values.shape)] / values.size
     return rank

@@ -1,44 +1,181 @@
-"""How much memory a forward pass takes, measured on a small block, and how much there is."""
+"""How much memory a forward pass takes, how much there is, and the tiles of a volume that fit it."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WORKSPACE = 1.5
+"""What a pass really takes, over its live tensors: convolutions reorder their operands in buffers of their own.
+
+Resident memory over live tensors was 1.14 to 1.33 for nine U-Nets of depth 2 to 5 and channel factor 3 to 6, in fp32
+and bf16, on 64^3 to 128^3 voxels on an AMX CPU.
+"""
+
+_ANY_MACHINE_BYTES = 4 * 10**9
+_COSTS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], PassCost]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class PassCost:
+    """What one forward pass takes: ``bytes_per_voxel`` of its input's grid, and ``fixed_bytes`` for cast weights."""
+
     bytes_per_voxel: float
     fixed_bytes: int
     out_channels: int
 
-class _LiveBytes(TorchDispatchMode):
-    def __init__(self, ignored) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._ignored = ignored
-        self._seen = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+class _LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive at once, without a hook on the network."""
+
+    def __init__(self, ignored_shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, int] = {}
+        self._ignored = ignored_shapes
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(output):
+        for tensor in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(tensor, Tensor) and tensor.shape not in self._ignored:
                 self._track(tensor.untyped_storage())
         return output
 
-    def _track(self, storage):
-        key = storage._cdata
-        if key in self._seen: return
-        self._seen.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, key, storage.nbytes())
-    def _free(self, key, n):
-        self._seen.discard(key)
-        self.live -= n
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        # The storage's Python object lives as long as its memory, through views and in-place operations.
+        if id(storage) not in self._live:
+            self._live[id(storage)] = storage.nbytes()
+            weakref.finalize(storage, self._live.pop, id(storage)).atexit = False
+            self.peak = max(self.peak, sum(self._live.values()))
+
+
+def measure_pass(
+    network: nn.Module,
+    predict: Callable[[Tensor], Tensor],
+    block: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PassCost:
+    """What a pass of ``network`` costs, measured once per network, channels, device and dtype on a block of zeros.
+
+    Every operation's results are counted while they live, whether a layer or a bare function made them, and times
+    `WORKSPACE`. Casts of the weights don't grow with the volume and count as ``fixed_bytes``. The network's weights,
+    mode and hooks stay as they are; hooks that the caller has set run for this pass too.
+
+    Args:
+        network: what the measurement is remembered for.
+        predict: runs the network on ``(1, C, *spatial)``, casts and all.
+        block: ``(1, C, *spatial)``, a small input that the network takes.
+        device: where it runs.
+        dtype: the number format that ``predict`` runs in.
+
+    Raises:
+        ValueError: when the output is not one tensor ``(1, K, *spatial)`` on the input's grid.
+    """
+    costs = _COSTS.setdefault(network, {})
+    key = (block[1], len(block), str(device), dtype)
+    if key in costs:
+        return costs[key]
+    parameters = list(network.parameters())
+    with torch.no_grad(), _LiveTensors({parameter.shape for parameter in parameters}) as tensors:
+        output = predict(torch.zeros(block, device=device))
+    if not isinstance(output, Tensor) or output.shape != (1, *output.shape[1:2], *block[2:]):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"network must give one tensor (B, K, *spatial) on the input's grid {block}, got {got}")
+    costs[key] = PassCost(
+        bytes_per_voxel=WORKSPACE * tensors.peak / math.prod(block[2:]),
+        fixed_bytes=0 if dtype == torch.float32 else sum(weight.numel() for weight in parameters) * dtype.itemsize,
+        out_channels=output.shape[1],
+    )
+    return costs[key]
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that a pass may take where the user names no budget: 80% of the free CUDA memory, half of the free RAM."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(0.8 * (free + cached))
+    return _available_ram() // 2
+
+
+def fitting_tile(cost: PassCost, shape: Sequence[int], stride: int, halo: int, budget: float) -> tuple[int, ...]:
+    """The tile of the fewest that cover a padded image ``(B, C, *spatial)`` within ``budget`` bytes.
+
+    Raises:
+        MemoryError: when the smallest tile takes more.
+    """
+    batch, channels, *grid = shape
+    # Beside the pass itself there are the padded image and the output that tiles are written to, in float32.
+    fixed = cost.fixed_bytes + 4 * batch * (channels + cost.out_channels) * math.prod(grid)
+    per_voxel = batch * cost.bytes_per_voxel
+    tile = fewest_tiles(grid, stride, halo, (budget - fixed) / per_voxel)
+    need = fixed + per_voxel * math.prod(tile)
+    if need > budget:
+        raise MemoryError(
+            f"memory_gb must be at least {math.ceil(need / 1e6) / 1e3} for the smallest tile {tile} of a volume of "
+            f"{tuple(grid)} voxels, with stride {stride} and halo {halo}, got {budget / 1e9:.3f}"
+        )
+    return tile
+
+
+def fewest_tiles(size: Sequence[int], stride: int, halo: int, max_voxels: float) -> tuple[int, ...]:
+    """The tile, in voxels, that covers a volume in the fewest tiles, all equal, of at most ``max_voxels``.
+
+    With ``m`` the halo rounded up to the stride, ``n`` tiles of ``t`` cover a side of ``n t - 2 m (n - 1)``: neighbours
+    share two halos, and a tile at the border needs none beyond it. Of equal counts, the least voxels win.
+
+    Args:
+        size: the volume's sides, multiples of ``stride``.
+        stride: the grid that tiles start and end on.
+        halo: voxels of context that an output voxel needs on each side.
+        max_voxels: the most that a tile may have; where nothing is that small, the smallest tile is the answer.
+    """
+    overlap = 2 * -(-halo // stride)
+    options = []
+    for units in (side // stride for side in size):
+        extents = {1: units}
+        for extent in range(units - 1, overlap, -1):
+            extents[-(-(units - overlap) // (extent - overlap))] = extent
+        options.append(list(extents.items()))
+    limit = max_voxels / stride ** len(size)
+    tiles = [tile for tile in itertools.product(*options) if math.prod(extent for _, extent in tile) <= limit]
+    best = min(
+        tiles or [tuple(extents[-1] for extents in options)],
+        key=lambda tile: (math.prod(count for count, _ in tile), math.prod(extent for _, extent in tile)),
+    )
+    return tuple(extent * stride for _, extent in best)
+
+
+def _available_ram() -> int:
+    """Bytes of RAM that this process can get: the system's own figure, or its container's limit if that is lower."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        available = 1024 * _fields(meminfo)["MemAvailable:"]
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    else:
+        available = _ANY_MACHINE_BYTES
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        # The page cache counts as used, though the kernel gives it up on demand.
+        used = int((group / "memory.current").read_text()) - _fields(group / "memory.stat")["inactive_file"]
+        available = min(available, max(0, int(text) - used))
+    return available
+
+
+def _fields(path: Path) -> dict[str, int]:
+    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}

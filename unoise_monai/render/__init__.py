@@ -2,8 +2,8 @@
 
 from unoise_monai.render.canonical import to_canonical
 from unoise_monai.render.curves import plot_visibility
-from unoise_monai.render.deciles import decile_pictures
+from unoise_monai.render.deciles import PAPER_THRESHOLDS, decile_pictures
 from unoise_monai.render.overlay import overlay_slices
 from unoise_monai.render.png import save_png
 
-__all__ = ["decile_pictures", "overlay_slices", "plot_visibility", "save_png", "to_canonical"]
+__all__ = ["PAPER_THRESHOLDS", "decile_pictures", "overlay_slices", "plot_visibility", "save_png", "to_canonical"]

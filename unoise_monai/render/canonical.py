@@ -18,6 +18,9 @@ EDGE_LETTERS: tuple[dict[str, str], ...] = (
 )
 """What lies at each edge of a picture, by the axis that the slice is taken along."""
 
+RANGE_SLACK = 1e-3
+"""How far resampling may have carried importance out of [0, 1]; it is clipped there."""
+
 
 def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, float, float]]:
     """Turn a volume to the closest RAS axes, so that its pictures do not depend on how the file stores it.
@@ -33,19 +36,13 @@ def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any
 
     Raises:
         ValueError: when ``array`` is not 3-D.
-        ValueError: when ``affine`` is not 4x4, not finite, or gives an axis no direction.
+        ValueError: when ``affine`` is not 4x4, not finite, or singular.
     """
-    matrix = np.asarray(affine, dtype=np.float64)
+    matrix = check_affine(affine)
     if array.ndim != 3:
         raise ValueError(f"array must be 3-D, got shape {array.shape}")
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise ValueError(f"affine must be 4x4 and finite, got {matrix.tolist()}")
     sizes = voxel_sizes(matrix)
-    if not sizes.all():
-        raise ValueError(f"affine must give every axis a direction, got voxel sizes {sizes.tolist()}")
     orientation = nib.io_orientation(matrix)
-    if not np.isfinite(orientation).all():
-        raise ValueError(f"affine must give every axis a direction, got {matrix.tolist()}")
     spacing = [0.0, 0.0, 0.0]
     for axis, canonical in enumerate(orientation[:, 0]):
         spacing[int(canonical)] = float(sizes[axis])
@@ -98,13 +95,29 @@ def check_volumes(
             raise ValueError(f"{name} must hold finite values only, got NaN or infinity")
 
 
+def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
+    """An affine, ``(4, 4)``, as float64.
+
+    Raises:
+        ValueError: when ``affine`` is not 4x4, not finite, or singular.
+    """
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"affine must be 4x4, got shape {matrix.shape}")
+    sizes = voxel_sizes(matrix)
+    # The rank is taken of the directions, so that small voxels do not count as a singular affine.
+    if not np.isfinite(matrix).all() or not sizes.all() or np.linalg.matrix_rank(matrix[:3, :3] / sizes) < 3:
+        raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
+    return matrix
+
+
 def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
     """Importance as float64, clipped where resampling carried it out of [0, 1] by at most 1e-3.
 
     Raises:
-        ValueError: when a value lies further outside [0, 1].
+        ValueError: when a value lies further outside [0, 1], or is NaN.
     """
     values = np.asarray(importance, dtype=np.float64)
-    if values.min() < -1e-3 or values.max() > 1 + 1e-3:
+    if not (values.min() >= -RANGE_SLACK and values.max() <= 1 + RANGE_SLACK):
         raise ValueError(f"importance must lie in [0, 1], got values from {values.min()} to {values.max()}")
     return values.clip(0, 1)

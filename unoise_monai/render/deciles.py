@@ -83,21 +83,25 @@ def decile_pictures(
     if thresholds is None:
         for share in shares:
             visible = most_important(values, share)
-            exact = abs(visible.mean() - share) < 0.005
-            masks.append((f"top {share:.0%}" if exact else f"top {share:.0%} ({visible.mean():.0%} tie)", visible))
+            ties = "" if visible.mean() - share < 0.005 else f" (ties: {_percent(visible.mean())})"
+            masks.append((f"top {_percent(share)}{ties}", visible))
     else:
         for threshold in thresholds:
             if not 0 <= threshold <= 1:
                 raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
             # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
             visible = values >= 1 - threshold
-            masks.append((f"B ≤ {threshold:g} ({visible.mean():.0%})", visible))
+            masks.append((f"B ≤ {threshold:g} ({_percent(visible.mean())})", visible))
     masks.append(("all", np.ones(image.shape, dtype=bool)))
     panels = []
     for title, visible in masks:
         shown = display_slice(grey * visible, axis, index)
         panels.append(Panel(rgb=np.repeat(shown[..., None], 3, axis=2), title=title))
     return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], longest=280)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def _most_important_slice(importance: NDArray[np.float64], axis: int) -> int:

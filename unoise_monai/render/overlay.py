@@ -8,7 +8,6 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from unoise_monai.checks import check_fraction
 from unoise_monai.render.canonical import EDGE_LETTERS, check_importance, check_volumes, display_slice, pixel_mm
 from unoise_monai.render.panels import Panel, draw_panels, grey_levels
 
@@ -95,8 +94,9 @@ def overlay_slices(
         ValueError: when ``axis``, ``count``, ``spacing_mm``, ``window`` or ``threshold`` is out of range.
     """
     check_volumes(spacing_mm, axis, image, importance=importance, segmentation=segmentation)
-    check_fraction("threshold", threshold)
     check_count(count)
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
     shares = check_importance(importance)
     grey = grey_levels(image, window)
     labels = np.zeros(image.shape, dtype=np.int64) if segmentation is None else segmentation

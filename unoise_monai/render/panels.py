@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from unoise_monai.render.png import figure_to_rgb
@@ -79,7 +80,7 @@ def sheet_columns(count: int, height: int, width: int) -> int:
 
     def cost(columns: int) -> float:
         rows = -(-count // columns)
-        return abs(math.log(columns * width / (rows * height) / SHEET_SHAPE)) + (rows * columns - count) / count
+        return abs(math.log(columns * width / (rows * height) / SHEET_SHAPE)) + 4 * (rows * columns - count) / count
 
     return min(range(1, count + 1), key=cost)
 
@@ -145,6 +146,8 @@ def _draw_panel(axes: Axes, panel: Panel, letters: dict[str, str]) -> None:
     axes.set_xlim(-0.5, panel.rgb.shape[1] - 0.5)
     axes.set_ylim(panel.rgb.shape[0] - 0.5, -0.5)
     text: dict[str, Any] = {"transform": axes.transAxes, "color": TEXT_COLOUR, "fontsize": 9}
+    # A dark rim keeps the letters legible on bone and on bright MR.
+    text["path_effects"] = [withStroke(linewidth=2, foreground="black")]
     axes.text(0.012, 0.5, letters["left"], ha="left", va="center", **text)
     axes.text(0.988, 0.5, letters["right"], ha="right", va="center", **text)
     axes.text(0.5, 0.988, letters["top"], ha="center", va="top", **text)

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.data import load_decathlon_datalist
+
+from unoise_monai.data.anatomy import HOUNSFIELD, Solid, Tissue, random_abdomen, random_gut
+from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom, write_phantom_cohort
+from unoise_monai.data.shapes import Ellipsoid, Tube, paint, rotation
+
+# The whole abdomen at 6 mm: fast, and everything is in it.
+COARSE = {"size": (48, 48, 48), "spacing_mm": (6.0, 6.0, 6.0)}
+CURVED_GRID = {"spacing_mm": (3.5, 4.0, 5.0), "oblique_degrees": 25.0, "left_handed": True}
+
+
+def centre_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return nib.affines.apply_affine(affine, np.argwhere(mask)).mean(axis=0)
+
+
+def grown(mask: np.ndarray) -> np.ndarray:
+    """``mask`` and the 26 neighbours of its voxels."""
+    for axis in range(3):
+        mask = mask | np.roll(mask, 1, axis) | np.roll(mask, -1, axis)
+    return mask
+
+
+def tubes(solids: list[Solid], kind: Tissue) -> list[Tube]:
+    return [shape for tissue, shape in solids if tissue == kind and isinstance(shape, Tube)]
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return abdomen_phantom(3)
+
+
+def test_arrays_share_a_shape_and_have_the_promised_types(phantom: Phantom) -> None:
+    assert phantom.image.shape == phantom.label.shape == phantom.truth.shape == (96, 96, 96)
+    assert (phantom.image.dtype, phantom.label.dtype, phantom.truth.dtype) == (np.int16, np.uint8, np.uint8)
+    np.testing.assert_allclose(phantom.affine @ [47.5, 47.5, 47.5, 1], [0, 0, 0, 1], atol=1e-9)
+
+
+def test_every_meaning_is_present_and_the_label_is_the_target(phantom: Phantom) -> None:
+    assert set(np.unique(phantom.truth)) == {int(value) for value in Truth}
+    np.testing.assert_array_equal(phantom.truth == Truth.TARGET, phantom.label == 1)
+    assert phantom.image[phantom.truth == Truth.OUTSIDE].mean() < -900
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_case() -> None:
+    first, again, other = (abdomen_phantom(seed, **COARSE) for seed in (7, 7, 8))
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert (first.image != other.image).any()
+    assert (first.truth != other.truth).any()
+
+
+def test_intensity_does_not_tell_the_target(phantom: Phantom) -> None:
+    inner_means = []
+    for value in (Truth.TARGET, Truth.DISTRACTOR):
+        edge = grown(phantom.truth != value)
+        inner_means.append(phantom.image[~edge].mean())
+    assert abs(inner_means[0] - inner_means[1]) < 4
+    assert HOUNSFIELD[Tissue.TARGET] == HOUNSFIELD[Tissue.BOWEL]
+
+
+def test_target_and_loops_are_of_one_family_and_loops_keep_away() -> None:
+    lengths: dict[Tissue, list[float]] = {Tissue.TARGET: [], Tissue.BOWEL: []}
+    calibres: dict[Tissue, list[float]] = {Tissue.TARGET: [], Tissue.BOWEL: []}
+    for seed in range(20):
+        solids = random_abdomen(np.random.default_rng(seed))
+        loops = tubes(solids, Tissue.BOWEL)
+        assert 4 <= len(loops) <= 7
+        for kind in lengths:
+            for tube in tubes(solids, kind):
+                lengths[kind].append(float(np.linalg.norm(np.diff(tube.points, axis=0), axis=1).sum()))
+                calibres[kind].append(float(tube.radii.mean()))
+        for kind in (Tissue.TARGET, Tissue.SPLENIC_VEIN, Tissue.AORTA):
+            assert min(loop.gap(tubes(solids, kind)[0]) for loop in loops) > 6
+    for values in (lengths, calibres):
+        np.testing.assert_allclose(np.mean(values[Tissue.TARGET]), np.mean(values[Tissue.BOWEL]), rtol=0.03)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_the_target_touches_the_landmarks(seed: int) -> None:
+    truth = abdomen_phantom(seed).truth
+    near_landmark = grown(truth == Truth.LANDMARK)
+    assert (near_landmark & (truth == Truth.TARGET)).any()
+    assert not (near_landmark & (truth == Truth.DISTRACTOR)).any()
+    assert not (grown(truth == Truth.TARGET) & (truth == Truth.DISTRACTOR)).any()
+
+
+def test_liver_is_right_spleen_left_and_spine_at_the_back() -> None:
+    centres = {
+        kind: shape.centre
+        for kind, shape in random_abdomen(np.random.default_rng(0))
+        if isinstance(shape, Ellipsoid) and not shape.outside
+    }
+    assert centres[Tissue.LIVER][0] > 0 > centres[Tissue.SPLEEN][0]
+    assert centres[Tissue.BONE][1] < 0 < centres[Tissue.STOMACH_FLUID][1]
+
+
+@pytest.mark.parametrize("left_handed", [False, True])
+def test_the_anatomy_lies_in_the_world_whatever_the_grid(left_handed: bool) -> None:
+    grid = CURVED_GRID | {"left_handed": left_handed}
+    plain = abdomen_phantom(5, **COARSE)
+    turned = abdomen_phantom(5, size=(64, 60, 48), **grid)
+    assert (np.linalg.det(turned.affine) < 0) == left_handed
+    np.testing.assert_allclose(nib.affines.voxel_sizes(turned.affine), grid["spacing_mm"])
+    assert np.abs(turned.affine[:3, :3] - np.diag(np.diag(turned.affine[:3, :3]))).max() > 0.5
+    shift = centre_mm(turned.label == 1, turned.affine) - centre_mm(plain.label == 1, plain.affine)
+    assert np.abs(shift).max() < 2
+    volumes = [(case.label == 1).sum() * abs(np.linalg.det(case.affine)) for case in (plain, turned)]
+    assert volumes[0] == pytest.approx(volumes[1], rel=0.1)
+
+
+def test_a_small_grid_crops_the_same_anatomy(phantom: Phantom) -> None:
+    middle = abdomen_phantom(3, size=(48, 48, 48))
+    np.testing.assert_array_equal(middle.truth, phantom.truth[24:72, 24:72, 24:72])
+    assert middle.label.sum() == phantom.label.sum()
+
+
+def test_noise_has_the_deviation_asked_for_and_can_be_left_out() -> None:
+    clean, noisy = (abdomen_phantom(1, size=(32, 32, 32), noise_hu=hu).image for hu in (0.0, 20.0))
+    assert (noisy.astype(float) - clean).std() == pytest.approx(20, rel=0.05)
+
+
+def test_paint_agrees_with_the_formula_on_every_voxel() -> None:
+    rng = np.random.default_rng(0)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(np.array([3.0, -1, 2]), 40) @ np.diag([-2.0, 3.0, 2.5])
+    affine[:3, 3] = [20, -25, -18]
+    world = nib.affines.apply_affine(affine, np.argwhere(np.ones((20, 18, 16))))
+    ball = Ellipsoid(np.array([1.0, -2, 3]), np.array([12.0, 7, 17]), rotation(np.array([0.0, 1, 1]), 30), power=2.4)
+    volume = np.zeros((20, 18, 16), np.uint8)
+    paint(volume, ball, 1, affine)
+    np.testing.assert_array_equal(volume.ravel() == 1, ball.inside(world, np.zeros(len(world))))
+
+    tube = random_gut(rng)
+    paint(volume, tube, 2, affine)
+    distances = np.linalg.norm(world[:, None] - tube.points, axis=2)
+    np.testing.assert_array_equal(volume.ravel() == 2, (distances < tube.radii).any(axis=1))
+
+
+def test_a_volume_of_96_takes_under_two_seconds() -> None:
+    seconds = []
+    for seed in range(2):
+        start = time.perf_counter()
+        abdomen_phantom(seed)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2
+
+
+def test_the_cohort_is_a_decathlon_folder_with_its_truth(tmp_path: Path) -> None:
+    root = write_phantom_cohort(tmp_path / "Task99", 2, test_count=1, size=(32, 24, 20), progress=False, **CURVED_GRID)
+    cases = load_decathlon_datalist(str(root / "dataset.json"), True, "training")
+    tests = load_decathlon_datalist(str(root / "dataset.json"), True, "test")
+    assert [Path(case["image"]).name for case in cases] == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
+    index = json.loads((root / "dataset.json").read_text())
+    assert (index["numTraining"], index["numTest"], index["labels"]["1"]) == (2, 1, "pancreas")
+
+    files = [Path(case[key]) for case in cases for key in ("image", "label")] + [Path(tests[0]["image"])]
+    files += [root / "truthTr" / "phantom_001.nii.gz", root / "truthTs" / Path(tests[0]["image"]).name]
+    for file in files:
+        image = nib.load(file)
+        assert image.shape == (32, 24, 20)
+        assert image.get_data_dtype() == (np.int16 if "images" in file.parent.name else np.uint8)
+        assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (1, 1)
+        assert image.header.get_xyzt_units()[0] == "mm"
+        np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+        assert np.linalg.det(image.affine) < 0
+    truth = np.asarray(nib.load(root / "truthTr" / "phantom_001.nii.gz").dataobj)
+    label = np.asarray(nib.load(cases[0]["label"]).dataobj)
+    np.testing.assert_array_equal(truth == Truth.TARGET, label == 1)
+    assert not [path for path in root.rglob("*") if "part" in path.name]
+
+
+def test_a_case_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+    for count in (1, 2):
+        write_phantom_cohort(tmp_path / str(count), count, test_count=1, seed=4, size=(16, 16, 16), progress=False)
+    for name in ("imagesTr/phantom_001.nii.gz", "imagesTs/phantom_test_001.nii.gz"):
+        one, two = (np.asarray(nib.load(tmp_path / str(count) / name).dataobj) for count in (1, 2))
+        np.testing.assert_array_equal(one, two)
+
+
+def test_an_existing_data_set_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"root must not hold a data set already, got .*dataset\.json"):
+        write_phantom_cohort(tmp_path, 1, size=(16, 16, 16), progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"size": (96, 96)}, r"size must be three integers of at least 16, got \(96, 96\)"),
+        ({"size": (96, 96, 15)}, "size must be three integers of at least 16"),
+        ({"size": (96, 96, 48.0)}, "size must be three integers of at least 16"),
+        ({"spacing_mm": (3, 3, 0)}, r"spacing_mm must be three positive finite numbers, got \(3, 3, 0\)"),
+        ({"spacing_mm": 3.0}, "spacing_mm must be three positive finite numbers, got 3.0"),
+        ({"oblique_degrees": float("nan")}, "oblique_degrees must be a finite number, got nan"),
+        ({"noise_hu": -1.0}, "noise_hu must be a finite number of at least 0, got -1.0"),
+        ({"noise_hu": float("inf")}, "noise_hu must be a finite number of at least 0, got inf"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        abdomen_phantom(**({"seed": 0} | options))
+    with pytest.raises(ValueError, match=message):
+        write_phantom_cohort(tmp_path / "root", 1, **options)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(("count", "test_count", "name"), [(0, 0, "count"), (1, -1, "test_count"), (1.5, 0, "count")])
+def test_bad_counts_are_refused(count: int, test_count: int, name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be an integer of at least"):
+        write_phantom_cohort(tmp_path / "root", count, test_count)
+    assert not (tmp_path / "root").exists()

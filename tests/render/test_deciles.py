@@ -1,0 +1,99 @@
+"""The voxels shown are the most important ones of the volume, no more and no fewer."""
+
+import numpy as np
+import pytest
+
+from unoise_monai.render import decile_pictures
+from unoise_monai.render.deciles import PAPER_THRESHOLDS, most_important
+from unoise_monai.render.panels import GAP, TITLE_HEIGHT
+
+SHAPE = (20, 20, 10)
+SPACING_MM = (1.0, 1.0, 2.0)
+SIDE = 280
+
+
+def places(rgb: np.ndarray, columns: int, count: int) -> list[np.ndarray]:
+    """The pictures of a sheet of square panels."""
+    corners = [divmod(number, columns) for number in range(count)]
+    step, down = SIDE + GAP, SIDE + TITLE_HEIGHT + GAP
+    tops = [(GAP + TITLE_HEIGHT + row * down, GAP + column * step) for row, column in corners]
+    return [rgb[top : top + SIDE, left : left + SIDE] for top, left in tops]
+
+
+def white_share(picture: np.ndarray) -> float:
+    middle = picture[30:-30, 30:-30]  # inside the letters
+    return float((middle > 127).mean())
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.25, 0.5, 0.9, 1.0])
+def test_takes_the_share_of_the_sorted_voxels(share: float) -> None:
+    importance = np.random.default_rng(2).permutation(1000).reshape(10, 10, 10) / 1000
+    kept = most_important(importance, share)
+    assert kept.sum() == round(share * 1000)
+    assert kept.all() or importance[kept].min() > importance[~kept].max()
+
+
+def test_ties_are_all_taken() -> None:
+    importance = np.array([[[0.0, 0.5, 0.5, 0.5, 1.0]]])
+    assert most_important(importance, 0.4).tolist() == [[[False, True, True, True, True]]]
+    assert most_important(np.zeros((2, 2, 2)), 0.1).all()
+
+
+def test_panels_show_growing_shares_and_then_all() -> None:
+    """Importance is a ramp from left to right, so each panel is white up to its share of the width."""
+    ramp = np.broadcast_to(np.linspace(0, 1, 20)[:, None, None], SHAPE)
+    rgb = decile_pictures(np.ones(SHAPE), ramp, SPACING_MM, index=4, window=(0, 1))
+    pictures = places(rgb, 5, 10)
+    for number, picture in enumerate(pictures):
+        # The patient's right, the end of X, is on the picture's left.
+        width = (picture[90] > 127).all(axis=1)
+        assert width[: round(SIDE * (number + 1) / 10) - 8].all()
+        assert not width[round(SIDE * (number + 1) / 10) + 8 :].any()
+
+
+def test_thresholds_of_the_paper() -> None:
+    ramp = np.broadcast_to(np.linspace(0, 1, 20)[:, None, None], SHAPE)
+    rgb = decile_pictures(np.ones(SHAPE), ramp, SPACING_MM, window=(0, 1), thresholds=PAPER_THRESHOLDS)
+    for threshold, picture in zip(PAPER_THRESHOLDS, places(rgb, 3, 5), strict=False):
+        visible = (1 - ramp[:, 0, 0] <= threshold).mean()
+        assert (picture[90] > 127).all(axis=1).mean() == pytest.approx(visible, abs=0.04)
+
+
+def test_shares_are_of_the_volume_not_of_the_slice() -> None:
+    importance = np.zeros(SHAPE)
+    importance[..., :5] = np.random.default_rng(0).uniform(0.5, 1, (20, 20, 5))
+    shown = {
+        index: places(decile_pictures(np.ones(SHAPE), importance, SPACING_MM, 2, index, (0.5,), None, (0, 1)), 2, 2)
+        for index in (0, 9)
+    }
+    assert white_share(shown[0][0]) == 1
+    assert white_share(shown[9][0]) == 0
+    assert white_share(shown[9][1]) == 1
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_the_most_important_slice_is_the_default(axis: int) -> None:
+    importance = np.random.default_rng(4).random(SHAPE) / 10
+    np.moveaxis(importance, axis, 0)[7] += 0.5
+    image = np.random.default_rng(5).random(SHAPE)
+    default = decile_pictures(image, importance, SPACING_MM, axis, shares=(0.5,))
+    np.testing.assert_array_equal(default, decile_pictures(image, importance, SPACING_MM, axis, 7, (0.5,)))
+
+
+def test_constant_image_and_importance_are_drawn() -> None:
+    rgb = decile_pictures(np.zeros(SHAPE), np.zeros(SHAPE), SPACING_MM)
+    assert rgb.dtype == np.uint8
+
+
+def test_refuses_bad_input() -> None:
+    image = np.zeros(SHAPE)
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 10"):
+        decile_pictures(image, image, SPACING_MM, shares=(10,))
+    with pytest.raises(ValueError, match=r"thresholds must lie in \[0, 1\], got 1.5"):
+        decile_pictures(image, image, SPACING_MM, thresholds=(1.5,))
+    with pytest.raises(ValueError, match="index must be at least 0 and below 10, got 10"):
+        decile_pictures(image, image, SPACING_MM, index=10)
+    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 4"):
+        decile_pictures(image, image, SPACING_MM, axis=4)
+    with pytest.raises(ValueError, match="importance must be of the image's shape"):
+        decile_pictures(image, image[1:], SPACING_MM)

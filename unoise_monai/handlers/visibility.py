@@ -1,0 +1,111 @@
+"""Writes what stays of Dice when only the important voxels are visible: table, plot, pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor, decollate_batch
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.handlers.cases import case_name
+from unoise_monai.metrics import VisibilityCurve
+from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, plot_visibility, save_png, to_canonical
+
+logger = logging.getLogger(__name__)
+
+QUOTED_SHARES = (0.1, 0.2, 0.3, 0.5)
+
+
+class VisibilityReport:
+    """Write the visibility curves of an evaluation, and pictures of single volumes: an ignite handler.
+
+    ``<curve>.csv`` with one row a level, ``visibility.png`` with all curves (Koker et al., "U-Noise", 2021, Fig. 3a),
+    ``evaluation.json`` with the figures to quote, and for the first volumes ``<case>_deciles.png`` and
+    ``<case>_thresholds.png`` (Fig. 3b).
+
+    Args:
+        output_dir: folder for all of these.
+        curves: names of the engine's metrics that are a `VisibilityCurve`.
+        class_names: of the task, background first; they name the columns.
+        pictures: how many volumes get pictures.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, curves: Sequence[str], class_names: Sequence[str], pictures: int = 2
+    ) -> None:
+        if pictures < 0:
+            raise ValueError(f"pictures must be at least 0, got {pictures}")
+        self.output_dir = Path(output_dir)
+        self.curves = tuple(curves)
+        self.class_names = tuple(class_names)
+        self.pictures = pictures
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def draw(self, engine: Engine) -> None:
+        """Draw the volumes of a batch, as long as there are pictures to make."""
+        if engine.state.iteration > self.pictures:
+            return
+        output = engine.state.output
+        for image, importance in zip(
+            decollate_batch(output["image"]), decollate_batch(output["pred"][:, -1:]), strict=True
+        ):
+            case = case_name(image.meta["filename_or_obj"])
+            grey, spacing_mm = canonical(image[:1])
+            values, _ = canonical(MetaTensor(importance, affine=image.affine))
+            values = values.clip(0.0, 1.0)
+            rgb = decile_pictures(grey, values, spacing_mm)
+            save_png(rgb, self.output_dir / f"{case}_deciles.png")
+            rgb = decile_pictures(grey, values, spacing_mm, thresholds=PAPER_THRESHOLDS)
+            save_png(rgb, self.output_dir / f"{case}_thresholds.png")
+
+    def write(self, engine: Engine) -> None:
+        """Write the tables, the plot and the figures to quote."""
+        curves = {name: engine.state.metrics[name] for name in self.curves}
+        for name, curve in curves.items():
+            write_curve(curve, self.class_names[1:], self.output_dir / f"{name}.csv")
+        full = max(float(curve.mean_dice.max()) for curve in curves.values())
+        points = {name: (curve.share.numpy(), curve.mean_dice.numpy()) for name, curve in curves.items()}
+        save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
+        summary = {name: figures(curve, self.class_names[1:]) for name, curve in curves.items()}
+        with atomic_path(self.output_dir / "evaluation.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+        for name, values in summary.items():
+            logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
+
+
+def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float]:
+    """The figures of a curve that are quoted: Dice at fixed shares, the area, and Dice at the last level a class."""
+    by_share = {f"dice_at_{share:.0%}": curve.at(share) for share in QUOTED_SHARES}
+    last = {f"dice_last_level_{name}": float(curve.dice[-1, column]) for column, name in enumerate(classes)}
+    return {key: round(value, 4) for key, value in {**by_share, "area": curve.area, **last}.items()}
+
+
+def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> None:
+    """One row a level: level, share visible, mean Dice, Dice of every class."""
+    rows: list[Mapping[str, float]] = [
+        {
+            "level": float(curve.level[row]),
+            "share_visible": float(curve.share[row]),
+            "dice_mean": float(curve.mean_dice[row]),
+            **{f"dice_{name}": float(curve.dice[row, column]) for column, name in enumerate(classes)},
+        }
+        for row in range(len(curve.level))
+    ]
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6f}" for key, value in row.items()} for row in rows)
+
+
+def canonical(volume: MetaTensor) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """The voxels ``(X, Y, Z)`` of a ``(1, X, Y, Z)`` volume in RAS order, and their size in mm."""
+    return to_canonical(volume[0].cpu().numpy(), np.asarray(volume.affine.cpu()))
