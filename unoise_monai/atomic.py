@@ -16,7 +16,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file lies in the same folder, hidden, under a unique name with the same suffixes (so that writers
     that go by the suffix compress as they would). It reaches the disk before it is renamed, so ``path`` holds either
     its old content or all of its new one. When the block fails, the temporary file is removed and ``path`` is as it
-    was. Missing parent folders are created.
+    was; a process killed outright (SIGKILL) can leave the hidden one behind. Missing parent folders are created.
 
     Args:
         path: the file to write.

@@ -24,15 +24,19 @@ AFFINE = torch.tensor([[0.0, -1.9, 0.3, 11], [1.1, 0.2, 0.0, -7], [0.1, 0.0, 3.0
 
 
 def unet(dims: int = 3, depth: int = 2, seed: int = 0) -> UNet:
-    """A U-Net with random batch-norm statistics and outputs of order 1, in evaluation mode."""
+    """A U-Net in evaluation mode whose batch-norm statistics are 20% off those of noise: outputs of order 1."""
     torch.manual_seed(seed)
     network = UNet(spatial_dims=dims, in_channels=1, out_channels=2, depth=depth, channel_factor=2)
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-            nn.init.uniform_(module.weight, 1, 2)
-            nn.init.normal_(module.bias, 0, 0.5)
-            nn.init.normal_(module.running_mean, 0, 0.3)
-            nn.init.uniform_(module.running_var, 0.1, 0.5)
+    norms = [module for module in network.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d))]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network(torch.randn(2, 1, *[4 * network.stride] * dims))
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_var *= 1 + 0.2 * torch.randn_like(norm.running_var).clamp(-2, 2)
+            norm.running_mean += 0.2 * norm.running_var.sqrt() * torch.randn_like(norm.running_mean)
+            nn.init.normal_(norm.bias, 0, 0.3)
     return network.eval()
 
 
@@ -92,8 +96,8 @@ def test_tiles_equal_the_whole_volume(depth: int, size: tuple[int, ...], share: 
         assert len(network.sizes) >= least_tiles
         expected = whole(network, x)
     assert output.shape == (1, 2, *size)
-    assert 0.3 < float(expected.std()) < 30
-    assert float((output - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.std()))
+    assert 0.3 < float(expected.std()) < 3
+    assert float((output - expected).abs().max()) <= 1e-5
 
 
 @pytest.mark.parametrize(("depth", "size"), [(2, (75, 101)), (2, (45, 51, 37)), (3, (151, 133))])
@@ -162,9 +166,9 @@ def test_a_batch_is_tiled_as_its_items_are() -> None:
 
 
 def test_too_little_memory_is_refused_with_what_would_do() -> None:
-    network, x = unet(), torch.randn(1, 1, 45, 51, 37)
+    network, x = unet(2), torch.randn(1, 1, 45, 51)
     with pytest.raises(MemoryError, match=r"memory_gb must be at least \d\.\d+ for the smallest tile") as caught:
-        TiledInferer(memory_gb=1e-3, precision="fp32")(x, network)
+        TiledInferer(memory_gb=1e-4, precision="fp32")(x, network)
     enough = float(str(caught.value).split("at least ")[1].split()[0])
     with torch.no_grad():
         output = TiledInferer(memory_gb=enough, precision="fp32")(x, network)
@@ -178,7 +182,7 @@ def test_bf16_is_near_fp32_and_comes_back_as_float32() -> None:
         expected = whole(network, x)
     assert output.dtype is torch.float32
     assert output.is_contiguous()
-    assert 0 < float((output - expected).abs().max()) <= 0.05 * max(1.0, float(expected.std()))
+    assert 0 < float((output - expected).abs().max()) <= 0.05
 
 
 @pytest.mark.parametrize("share", [2.0, 0.5])

@@ -17,6 +17,12 @@ def test_default_window_leaves_outliers_out() -> None:
     assert grey_levels(image)[500] == pytest.approx(0.5, abs=0.02)
 
 
+def test_a_few_bright_voxels_on_nothing_are_told_apart() -> None:
+    image = np.zeros(1000)
+    image[:2] = (50, 200)
+    assert grey_levels(image)[:3].tolist() == [0.25, 1, 0]
+
+
 def test_constant_image_is_black() -> None:
     assert (grey_levels(np.full((3, 3), 7.0)) == 0).all()
 

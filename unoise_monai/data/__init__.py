@@ -9,6 +9,7 @@ from unoise_monai.data.decathlon import (
     find_images,
     list_cases,
 )
+from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom, write_phantom_cohort
 from unoise_monai.data.preprocessing import preprocessing, training_transforms
 from unoise_monai.data.split import split_cases
 from unoise_monai.data.validation import CaseError, LoadCased, case_name
@@ -18,6 +19,9 @@ __all__ = [
     "CaseError",
     "DecathlonTask",
     "LoadCased",
+    "Phantom",
+    "Truth",
+    "abdomen_phantom",
     "case_dataset",
     "case_name",
     "decathlon_task",
@@ -27,4 +31,5 @@ __all__ = [
     "preprocessing",
     "split_cases",
     "training_transforms",
+    "write_phantom_cohort",
 ]

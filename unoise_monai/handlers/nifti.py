@@ -64,7 +64,7 @@ def save_nifti(
     data = _stored(array)
     matrix = check_affine(affine)
     header = nib.Nifti1Header()
-    if source is not None and Path(source).is_file() and os.fspath(source).endswith(NIFTI_SUFFIXES):
+    if source is not None and Path(source).is_file() and os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
         header.set_dim_info(*_checked_source(source, data.shape, matrix))
     header.set_data_dtype(data.dtype)
     image = nib.Nifti1Image(data, matrix, header)

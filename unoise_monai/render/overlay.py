@@ -15,6 +15,9 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.75
 """Of the colour where importance is 1."""
 
+SMALLEST_PANEL, LARGEST_PANEL = 360, 640
+"""Pixels of a panel's longer side; between the two, one for each voxel."""
+
 
 def blend(grey: NDArray[Any], importance: NDArray[Any], threshold: float = 0.1) -> NDArray[np.float64]:
     """Lay importance over grey, the more opaque the higher it is, and not at all below the threshold.
@@ -114,7 +117,10 @@ def overlay_slices(
                 outlines=[label == value for value in np.unique(label[label > 0])],
             )
         )
-    return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], COLOUR_MAP, "importance, 0 to 1")
+    longest = min(max(SMALLEST_PANEL, *panels[0].rgb.shape[:2]), LARGEST_PANEL)
+    return draw_panels(
+        panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], COLOUR_MAP, "importance, 0 to 1", longest
+    )
 
 
 def check_count(count: int) -> None:

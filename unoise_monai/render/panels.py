@@ -44,13 +44,16 @@ def grey_levels(image: NDArray[Any], window: tuple[float, float] | None = None) 
 
     Args:
         image: intensities, of any shape.
-        window: intensities that turn black and white; the 1st and 99th percentile where it is None.
+        window: intensities that turn black and white; the 1st and 99th percentile where it is None, or, where these
+            are equal, the lowest and the highest.
 
     Raises:
         ValueError: when ``window`` is not two finite numbers in rising order.
     """
     if window is None:
         low, high = (float(value) for value in np.percentile(image, (1, 99)))
+        if high <= low:  # nearly all of it one value, as in an angiogram without its soft tissue
+            low, high = float(image.min()), float(image.max())
         high = high if high > low else low + 1
     else:
         low, high = check_window(window)
