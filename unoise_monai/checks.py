@@ -30,9 +30,7 @@ def check_finite(tensor: Tensor, name: str) -> None:
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         bad = int((~finite).sum())
-        raise ValueError(
-            f"{name} must hold finite values only, got {bad} NaN or infinite of {tensor.numel()}"
-        )
+        raise ValueError(f"{name} must hold finite values only, got {bad} NaN or infinite of {tensor.numel()}")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

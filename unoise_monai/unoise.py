@@ -96,9 +96,7 @@ class UNoise(nn.Module):
         z = self.segmenter.noise_model(x)
         expected = (x.shape[0], 1, *x.shape[2:])
         if tuple(z.shape) != expected:
-            raise ValueError(
-                f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}"
-            )
+            raise ValueError(f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}")
         return self.segmenter.utility(self.noised(x, torch.sigmoid(z))), z
 
     def noised(self, x: Tensor, tolerance: Tensor) -> Tensor:
@@ -110,8 +108,6 @@ class UNoise(nn.Module):
         return x + (self.sigma_min + scale) * eps
 
 
-def _combined(
-    utility: nn.Module, noise_model: nn.Module, name: str, combine: Callable[[int, int], int]
-) -> int | None:
+def _combined(utility: nn.Module, noise_model: nn.Module, name: str, combine: Callable[[int, int], int]) -> int | None:
     first, second = getattr(utility, name, None), getattr(noise_model, name, None)
     return combine(first, second) if isinstance(first, int) and isinstance(second, int) else None

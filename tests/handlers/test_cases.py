@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from unoise_monai.handlers.cases import CaseFolders, case_name, item_volume, label_voxels, output_items, to_numpy
+from unoise_monai.handlers.cases import CaseFolders, item_volume, label_voxels, output_items, to_numpy
 
 AFFINE = torch.diag(torch.tensor([0.7, -1.1, 2.5, 1.0], dtype=torch.float64))
 
@@ -20,26 +20,6 @@ def volume(path: Path, values: torch.Tensor | None = None) -> MetaTensor:
 
 def engine(output: object) -> SimpleNamespace:
     return SimpleNamespace(state=SimpleNamespace(output=output))
-
-
-def test_a_file_names_its_case() -> None:
-    assert case_name("/data/pancreas_001.nii.gz") == "pancreas_001"
-    assert case_name("scan.v2.NII") == "scan.v2"
-    assert case_name("1.2.840.dcm") == "1.2.840"
-    assert case_name("scan.nrrd") == case_name(Path("scan.mha")) == case_name("scan") == "scan"
-
-
-def test_a_folder_names_its_case(tmp_path: Path) -> None:
-    series = tmp_path / "series.dcm"
-    series.mkdir()
-    assert case_name(f"{series}/") == "series.dcm"
-    assert case_name(series / "..") == tmp_path.name
-
-
-def test_refuses_a_path_without_a_name() -> None:
-    for path in (".nii.gz", "/"):
-        with pytest.raises(ValueError, match="path must name a case, got"):
-            case_name(path)
 
 
 def test_folders_are_one_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

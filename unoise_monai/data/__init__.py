@@ -1,9 +1,9 @@
 """Volumes in: Decathlon tasks, splits, preprocessing, phantoms."""
 
+from unoise_monai.data.caching import case_dataset
 from unoise_monai.data.decathlon import (
     TASKS,
     DecathlonTask,
-    case_dataset,
     decathlon_task,
     download_task,
     find_images,

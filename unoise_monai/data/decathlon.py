@@ -1,23 +1,21 @@
-"""Task folders of the Medical Segmentation Decathlon: what a task is, which cases it has, its data sets."""
+"""Task folders of the Medical Segmentation Decathlon: what a task is, which cases it has."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from monai.apps import DecathlonDataset
-from monai.data import CacheDataset, Dataset, PersistentDataset, load_decathlon_datalist
+from monai.data import load_decathlon_datalist
 
 from unoise_monai.checks import check_choice
-from unoise_monai.data.validation import EXTENSIONS, CaseError, case_name, check_grids
+from unoise_monai.data.validation import DICOM, EXTENSIONS, CaseError, case_name, check_grids
 
 Case: TypeAlias = dict[str, str]
 """``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
-
-CACHES = ("memory", "disk", "none")
 
 
 @dataclass(frozen=True)
@@ -91,19 +89,16 @@ def list_cases(folder: str | Path, section: str = "training", check_headers: boo
 
     Raises:
         CaseError: when dataset.json is missing or not JSON, lists nothing, or a case's file is missing or unreadable,
-            is not three-dimensional, or its image and label lie on different grids.
+            is not three-dimensional, or its image and label lie on different grids; when two cases share a name.
     """
     index = Path(folder) / "dataset.json"
-    if not index.is_file():
-        raise CaseError(f"{folder} must be a Decathlon task folder with a dataset.json, got none")
-    try:
-        content = json.loads(index.read_text())
-    except ValueError as error:
-        raise CaseError(f"{index} must be JSON: {error}") from error
-    if not content.get(section):
+    if not _read_index(index).get(section):
         raise CaseError(f"{index} must list cases under '{section}', got none")
     items = load_decathlon_datalist(index, data_list_key=section)
     cases = [{"case": case_name(item["image"]), **{key: str(path) for key, path in item.items()}} for item in items]
+    for name, times in Counter(case["case"] for case in cases).items():
+        if times > 1:
+            raise CaseError(f"{index} must list each case once under '{section}', got {name} {times} times")
     if check_headers:
         for case in cases:
             check_grids(case)
@@ -113,10 +108,11 @@ def list_cases(folder: str | Path, section: str = "training", check_headers: boo
 def find_images(path: str | Path) -> list[Case]:
     """The images to explain: one file, every volume of a folder, or a Decathlon folder's unlabelled cases.
 
-    A Decathlon folder without unlabelled cases gives its labelled ones.
+    A Decathlon folder without unlabelled cases gives its labelled ones. The DICOM files of a folder are one series,
+    named after the folder. Hidden files, such as the ``._`` copies in the Decathlon's archives, are none.
 
     Raises:
-        CaseError: when there is no such file or folder, or no volume in it.
+        CaseError: when there is no such file or folder, no volume in it, or its dataset.json is not JSON.
     """
     path = Path(path)
     if path.is_file():
@@ -124,12 +120,27 @@ def find_images(path: str | Path) -> list[Case]:
     if not path.is_dir():
         raise CaseError(f"images must be a file or a folder, got {path}, which does not exist")
     if (path / "dataset.json").is_file():
-        tests = json.loads((path / "dataset.json").read_text()).get("test")
+        tests = _read_index(path / "dataset.json").get("test")
         return list_cases(path, "test" if tests else "training", check_headers=False)
-    files = sorted(file for file in path.iterdir() if file.name.lower().endswith(EXTENSIONS))
-    if not files:
+    files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(EXTENSIONS)]
+    volumes = [file for file in files if not file.name.startswith(".")]
+    if not volumes:
         raise CaseError(f"folder {path} must hold volumes ({', '.join(EXTENSIONS)}), got none")
-    return [{"case": case_name(file), "image": str(file)} for file in files]
+    # The slices of a series are one volume, their folder.
+    volumes = list(dict.fromkeys(path if file.name.lower().endswith(DICOM) else file for file in volumes))
+    return [{"case": case_name(file), "image": str(file)} for file in volumes]
+
+
+def _read_index(index: Path) -> dict[str, Any]:
+    if not index.is_file():
+        raise CaseError(f"{index.parent} must be a Decathlon task folder with a dataset.json, got none")
+    try:
+        content = json.loads(index.read_text())
+    except ValueError as error:
+        raise CaseError(f"{index} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
+    return content
 
 
 def download_task(task: DecathlonTask, root: str | Path) -> Path:
@@ -139,27 +150,3 @@ def download_task(task: DecathlonTask, root: str | Path) -> Path:
         Path(root).mkdir(parents=True, exist_ok=True)
         DecathlonDataset(root_dir=str(root), task=task.name, section="training", download=True, cache_rate=0.0)
     return folder
-
-
-def case_dataset(
-    cases: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
-) -> Dataset:
-    """The cases with their transforms, the deterministic ones computed once and kept.
-
-    Args:
-        cases: what `list_cases` gave, or a split of it.
-        transform: from `preprocessing` or `training_transforms`.
-        cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`PersistentDataset`, survives the run) or ``"none"``.
-        cache_dir: where ``"disk"`` keeps its files.
-
-    Raises:
-        ValueError: when ``cache`` is unknown, or is ``"disk"`` without a folder.
-    """
-    check_choice("cache", cache, CACHES)
-    if cache == "memory":
-        return CacheDataset(list(cases), transform, num_workers=2)
-    if cache == "disk":
-        if cache_dir is None:
-            raise ValueError("cache_dir must name a folder where cache is 'disk', got None")
-        return PersistentDataset(list(cases), transform, cache_dir=Path(cache_dir))
-    return Dataset(list(cases), transform)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from monai.transforms import (
-    Compose,
     EnsureTyped,
     Lambdad,
     NormalizeIntensityd,
@@ -25,10 +24,10 @@ from monai.transforms import (
 )
 
 from unoise_monai.data.decathlon import DecathlonTask
-from unoise_monai.data.validation import LoadCased
+from unoise_monai.data.validation import CaseCompose, LoadCased
 
 
-def preprocessing(task: DecathlonTask, with_label: bool = True) -> Compose:
+def preprocessing(task: DecathlonTask, with_label: bool = True) -> CaseCompose:
     """From a case's files to normalised volumes: RAS, the task's spacing, intensities near zero mean, unit variance.
 
     Shape:
@@ -46,7 +45,7 @@ def preprocessing(task: DecathlonTask, with_label: bool = True) -> Compose:
     ]
     if task.merge_labels and with_label:
         steps.append(Lambdad("label", func=merged, allow_missing_keys=True))
-    return Compose([*steps, EnsureTyped(keys, dtype=torch.float32, allow_missing_keys=True)])
+    return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, allow_missing_keys=True)])
 
 
 def normalisation(task: DecathlonTask) -> Transform:
@@ -64,7 +63,7 @@ def merged(label: torch.Tensor) -> torch.Tensor:
 
 def training_transforms(
     task: DecathlonTask, samples: int = 1, augment: bool = True, flip_axes: Sequence[int] = ()
-) -> Compose:
+) -> CaseCompose:
     """`preprocessing`, then random crops that hold foreground as often as not, then augmentation.
 
     Args:
@@ -100,4 +99,4 @@ def training_transforms(
         ]
     # One flat chain: CacheDataset keeps the result of the steps before the first random one.
     chain = [*preprocessing(task).transforms, *steps]
-    return Compose([*chain, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])
+    return CaseCompose([*chain, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])

@@ -32,8 +32,8 @@ def split_cases(
     """Draw the parts and save them as JSON, or read them back where they were drawn before.
 
     A Decathlon case is one patient, so a split of cases is a split of patients. Every case lands in exactly one part;
-    training and validation get at least one each. A single case serves as both. Cases that a saved split does not know
-    were never trained on: they join its test part.
+    training and validation get at least one each, unless ``validation_share`` is 0. A single case serves as both.
+    Cases that a saved split does not know were never trained on: they join its test part.
 
     Args:
         cases: what `list_cases` gave.
@@ -44,7 +44,7 @@ def split_cases(
 
     Raises:
         ValueError: when the shares do not fit, or there are no cases.
-        CaseError: when the saved split names cases that are not there.
+        CaseError: when the saved split is not JSON with all parts, or names cases that are not there.
     """
     path = Path(path)
     for name, share in (("validation_share", validation_share), ("test_share", test_share)):
@@ -59,9 +59,12 @@ def split_cases(
         parts = _drawn(names, validation_share, test_share, seed)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1))
-    saved = json.loads(path.read_text())
+    try:
+        saved = json.loads(path.read_text())
+        listed = {name for part in PARTS for name in saved[part]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaseError(f"the split {path} must be JSON with lists named {', '.join(PARTS)}: {error!r}") from error
     by_name = dict(zip(names, cases, strict=True))
-    listed = {name for part in PARTS for name in saved[part]}
     missing = sorted(listed - set(names))
     if missing:
         raise CaseError(
@@ -80,7 +83,7 @@ def _drawn(names: Sequence[str], validation_share: float, test_share: float, see
     if len(names) == 1:
         return {"training": list(names), "validation": list(names), "test": []}
     order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
-    validation = max(1, round(validation_share * len(names))) if validation_share else 0
+    validation = max(1, min(round(validation_share * len(names)), len(names) - 1)) if validation_share else 0
     test = min(round(test_share * len(names)), len(names) - validation - 1)
     return {
         "training": sorted(order[validation + test :]),

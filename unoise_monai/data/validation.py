@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +15,39 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import Compose, LoadImage, MapTransform
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm")
+DICOM = (".dcm", ".ima")
+EXTENSIONS = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM)
+
+GRID_TOLERANCE = 0.1
+"""How far, in voxels, a label may lie off its image: writers of files round their affines differently."""
 
 
 class CaseError(ValueError):
     """A case that cannot be used; the message names the case, the file, the rule and the value."""
 
 
-def case_name(path: str | Path) -> str:
-    """The name of a case: its image's file name without the extension, or the folder's name of a DICOM series."""
-    name = Path(path).name
-    for extension in EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
+def case_name(path: str | os.PathLike[str]) -> str:
+    """The name of a case: its image's file name without the extension, or the folder's name of a DICOM series.
+
+    Raises:
+        CaseError: when nothing is left for a name.
+    """
+    file = Path(path)
+    if file.name in ("", ".."):
+        file = file.resolve()
+    name = file.name
+    if not file.is_dir():
+        extension = next((each for each in EXTENSIONS if name.lower().endswith(each)), "")
+        name = name[: len(name) - len(extension)]
+    if not name:
+        raise CaseError(f"path must name a case, got {os.fspath(path)!r}")
     return name
 
 
@@ -48,7 +66,7 @@ def check_grids(case: Mapping[str, str]) -> None:
             raise CaseError(f"case {case['case']}: {key} file {path} is missing")
         try:
             header = nib.load(path)
-        except (ImageFileError, OSError, EOFError, ValueError) as error:
+        except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
             raise CaseError(f"case {case['case']}: {key} file {path} is unreadable: {error}") from error
         _check_dimensions(case["case"], key, path, header.shape)
         grids[key] = (header.shape, header.affine)
@@ -117,6 +135,19 @@ class LoadCased(MapTransform):
             logger.warning("case %s: the label has no foreground", case)
 
 
+class CaseCompose(Compose):
+    """Transforms in their order, from which a `CaseError` comes out as it is; MONAI's own wraps it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            cause = error.__cause__
+            if not isinstance(cause, CaseError):
+                raise
+        raise cause
+
+
 def _check_dimensions(case: str, key: Hashable, path: Path, shape: Sequence[int]) -> None:
     if len(shape) != 3 or min(shape) < 2:
         raise CaseError(f"case {case}: {key} file {path} must be a 3-D volume, got shape {tuple(shape)}")
@@ -130,7 +161,10 @@ def _check_same_grid(
             f"case {case}: label file {path} must lie on the image's grid, got shape {tuple(label[0])}"
             f" for an image of {tuple(image[0])}"
         )
-    apart = float(np.abs(image[1] - label[1]).max())
-    # Files written by different tools round their affines differently: a hundredth of a mm moves no voxel.
-    if apart > 1e-2:
-        raise CaseError(f"case {case}: label file {path} must lie on the image's grid, got affines {apart:.3g} apart")
+    corners = np.array(list(itertools.product(*((0, side - 1) for side in image[0]))))
+    steps = apply_affine(image[1], corners) - apply_affine(label[1], corners)
+    apart_mm = float(np.linalg.norm(steps, axis=1).max())
+    if apart_mm > GRID_TOLERANCE * voxel_sizes(image[1]).min():
+        raise CaseError(
+            f"case {case}: label file {path} must lie on the image's grid, got corners {apart_mm:.3g} mm apart"
+        )

@@ -11,28 +11,7 @@ from ignite.engine import Engine
 from numpy.typing import NDArray
 from torch import Tensor
 
-IMAGE_SUFFIXES = (
-    *(".nii.gz", ".nii", ".img.gz", ".img", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"),
-    *(".dcm", ".ima", ".tiff", ".tif", ".png", ".jpeg", ".jpg", ".bmp", ".npy", ".npz"),
-)
-
-
-def case_name(path: str | os.PathLike[str]) -> str:
-    """Name a case after its file, without the image format's suffix, or after its folder (a DICOM series).
-
-    Raises:
-        ValueError: when nothing is left for a name.
-    """
-    file = Path(path)
-    if file.name in ("", ".."):
-        file = file.resolve()
-    name = file.name
-    if not file.is_dir():
-        suffix = next((s for s in IMAGE_SUFFIXES if name.lower().endswith(s)), "")
-        name = name[: len(name) - len(suffix)]
-    if not name:
-        raise ValueError(f"path must name a case, got {os.fspath(path)!r}")
-    return name
+from unoise_monai.data import case_name
 
 
 def output_items(engine: Engine) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class RunCheckpoint:
             target.load_state_dict(state["objects"][name])
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
-        if self.evaluator is not None:
+        if self.evaluator is not None and state["best_metric"] is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
         logger.info("continued from %s after epoch %d", self.path.name, engine.state.epoch)

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice, check_sigma_range
-from unoise_monai.handlers.cases import CaseFolders, case_name, item_volume, label_voxels, output_items, to_numpy
+from unoise_monai.handlers.cases import CaseFolders, item_volume, label_voxels, output_items, to_numpy
 from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
 from unoise_monai.render.canonical import check_affine
-
-__all__ = ["ImportanceSaver", "case_name", "save_nifti"]
 
 logger = logging.getLogger(__name__)
 

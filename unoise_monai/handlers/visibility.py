@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor, decollate_batch
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.handlers.cases import case_name
+from unoise_monai.data import case_name
 from unoise_monai.metrics import VisibilityCurve
 from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, plot_visibility, save_png, to_canonical
 
@@ -45,23 +46,28 @@ class VisibilityReport:
         self.curves = tuple(curves)
         self.class_names = tuple(class_names)
         self.pictures = pictures
+        self._drawn = 0
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
+    def start(self, engine: Engine) -> None:
+        """Begin anew with the pictures."""
+        self._drawn = 0
+
     def draw(self, engine: Engine) -> None:
         """Draw the volumes of a batch, as long as there are pictures to make."""
-        if engine.state.iteration > self.pictures:
+        output, left = engine.state.output, self.pictures - self._drawn
+        if left == 0:
             return
-        output = engine.state.output
-        for image, importance in zip(
-            decollate_batch(output["image"]), decollate_batch(output["pred"][:, -1:]), strict=True
-        ):
+        images, maps = decollate_batch(output["image"]), decollate_batch(output["pred"][:, -1:])
+        for image, importance in list(zip(images, maps, strict=True))[:left]:
+            self._drawn += 1
             case = case_name(image.meta["filename_or_obj"])
             grey, spacing_mm = canonical(image[:1])
-            values, _ = canonical(MetaTensor(importance, affine=image.affine))
-            values = values.clip(0.0, 1.0)
+            values, _ = canonical(importance)
             rgb = decile_pictures(grey, values, spacing_mm)
             save_png(rgb, self.output_dir / f"{case}_deciles.png")
             rgb = decile_pictures(grey, values, spacing_mm, thresholds=PAPER_THRESHOLDS)
@@ -82,11 +88,13 @@ class VisibilityReport:
             logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
-def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float]:
+def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
     """The figures of a curve that are quoted: Dice at fixed shares, the area, and Dice at the last level a class."""
     by_share = {f"dice_at_{share:.0%}": curve.at(share) for share in QUOTED_SHARES}
     last = {f"dice_last_level_{name}": float(curve.dice[-1, column]) for column, name in enumerate(classes)}
-    return {key: round(value, 4) for key, value in {**by_share, "area": curve.area, **last}.items()}
+    values = {**by_share, "area": curve.area, **last}
+    # JSON has no NaN, which is the Dice of a class that no volume has.
+    return {key: round(value, 4) if math.isfinite(value) else None for key, value in values.items()}
 
 
 def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> None:

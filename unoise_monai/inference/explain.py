@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, Invertd, MapTransform
+from monai.utils import convert_to_tensor
 
 from unoise_monai.data import DecathlonTask, case_name, preprocessing
 from unoise_monai.inference.tiling import TiledInferer
@@ -98,11 +99,14 @@ class Explainer:
             CaseError: when the file is missing, unreadable, not three-dimensional or holds NaN or infinite voxels.
         """
         item = self.preprocess({"image": str(image), "case": case_name(image)})
-        mode = self.segmenter.training
+        modes = [(module, module.training) for module in self.segmenter.modules()]
         network = self.segmenter.to(self.device).eval()
-        with torch.no_grad():
-            pred = self.inferer(item["image"][None].to(self.device), network)
-        self.segmenter.train(mode)
-        item["pred"] = MetaTensor(pred[0].as_tensor().cpu(), meta=item["image"].meta)
+        try:
+            with torch.no_grad():
+                pred = self.inferer(item["image"][None].to(self.device), network)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        item["pred"] = MetaTensor(convert_to_tensor(pred[0]).cpu(), meta=item["image"].meta)
         item = self.postprocess(item)
         return Explanation(item["case"], item["importance"], item["seg"])

@@ -52,8 +52,8 @@ class DualNoiseRatio(nn.Module):
             raise ValueError(f"start must lie inside bounds, above 0, got {start} and {tuple(bounds)}")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-        if not rate > 0:
-            raise ValueError(f"rate must be above 0, got {rate}")
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"rate must be a finite number above 0, got {rate}")
         self.keep, self.of, self.rate, self.smoothing = keep, of, rate, smoothing
         self.log_bounds = (math.log(bounds[0]), math.log(bounds[1]))
         # Buffers, so that a continued run goes on from the ratio that it had reached.
@@ -66,14 +66,14 @@ class DualNoiseRatio(nn.Module):
     def update(self, noised: float, clean: float) -> float:
         """Move lambda by one step, from the same batch's score with and without noise; returns lambda.
 
-        A batch that says nothing (clean Dice 0, or a loss of 0) moves nothing.
+        A batch that says nothing (clean Dice 0, either loss 0, NaN) moves nothing.
 
         Args:
             noised: Dice or loss of the noised image.
             clean: Dice or loss of the clean image.
         """
         numerator, denominator = (noised, clean) if self.of == "dice" else (clean, noised)
-        if not denominator > 0 or not math.isfinite(numerator):
+        if not (clean > 0 and denominator > 0 and math.isfinite(numerator)):
             return float(self)
         share = min(numerator / denominator, 1.0)
         past = share if math.isnan(float(self.survival)) else float(self.survival)

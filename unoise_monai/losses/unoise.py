@@ -25,14 +25,13 @@ class UNoiseLoss(nn.Module):
         ``(B, 1, *spatial)``; ``target`` holds class indices, ``(B, 1, *spatial)``. Returns a scalar.
 
     Raises:
-        ValueError: when ``noise_ratio`` is a number that is negative or not finite.
+        ValueError: when ``noise_ratio`` is a number that is negative or not finite; in ``forward``, when ``target``
+            is not one channel on the grid of the logits.
     """
 
     def __init__(self, noise_ratio: float | DualNoiseRatio = 1e-3) -> None:
         super().__init__()
-        if not isinstance(noise_ratio, DualNoiseRatio) and not (
-            math.isfinite(noise_ratio) and noise_ratio >= 0
-        ):
+        if not isinstance(noise_ratio, DualNoiseRatio) and not (math.isfinite(noise_ratio) and noise_ratio >= 0):
             raise ValueError(f"noise_ratio must be a finite number of at least 0, got {noise_ratio}")
         self.noise_ratio = noise_ratio
 
@@ -47,7 +46,13 @@ def utility_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Shape:
         ``logits`` ``(B, K, *spatial)``, ``target`` class indices ``(B, 1, *spatial)``. Returns a scalar.
+
+    Raises:
+        ValueError: when ``target`` is not one channel on the grid of the logits.
     """
+    expected = (logits.shape[0], 1, *logits.shape[2:])
+    if tuple(target.shape) != expected:
+        raise ValueError(f"target must hold class indices in one channel, {expected}, got {tuple(target.shape)}")
     logits = logits.float()
     if logits.shape[1] == 1:
         return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))

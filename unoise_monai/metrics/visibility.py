@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
-from unoise_monai.checks import check_choice
+from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.metrics.dice import foreground_dice
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -61,7 +62,7 @@ class VisibleDice(Metric):
     to the voxel; ties go in the order of the voxels).
 
     Args:
-        network: the utility network.
+        network: the utility network; it runs in evaluation mode and comes back in the mode that it had.
         levels: shares to leave visible, or thresholds of the tolerance, each in [0, 1].
         order: ``"quantile"`` or ``"threshold"``.
         value: what ``compute`` returns: ``"curve"`` (a `VisibilityCurve`), ``"area"`` under it, or a share, for the
@@ -72,7 +73,8 @@ class VisibleDice(Metric):
         device: where the results are kept.
 
     Raises:
-        ValueError: when ``order`` or ``value`` is unknown, or a level lies outside [0, 1].
+        ValueError: when ``order`` or ``value`` is unknown, or a level or ``value`` lies outside [0, 1]; in ``update``,
+            when the importance holds NaN or infinite voxels, or is not one channel on the image's grid.
         NotComputableError: on ``compute`` before any volume was seen.
     """
 
@@ -89,6 +91,8 @@ class VisibleDice(Metric):
         check_choice("order", order, ORDERS)
         if isinstance(value, str):
             check_choice("value", value, ("curve", "area"))
+        elif not 0 <= value <= 1:
+            raise ValueError(f"value must be 'curve', 'area' or a share in [0, 1], got {value}")
         if not levels or min(levels) < 0 or max(levels) > 1:
             raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
         self.network, self.order, self.value = network, order, value
@@ -104,11 +108,17 @@ class VisibleDice(Metric):
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
         image, importance, label = output
+        expected = (image.shape[0], 1, *image.shape[2:])
+        if tuple(importance.shape) != expected:
+            raise ValueError(
+                f"importance must be one channel on the image's grid, {expected}, got {tuple(importance.shape)}"
+            )
+        check_finite(importance, "importance")
         order = importance_order(importance) if self.order == "quantile" else None
         shares, scores = [], []
         for level in self.levels:
             visible = importance >= 1 - level if order is None else top_share(order, level)
-            with torch.no_grad():
+            with evaluating(self.network):
                 logits = self.inferer(image * visible, self.network)
             shares.append(visible.flatten(1).double().mean(dim=1))
             scores.append(foreground_dice(logits, label).double())
@@ -126,6 +136,19 @@ class VisibleDice(Metric):
         if self.value == "curve":
             return curve
         return curve.area if self.value == "area" else curve.at(float(self.value))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every submodule comes back in the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def importance_order(importance: Tensor) -> Tensor:

@@ -39,12 +39,8 @@ def copy_matching_layers(source: Mapping[str, Tensor], target: nn.Module, head: 
     misfits += [f"{name} is extra" for name in source if name not in own and not name.startswith(f"{head}.")]
     if misfits:
         shown = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
-        raise ValueError(
-            f"the pretrained network must have the noise model's shape but for its {head}: {shown}"
-        )
+        raise ValueError(f"the pretrained network must have the noise model's shape but for its {head}: {shown}")
     with torch.no_grad():
         target.load_state_dict({**own, **{name: source[name] for name in body}})
-    logger.info(
-        "copied %d of %d tensors from the pretrained network: %s", len(body), len(own), ", ".join(body)
-    )
+    logger.info("copied %d of %d tensors from the pretrained network: %s", len(body), len(own), ", ".join(body))
     return body

@@ -14,9 +14,7 @@ class ConvBlock(nn.Sequential):
         layers: list[nn.Module] = []
         for index in range(repeats):
             layers += [
-                Conv[Conv.CONV, spatial_dims](
-                    in_channels if index == 0 else out_channels, out_channels, 3, padding=1
-                ),
+                Conv[Conv.CONV, spatial_dims](in_channels if index == 0 else out_channels, out_channels, 3, padding=1),
                 Norm[Norm.BATCH, spatial_dims](out_channels),
                 nn.ReLU(inplace=False),
             ]
@@ -85,8 +83,7 @@ class UNet(nn.Module):
         )
         # From the coarsest to the finest, in the order of the forward pass.
         self.decoder = nn.ModuleList(
-            UpBlock(spatial_dims, channels[level + 1], channels[level])
-            for level in reversed(range(depth - 1))
+            UpBlock(spatial_dims, channels[level + 1], channels[level]) for level in reversed(range(depth - 1))
         )
         self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, 1)
 
@@ -105,15 +102,19 @@ class UNet(nn.Module):
 
 
 def receptive_halo(depth: int) -> int:
-    """Voxels of context that a U-Net of this depth needs on each side of an output voxel.
+    """Voxels of context that a U-Net of this depth needs on each side of an output voxel, wherever on its grid.
 
-    Walks the widest path, down the decoder to the coarsest level and back up the encoder: a level's two
-    convolutions take 2 voxels of its own grid, the convolution after upsampling 1.
+    Walks the widest path from every voxel of a grid cell to its farthest input on the lower side, which the upper side
+    mirrors: down the decoder to the coarsest level and back up the encoder. A level's two convolutions take 2 voxels
+    of its own grid, the convolution after upsampling 1.
     """
-    margin = 0
-    for _ in range(depth - 1):
-        margin = -(-(margin + 3) // 2)
-    halo = margin + 2
-    for _ in range(depth - 1):
-        halo = 2 * halo + 2
-    return halo
+    reaches = []
+    for voxel in range(2 ** (depth - 1)):
+        lowest = voxel
+        for _ in range(depth - 1):
+            lowest = (lowest - 3) // 2
+        lowest -= 2
+        for _ in range(depth - 1):
+            lowest = 2 * lowest - 2
+        reaches.append(voxel - lowest)
+    return max(reaches)

@@ -17,10 +17,14 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: when there is no such file.
+        ValueError: when the file holds something other than a state dict.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights must be a checkpoint file, got {path}, which does not exist")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
+        raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(state).__name__}")
+    return state
 
 
 def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], train_command: str = "") -> nn.Module:

@@ -1,0 +1,228 @@
+"""Every bundle, whole: its metadata, its network, and the path from training to importance volumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle.config_parser import ConfigParser
+
+from unoise_monai.data import write_phantom_cohort
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
+PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = {"train_utility": "train", "train": "train", "inference": "infer"}
+# Small enough for seconds: 32 voxels a side, networks of one and two levels.
+SMALL = {
+    "task#spacing_mm": [9.0, 9.0, 9.0],
+    "task#patch_size": [16, 16, 16],
+    "utility#depth": 2,
+    "utility#channel_factor": 2,
+    "device": "cpu",
+    "precision": "fp32",
+}
+SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 1}
+
+bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_cohort(
+        tmp_path_factory.mktemp("cohort") / "phantoms",
+        count=4,
+        test_count=1,
+        size=(32, 28, 30),
+        spacing_mm=(9.0, 9.5, 10.0),
+        oblique_degrees=12.0,
+        left_handed=True,
+        progress=False,
+    )
+
+
+def workflow(bundle: Path, configs: str | list[str], kind: str | None = None, **changes: object) -> ConfigWorkflow:
+    names = [configs] if isinstance(configs, str) else configs
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in names],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **changes,
+    )
+
+
+def run(bundle: Path, configs: str | list[str], **changes: object) -> ConfigWorkflow:
+    flow = workflow(bundle, configs, **changes)
+    flow.initialize()
+    flow.run()
+    return flow
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason=f"the metadata schema is not at {SCHEMA}")
+@bundle_parametrize
+def test_metadata_follows_the_schema(bundle: Path, tmp_path: Path) -> None:
+    schema = shutil.copy(SCHEMA, tmp_path)
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=schema)
+
+
+@bundle_parametrize
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_network_gives_what_the_metadata_says(bundle: Path, config: str) -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / f"{config}.yaml"),
+        device="cpu",
+        n=2,
+    )
+
+
+@bundle_parametrize
+def test_shipped_weights_export_to_torchscript(bundle: Path, tmp_path: Path) -> None:
+    weights = bundle / "models" / "model.pt"
+    assert weights.stat().st_size < 12e6
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(weights),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.yaml"),
+    )
+    scripted = torch.jit.load(tmp_path / "model.ts").eval()
+    network = workflow(bundle, "inference").parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    image = torch.randn(1, 1, 16, 16, 24)
+    with torch.no_grad():
+        expected = network(image)
+        torch.testing.assert_close(scripted(image), expected, atol=1e-4, rtol=1e-4)
+    assert 0 <= float(expected[:, -1].min()) <= float(expected[:, -1].max()) <= 1
+
+
+@bundle_parametrize
+@pytest.mark.parametrize(("config", "kind"), CONFIGS.items())
+def test_no_required_property_is_missing(bundle: Path, config: str, kind: str, cohort: Path, tmp_path: Path) -> None:
+    flow = workflow(bundle, config, kind, dataset_dir=str(cohort), ckpt_dir=str(tmp_path), cache="none", **SMALL)
+    if config == "inference":
+        flow.initialize()
+    else:
+        flow.parser.parse(reset=True)
+        flow._is_initialized = True
+    assert flow.check_properties() == []
+
+
+@bundle_parametrize
+def test_training_and_inference_define_the_same_network(bundle: Path) -> None:
+    parsers = [ConfigParser.load_config_file(bundle / "configs" / f"{name}.yaml") for name in ("train", "inference")]
+    for key in ("task", "utility", "noise_model", "network_def", "sigma_min", "sigma_max"):
+        assert parsers[0][key] == parsers[1][key]
+    utility = ConfigParser.load_config_file(bundle / "configs" / "train_utility.yaml")
+    assert utility["utility"] == parsers[0]["utility"]
+    assert utility["task"] == parsers[0]["task"]
+
+
+@bundle_parametrize
+def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_path: Path) -> None:
+    common = {"dataset_dir": str(cohort), "ckpt_dir": str(tmp_path / "models"), **SMALL}
+    training = {**common, "val_interval": 1, "batch_size": 2}
+    run(bundle, "train_utility", output_dir=str(tmp_path / "utility"), utility_epochs=1, **training)
+    before = torch.load(tmp_path / "models" / "utility.pt", weights_only=True)
+    run(bundle, "train", output_dir=str(tmp_path / "noise"), max_epochs=2, **training, **SMALL_NOISE)
+    after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    for name, value in before.items():
+        torch.testing.assert_close(after[f"utility.{name}"], value, rtol=0, atol=0)
+
+    with (tmp_path / "noise" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for column in ("train_noised_dice", "train_tolerance", "val_tolerance_foreground", "val_visible_dice", "seconds"):
+        assert np.isfinite(float(rows[-1][column]))
+    assert list((tmp_path / "noise" / "tensorboard").iterdir())
+
+    common |= SMALL_NOISE
+    run(bundle, ["train", "evaluate"], output_dir=str(tmp_path / "evaluation"), **common)
+    summary = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert set(summary) == {"quantile", "threshold"}
+    for name in ("quantile.csv", "threshold.csv", "visibility.png"):
+        assert (tmp_path / "evaluation" / name).stat().st_size > 0
+    assert list((tmp_path / "evaluation").glob("*_deciles.png"))
+
+    output = tmp_path / "importance"
+    run(bundle, "inference", output_dir=str(output), **common)
+    source = nib.load(cohort / "imagesTs" / "phantom_test_001.nii.gz")
+    for name in ("importance", "seg"):
+        path = output / "phantom_test_001" / f"phantom_test_001_{name}.nii.gz"
+        written = nib.load(path)
+        assert written.shape == source.shape
+        np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+        assert SimpleITK.ReadImage(str(path)).GetSize() == source.shape
+    assert (output / "phantom_test_001" / "phantom_test_001_overlay.png").stat().st_size > 0
+
+
+@bundle_parametrize
+def test_missing_utility_weights_name_the_command_that_trains_them(bundle: Path, cohort: Path, tmp_path: Path) -> None:
+    flow = workflow(
+        bundle,
+        "train",
+        dataset_dir=str(cohort),
+        ckpt_dir=str(tmp_path),
+        utility_weights=str(tmp_path / "no.pt"),
+        **SMALL,
+    )
+    with pytest.raises(RuntimeError) as caught:
+        flow.initialize()
+    assert "configs/train_utility.yaml" in str(caught.value.__cause__)
+
+
+def test_a_killed_run_goes_on(cohort: Path, tmp_path: Path) -> None:
+    """From the bundle's folder, by the command of its docs."""
+    changes = {"dataset_dir": cohort, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path, "utility_epochs": 40}
+    arguments = [
+        f"--{key}={value}" for key, value in {**SMALL, **changes, "batch_size": 2}.items() if "noise" not in key
+    ]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train_utility.yaml"]
+    options = {"cwd": ROOT / "bundles" / "pancreas_ct_unoise", "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, *arguments], stdout=log, stderr=log, **options)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    reached = torch.load(tmp_path / "last.pt", weights_only=True)["epoch"]
+    assert 1 <= reached < 40
+    again = [*command, *arguments, f"--utility_epochs={reached + 2}"]
+    done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=True, **options)
+    assert f"continued from last.pt after epoch {reached}" in done.stdout + done.stderr
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, reached + 3))
+    assert not (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_change_only_what_is_there(preset: Path) -> None:
+    content = yaml.safe_load(preset.read_text())
+    assert (ROOT / content.pop("config_file")).is_file()
+    bundle = ROOT / content["bundle_root"]
+    known: set[str] = set()
+    for config in CONFIGS:
+        parser = ConfigParser()
+        parser.read_config(str(bundle / "configs" / f"{config}.yaml"))
+        known |= {key for key in content if key.split("#")[0] in parser}
+    assert set(content) - known == set()

@@ -1,0 +1,280 @@
+"""Which voxels stay visible, what Dice is left of them, and the curve of both, against naive sorting and counting."""
+
+import math
+import re
+
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from unoise_monai.metrics import VisibilityCurve, VisibleDice, foreground_dice
+from unoise_monai.metrics.visibility import importance_order, top_share
+
+
+class Bright(nn.Module):
+    """A toy utility: class 1 where the first channel is above 0.5, class 2 above 1.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :1]
+        return torch.cat([0.5 - x, torch.full_like(x, 0.0), x - 1.5], dim=1)
+
+
+def cohort(items: int, spatial: tuple[int, ...] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, random importance, label: what `Bright` says of the image, with some voxels wrong."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 3, (items, 1, *spatial), generator=generator)
+    wrong = torch.rand(label.shape, generator=generator) < 0.1
+    image = torch.where(wrong, 0, label).float()
+    return image, torch.rand(label.shape, generator=generator), label
+
+
+def naive_visible(importance: Tensor, share: float) -> Tensor:
+    """The top share of each volume, by sorting a list; equal values in the order of the voxels."""
+    visible = torch.zeros_like(importance, dtype=torch.bool)
+    for item in range(len(importance)):
+        values = importance[item].flatten().tolist()
+        ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))
+        visible[item].view(-1)[ranked[: round(share * len(values))]] = True
+    return visible
+
+
+def dice_of(image: Tensor, visible: Tensor, label: Tensor) -> Tensor:
+    return foreground_dice(Bright()(torch.where(visible, image, 0.0)), label).double()
+
+
+@pytest.mark.parametrize("spatial", [(6, 5), (3, 4, 5)])
+@pytest.mark.parametrize("ties", [False, True])
+def test_quantile_order_equals_a_naive_sort(spatial: tuple[int, ...], ties: bool) -> None:
+    importance = cohort(3, spatial)[1]
+    if ties:
+        importance = (importance * 3).round() / 3
+    order = importance_order(importance)
+    assert order.shape == importance.shape
+    for share in (0.0, 0.05, 0.1, 1 / 3, 0.5, 0.77, 1.0):
+        visible = top_share(order, share)
+        assert torch.equal(visible, naive_visible(importance, share))
+        assert visible.flatten(1).sum(dim=1).tolist() == [round(share * importance[0].numel())] * 3
+
+
+def test_constant_map_shows_the_exact_share() -> None:
+    visible = top_share(importance_order(torch.full((2, 1, 10, 10), 0.3)), 0.37)
+    assert visible.flatten(1).sum(dim=1).tolist() == [37, 37]
+
+
+@pytest.mark.parametrize("order", ["quantile", "threshold"])
+def test_equals_hiding_and_counting(order: str) -> None:
+    image, importance, label = cohort(3)
+    # Multiples of 1/8: a tolerance that equals a level is visible, without rounding.
+    importance = (importance * 8).round() / 8
+    levels = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+    metric = VisibleDice(Bright(), levels, order=order)
+    metric.update((image, importance, label))
+    curve = metric.compute()
+    assert curve.level.tolist() == list(levels)
+    for index, level in enumerate(levels):
+        visible = naive_visible(importance, level) if order == "quantile" else (1 - importance) <= level
+        assert float(curve.share[index]) == pytest.approx(float(visible.double().mean()))
+        torch.testing.assert_close(curve.dice[index], dice_of(image, visible, label).nanmean(dim=0))
+
+
+def test_all_visible_is_the_clean_dice_and_none_is_the_zero_image() -> None:
+    image, importance, label = cohort(2)
+    network = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1))
+    metric = VisibleDice(network, (0.0, 1.0))
+    metric.update((image, importance, label))
+    curve = metric.compute()
+    assert curve.share.tolist() == [0, 1]
+    torch.testing.assert_close(curve.dice[1], foreground_dice(network(image), label).double().nanmean(dim=0))
+    zeros = foreground_dice(network(torch.zeros_like(image)), label)
+    torch.testing.assert_close(curve.dice[0], zeros.double().nanmean(dim=0))
+
+
+def test_every_channel_is_hidden() -> None:
+    image, importance, label = cohort(1)
+    seen = []
+    network = Bright()
+    network.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    VisibleDice(network, (0.5,)).update((torch.cat([image + 1, image + 2], dim=1), importance, label))
+    assert torch.equal(seen[0] != 0, naive_visible(importance, 0.5).expand(-1, 2, -1, -1))
+
+
+@pytest.mark.parametrize("order", ["quantile", "threshold"])
+def test_batches_and_updates_average_over_volumes(order: str) -> None:
+    """Two unequal updates equal one, and the mean over single volumes."""
+    whole = cohort(5)
+    one, two = VisibleDice(Bright(), order=order), VisibleDice(Bright(), order=order)
+    one.update(whole)
+    two.update(tuple(part[:1] for part in whole))
+    two.update(tuple(part[1:] for part in whole))
+    singles = []
+    for item in range(5):
+        single = VisibleDice(Bright(), order=order)
+        single.update(tuple(part[item : item + 1] for part in whole))
+        singles.append(single.compute())
+    for curve in (one.compute(), two.compute()):
+        torch.testing.assert_close(curve.dice, torch.stack([s.dice for s in singles]).mean(dim=0))
+        torch.testing.assert_close(curve.share, torch.stack([s.share for s in singles]).mean(dim=0))
+    assert len({float(s.dice[3].mean()) for s in singles}) > 1
+
+
+def test_volumes_of_different_sizes_count_alike() -> None:
+    small, large = cohort(1, (3, 4)), cohort(1, (9, 8), seed=1)
+    metric = VisibleDice(Bright(), (0.4,))
+    metric.update(small)
+    metric.update(large)
+    expected = [dice_of(image, naive_visible(maps, 0.4), label) for image, maps, label in (small, large)]
+    torch.testing.assert_close(metric.compute().dice[0], torch.cat(expected).mean(dim=0))
+
+
+def test_class_that_a_volume_lacks_is_left_out() -> None:
+    image, importance, label = cohort(2)
+    label[0][label[0] == 2] = 0
+    metric = VisibleDice(Bright(), (1.0,))
+    metric.update((image, importance, label))
+    dice = foreground_dice(Bright()(image), label).double()
+    assert bool(dice[0, 1].isnan())
+    torch.testing.assert_close(metric.compute().dice[0], torch.stack([dice[:, 0].mean(), dice[1, 1]]))
+    metric.reset()
+    metric.update((image[:1], importance[:1], label[:1]))
+    curve = metric.compute()
+    assert bool(curve.dice[0, 1].isnan())
+    torch.testing.assert_close(curve.mean_dice, curve.dice[:, 0])
+
+
+def test_reset_forgets() -> None:
+    metric = VisibleDice(Bright(), value=0.5)
+    with pytest.raises(NotComputableError, match="VisibleDice needs at least one volume, got none"):
+        metric.compute()
+    metric.update(cohort(1, seed=3))
+    first = metric.compute()
+    metric.reset()
+    with pytest.raises(NotComputableError):
+        metric.compute()
+    metric.update(cohort(1, seed=4))
+    metric.reset()
+    metric.update(cohort(1, seed=3))
+    assert metric.compute() == first
+
+
+def test_map_of_what_matters_beats_a_random_and_an_inverted_one() -> None:
+    image, random, label = cohort(3, (10, 10))
+    areas = []
+    for importance in ((image > 0).float(), random, (image == 0).float()):
+        metric = VisibleDice(Bright(), value="area")
+        metric.update((image, importance, label))
+        areas.append(metric.compute())
+    assert areas[0] > areas[1] + 0.1 > areas[2] + 0.2
+
+
+@pytest.mark.parametrize("value", ["curve", "area", 0.3, 1])
+def test_value_of_an_engine_run(value: str | float) -> None:
+    image, importance, label = cohort(3)
+    metric = VisibleDice(Bright(), value=value, output_transform=lambda out: (out["image"], out["map"], out["label"]))
+    engine = Engine(lambda _, item: {"image": image[item], "map": MetaTensor(importance[item]), "label": label[item]})
+    metric.attach(engine, "visible")
+    engine.run([slice(0, 2), slice(2, 3)])
+    whole = VisibleDice(Bright())
+    whole.update((image, importance, label))
+    curve, result = whole.compute(), engine.state.metrics["visible"]
+    if value == "curve":
+        torch.testing.assert_close(result.dice, curve.dice)
+    else:
+        assert result == pytest.approx(curve.area if value == "area" else curve.at(value))
+
+
+def curve_of(share: list[float], dice: list[float]) -> VisibilityCurve:
+    points = torch.tensor(share, dtype=torch.float64)
+    return VisibilityCurve(points, points, torch.tensor(dice, dtype=torch.float64)[:, None])
+
+
+def test_mean_dice_leaves_out_classes_that_are_nan() -> None:
+    points = torch.tensor([0.0, 1.0])
+    curve = VisibilityCurve(points, points, torch.tensor([[0.2, math.nan], [0.4, 0.8]]))
+    assert curve.mean_dice.tolist() == pytest.approx([0.2, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)],
+)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_at_is_linear_between_the_points(share: float, expected: float, shuffled: bool) -> None:
+    points, dice = [0.0, 0.2, 0.5, 1.0], [0.1, 0.3, 0.6, 1.0]
+    order = [2, 0, 3, 1] if shuffled else [0, 1, 2, 3]
+    assert curve_of([points[i] for i in order], [dice[i] for i in order]).at(share) == pytest.approx(expected)
+
+
+def test_at_outside_the_points_is_the_nearest() -> None:
+    curve = curve_of([0.2, 0.8], [0.3, 0.9])
+    assert [curve.at(share) for share in (0.0, 0.1, 0.9, 1.0)] == pytest.approx([0.3, 0.3, 0.9, 0.9])
+    assert curve_of([0.4], [0.7]).at(0.1) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_at_and_area_bear_repeated_shares(share: float) -> None:
+    """Two thresholds between which there is no voxel show the same share."""
+    curve = curve_of([0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.6, 0.6, 0.6, 1.0, 1.0])
+    assert curve.at(share) == pytest.approx(0.2 + 0.8 * share)
+    assert curve.area == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("share", "dice", "area"),
+    [
+        ([0.0, 1.0], [0.0, 1.0], 0.5),
+        ([0.0, 0.5, 1.0], [0.0, 1.0, 1.0], 0.75),
+        ([1.0, 0.0, 0.5], [1.0, 0.0, 1.0], 0.75),
+        ([0.2, 0.6], [0.4, 0.8], 0.6),
+        ([0.3], [0.7], 0.7),
+        ([0.3, 0.3], [0.7, 0.7], 0.7),
+    ],
+)
+def test_area_of_known_curves(share: list[float], dice: list[float], area: float) -> None:
+    assert curve_of(share, dice).area == pytest.approx(area)
+
+
+def test_network_and_inputs_come_back_as_they_were() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1), nn.Dropout(0.5)).train()
+    network[2].eval()
+    batch = cohort(2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    kept = [part.clone() for part in batch]
+    metric = VisibleDice(network, (0.5, 1.0))
+    metric.update(batch)
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(part, copy) for part, copy in zip(batch, kept, strict=True))
+    expected = foreground_dice(network.eval()(batch[0]), batch[2]).double().nanmean(dim=0)
+    torch.testing.assert_close(metric.compute().dice[1], expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"order": "rank"}, "order must be one of 'quantile', 'threshold', got 'rank'"),
+        ({"value": "mean"}, "value must be one of 'curve', 'area', got 'mean'"),
+        ({"value": 1.5}, "value must be 'curve', 'area' or a share in [0, 1], got 1.5"),
+        ({"levels": ()}, "levels must be numbers in [0, 1], at least one, got ()"),
+        ({"levels": (0.5, 1.1)}, "levels must be numbers in [0, 1], at least one, got (0.5, 1.1)"),
+        ({"levels": (-0.1, 1.0)}, "levels must be numbers in [0, 1], at least one, got (-0.1, 1.0)"),
+    ],
+)
+def test_refuses_bad_arguments(changed: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        VisibleDice(Bright(), **changed)
+
+
+def test_refuses_bad_importance() -> None:
+    image, importance, label = cohort(2)
+    metric = VisibleDice(Bright())
+    for bad in (importance.repeat(1, 2, 1, 1), importance[..., :-1], importance[:1]):
+        with pytest.raises(
+            ValueError, match=r"importance must be one channel on the image's grid, \(2, 1, 6, 5\), got"
+        ):
+            metric.update((image, bad, label))
+    importance[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="importance must hold finite values only, got 1 NaN or infinite of 60"):
+        metric.update((image, importance, label))

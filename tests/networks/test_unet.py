@@ -1,0 +1,96 @@
+"""The U-Net has the paper's sizes, and tells the truth about its grid and its context."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from unoise_monai.networks import UNet
+
+SIZES = {"small": (2, 4), "medium": (3, 4), "large": (4, 4), "utility": (5, 6)}
+
+
+@pytest.mark.parametrize(
+    ("size", "spatial_dims", "in_channels", "count"),
+    [
+        ("small", 2, 3, 28_529),
+        ("medium", 2, 3, 130_577),
+        ("large", 2, 3, 537_425),
+        ("utility", 2, 3, 34_527_041),
+        ("small", 3, 1, 83_825),
+        ("medium", 3, 1, 388_625),
+        ("large", 3, 1, 1_606_481),
+        ("utility", 3, 1, 103_536_449),
+    ],
+)
+def test_parameter_counts(size: str, spatial_dims: int, in_channels: int, count: int) -> None:
+    with torch.device("meta"):
+        net = UNet(spatial_dims, in_channels, 1, *SIZES[size])
+    assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_stride_is_the_grid_of_the_sides(spatial_dims: int, depth: int) -> None:
+    net = UNet(spatial_dims, 2, 3, depth, channel_factor=1).eval()
+    assert net.stride == 2 ** (depth - 1)
+    sides = [net.stride * factor for factor in (3, 1, 2)[:spatial_dims]]
+    assert net(torch.zeros(2, 2, *sides)).shape == (2, 3, *sides)
+    if depth > 1:
+        with pytest.raises(RuntimeError):
+            net(torch.zeros(2, 2, sides[0] - net.stride // 2, *sides[1:]))
+
+
+def all_paths_open(net: UNet) -> UNet:
+    """Random positive weights: no ReLU is closed, so whatever can reach an output voxel does."""
+    for parameter in net.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 1.0)
+    return net.double().eval()
+
+
+def support(net: UNet, spatial_dims: int, axis: int, centre: int, length: int) -> Tensor:
+    """Which slabs of the input across ``axis`` have a gradient of the output slab at ``centre``."""
+    size = [net.stride] * spatial_dims
+    size[axis] = length
+    image = torch.rand(3, 1, *size, dtype=torch.double, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(image).select(axis + 2, centre).sum(), image)
+    return (gradient != 0).movedim(axis + 2, 0).flatten(1).any(dim=1)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_halo_holds_the_gradient_and_is_not_wasteful(spatial_dims: int, depth: int) -> None:
+    torch.manual_seed(depth)
+    net = all_paths_open(UNet(spatial_dims, 1, 1, depth, channel_factor=1))
+    margin = -(-(net.halo + 1) // net.stride) * net.stride
+    farthest = 0
+    for axis in range(spatial_dims):
+        for centre in range(margin, margin + net.stride):
+            slabs = support(net, spatial_dims, axis, centre, 2 * margin + net.stride).nonzero().flatten()
+            farthest = max(farthest, centre - int(slabs.min()), int(slabs.max()) - centre)
+    assert net.halo - net.stride <= farthest <= net.halo
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_scripted_equals_eager(depth: int) -> None:
+    net = UNet(3, 1, 2, depth, channel_factor=1).eval()
+    scripted = torch.jit.script(net)
+    image = torch.randn(1, 1, 8, 4, 8)
+    torch.testing.assert_close(scripted(image), net(image))
+    assert (scripted.stride, scripted.halo) == (net.stride, net.halo)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
+        ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
+        ({"out_channels": 0}, "out_channels must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"channel_factor": -1}, "channel_factor must be at least 0, got -1"),
+    ],
+)
+def test_refuses_bad_sizes(changed: dict[str, int], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        UNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **changed})
