@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
@@ -60,7 +61,11 @@ def table(size: tuple[int, ...], depth: int, channel_factor: int, share: float, 
     window = SlidingWindowInferer((96, 96, 96), 1, 0.5, "gaussian")
     ways: list[tuple[str, Inferer, int]] = [
         ("one pass, fp32", TiledInferer(1e6, "fp32"), repeats),
-        (f"one pass, {resolve_precision(device, fast)}, channels last", TiledInferer(1e6, fast), repeats),
+        (
+            f"one pass, {str(resolve_precision(device, fast)).removeprefix('torch.')}, channels last",
+            TiledInferer(1e6, fast),
+            repeats,
+        ),
         (f"exact tiles, fp32, {share * gigabytes:.2f} GB", TiledInferer(share * gigabytes, "fp32"), repeats),
         ("sliding window 96^3, overlap 0.5, gaussian, fp32", window, 1),
     ]
@@ -79,7 +84,7 @@ def table(size: tuple[int, ...], depth: int, channel_factor: int, share: float, 
             try:
                 inferer(image, network) if runs > 1 else None
                 passes.clear()
-                output, seconds = timed(lambda inferer=inferer: inferer(image, network), device, runs)
+                output, seconds = timed(partial(inferer, image, network), device, runs)
             except MemoryError as refusal:
                 lines.append(f"| {name} | refused | | {refusal} |")
                 continue
@@ -91,6 +96,7 @@ def table(size: tuple[int, ...], depth: int, channel_factor: int, share: float, 
 
 
 def describe(device: torch.device) -> str:
+    """The hardware and the torch that a table was measured with."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}"

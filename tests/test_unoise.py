@@ -257,7 +257,7 @@ def test_training_finds_the_half_that_the_utility_needs(noise_form: str) -> None
     label = (images > 0).long()
     images[..., 8:] *= 0.25
     label[..., 8:] = 0
-    unoise = UNoise(ExplainedSegmenter(LeftHalf(), unet(1, depth=1)), 0.0, 3.0, noise_form)
+    unoise = UNoise(ExplainedSegmenter(LeftHalf(), UNet(2, 1, 1, 1, channel_factor=3)), 0.1, 3.0, noise_form)
     train_steps(unoise, images, label, steps=150, noise_ratio=0.1, rate=0.03)
     with torch.no_grad():
         tolerance = unoise.eval().segmenter.tolerance(images)

@@ -36,7 +36,7 @@ class ExplainedSegmenter(nn.Module):
         self.stride = _combined(utility, noise_model, "stride", math.lcm)
         """The grid, in voxels, of the input's sides; None where a part does not tell its own."""
         self.halo = _combined(utility, noise_model, "halo", max)
-        """The voxels of context that an output voxel needs on each side; None where a part does not tell its own."""
+        """The voxels of context that a block on that grid needs beyond its faces; None where a part does not tell."""
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ExplainedSegmenter:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
@@ -89,8 +89,11 @@ def test_every_so_many_batches() -> None:
     assert unoise.segmenter.utility.calls == 6
 
 
-def test_number_attaches_nothing() -> None:
-    engine, unoise = trainer(0.01, 1e-4)
-    assert not any(engine.has_event_handler(handler) for handler in [NoiseRatioUpdater(unoise, 0.01).__call__])
+@pytest.mark.parametrize("noise_ratio", [0.01, DualNoiseRatio()], ids=["number", "dual"])
+def test_number_attaches_nothing(noise_ratio: float | DualNoiseRatio) -> None:
+    engine, unoise = trainer(noise_ratio, 1e-4)
+    updater, fresh = NoiseRatioUpdater(unoise, noise_ratio), Engine(lambda engine, batch: None)
+    updater.attach(fresh)
+    assert fresh.has_event_handler(updater) is isinstance(noise_ratio, DualNoiseRatio)
     engine.run()
-    assert unoise.segmenter.utility.calls == 4
+    assert unoise.segmenter.utility.calls == (8 if isinstance(noise_ratio, DualNoiseRatio) else 4)

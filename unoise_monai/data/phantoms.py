@@ -82,7 +82,7 @@ def abdomen_phantom(
     affine = grid_affine(size, spacing_mm, oblique_degrees, left_handed)
     # Two streams: the anatomy must not depend on how many voxels the noise fills.
     rng, noise_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    place = np.eye(4)
+    place = np.diag([1.0, 1.0, 1.0, 1.0])
     place[:3, :3] = rng.uniform(0.94, 1.06) * random_rotation(rng, 4)
     place[:3, 3] = rng.uniform(-10, 10, 3)
     tissue = np.full(tuple(size), Tissue.FAT, np.uint8)

@@ -67,7 +67,7 @@ def random_rotation(rng: np.random.Generator, max_degrees: float) -> Array:
 def grid_affine(size: Sequence[int], spacing_mm: Sequence[float], oblique_degrees: float, left_handed: bool) -> Array:
     """Voxel indices to RAS millimetres, (4, 4), with the middle of the volume at the origin of the world."""
     steps = np.diag(np.array(spacing_mm, dtype=float) * ([-1, 1, 1] if left_handed else [1, 1, 1]))
-    affine = np.eye(4)
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
     affine[:3, :3] = rotation(OBLIQUE_AXIS, oblique_degrees) @ steps
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(size) - 1) / 2)
     return affine

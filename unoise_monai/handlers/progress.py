@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 
@@ -24,7 +25,7 @@ class LossProgress(ProgressBar):
 def last_loss(output: Any) -> dict[str, float]:
     """The loss in a trainer's output, which is a list of items with the same loss where it was decollated."""
     item = output[0] if isinstance(output, list) else output
-    return {"loss": float(item["loss"])}
+    return {"loss": torch.as_tensor(item["loss"]).item()}
 
 
 class MetricsTable:

@@ -106,7 +106,8 @@ def to_float32(output: Any, like: Tensor) -> Any:
     if isinstance(output, dict):
         return {key: to_float32(value, like) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
-        return type(output)(to_float32(value, like) for value in output)
+        values = [to_float32(value, like) for value in output]
+        return values if isinstance(output, list) else tuple(values)
     return output
 
 

@@ -74,7 +74,7 @@ class UNet(nn.Module):
         self.stride = 2 ** (depth - 1)
         """The grid, in voxels, that every side of the input must be a multiple of."""
         self.halo = receptive_halo(depth)
-        """The voxels of context around an output voxel that can change it, on each side."""
+        """The voxels of context that a block on that grid needs beyond each of its faces."""
 
         self.pool = Pool[Pool.MAX, spatial_dims](2)
         self.encoder = nn.ModuleList(
@@ -102,19 +102,16 @@ class UNet(nn.Module):
 
 
 def receptive_halo(depth: int) -> int:
-    """Voxels of context that a U-Net of this depth needs on each side of an output voxel, wherever on its grid.
+    """Voxels of context beyond the faces of a block that lies on the stride's grid, for a U-Net of this depth.
 
-    Walks the widest path from every voxel of a grid cell to its farthest input on the lower side, which the upper side
-    mirrors: down the decoder to the coarsest level and back up the encoder. A level's two convolutions take 2 voxels
-    of its own grid, the convolution after upsampling 1.
+    Walks the widest path from a face, down the decoder to the coarsest level and back up the encoder: a level's two
+    convolutions take 2 voxels of its own grid, the convolution after upsampling 1. A voxel inside the block sees no
+    further beyond the face.
     """
-    reaches = []
-    for voxel in range(2 ** (depth - 1)):
-        lowest = voxel
-        for _ in range(depth - 1):
-            lowest = (lowest - 3) // 2
-        lowest -= 2
-        for _ in range(depth - 1):
-            lowest = 2 * lowest - 2
-        reaches.append(voxel - lowest)
-    return max(reaches)
+    margin = 0
+    for _ in range(depth - 1):
+        margin = -(-(margin + 3) // 2)
+    halo = margin + 2
+    for _ in range(depth - 1):
+        halo = 2 * halo + 2
+    return halo

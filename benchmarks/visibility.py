@@ -1,0 +1,109 @@
+"""Measures a bundle: utility Dice, Dice against the visible share, and the times of both trainings.
+
+    python benchmarks/visibility.py hippocampus_mr_unoise            # both trainings and the evaluation, real volumes
+    python benchmarks/visibility.py hippocampus_mr_unoise --shipped  # the shipped weights only
+    python benchmarks/visibility.py pancreas_ct_unoise --shipped     # on phantoms that were not trained on
+
+Writes benchmarks/results/<bundle>.json and prints the table that the docs quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from unoise_monai.data import write_phantom_cohort
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = {"hippocampus_mr_unoise": ROOT.parent / "shared" / "data" / "Task04_Hippocampus"}
+SHARES = ("10%", "20%", "30%", "50%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", choices=sorted(path.name for path in (ROOT / "bundles").iterdir() if path.is_dir()))
+    parser.add_argument("--data", type=Path, help="a Decathlon folder; real volumes beside the project, else phantoms")
+    parser.add_argument("--out", type=Path, help="where the runs go")
+    parser.add_argument("--shipped", action="store_true", help="measure the shipped weights, train nothing")
+    arguments = parser.parse_args()
+    out = (arguments.out or ROOT / "runs" / f"benchmark_{arguments.bundle}").resolve()
+    data = arguments.data or REAL.get(arguments.bundle)
+    changes: dict[str, object] = {}
+    if data is None:
+        data = out / "phantoms"
+        if not data.is_dir():
+            write_phantom_cohort(data, count=21, seed=8)
+        # All but one serve for validation: none of them was trained on.
+        changes = {"split_file": out / "split.json", "validation_share": 0.95, "test_share": 0.0}
+    changes["dataset_dir"] = data.resolve()
+
+    seconds = {}
+    if not arguments.shipped:
+        changes["ckpt_dir"] = out / "models"
+        for config in ("train_utility", "train"):
+            run(arguments.bundle, "training", f"configs/{config}.yaml", output_dir=out / config, **changes)
+            seconds[config] = total_seconds(out / config / "metrics.csv")
+    run(
+        arguments.bundle,
+        "run",
+        "['configs/train.yaml','configs/evaluate.yaml']",
+        output_dir=out / "evaluation",
+        **changes,
+    )
+    result = {
+        "machine": machine(),
+        "weights": "shipped" if arguments.shipped else "trained in this run",
+        "seconds": seconds,
+        **json.loads((out / "evaluation" / "evaluation.json").read_text()),
+    }
+    path = ROOT / "benchmarks" / "results" / f"{arguments.bundle}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(table(result))
+
+
+def run(bundle: str, run_id: str, config: str, **changes: object) -> None:
+    """Run a bundle's configuration by the command that its docs give, in the bundle's folder."""
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", config]
+    command += [f"--{key}={value}" for key, value in changes.items()]
+    subprocess.run(command, cwd=ROOT / "bundles" / bundle, check=True)
+
+
+def total_seconds(path: Path) -> float:
+    """Training time, validation included, summed over the epochs."""
+    with path.open() as file:
+        return round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
+
+
+def machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+    return f"{device}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def table(result: dict) -> str:
+    curve = result["quantile"]
+    clean = {key.removeprefix("dice_last_level_"): value for key, value in curve.items() if "last_level" in key}
+    rows = [(f"utility Dice, {name}", f"{value:.3f}") for name, value in clean.items()]
+    rows += [(f"Dice, top {share} visible", f"{curve[f'dice_at_{share}']:.3f}") for share in SHARES]
+    rows += [("area under Dice against visible share", f"{curve['area']:.3f}")]
+    rows += [(f"minutes, {name}.yaml", f"{value / 60:.1f}") for name, value in result["seconds"].items()]
+    lines = [f"| {result['machine']} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Any Decathlon folder is read as it comes, and a broken one is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unoise_monai.data import decathlon as module
+from unoise_monai.data.decathlon import TASKS, DecathlonTask, decathlon_task, download_task, find_images, list_cases
+from unoise_monai.data.validation import CaseError
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**content, **changes}))
+
+
+def test_tasks_have_their_own_defaults() -> None:
+    hippocampus, pancreas = TASKS["Task04_Hippocampus"], TASKS["Task07_Pancreas"]
+    assert all(task.name == name for name, task in TASKS.items())
+    # MR has no units: a z-score, and both parts of the hippocampus apart.
+    assert hippocampus.ct_window_hu is None
+    assert hippocampus.class_names == ("background", "anterior", "posterior")
+    assert hippocampus.num_classes == 3
+    # Koker et al. 2021 merge pancreas and tumour.
+    assert pancreas.ct_window_hu == (-96.0, 215.0)
+    assert pancreas.class_names == ("background", "pancreas+cancer")
+    assert pancreas.num_classes == 2
+    assert all(len(task.spacing_mm) == len(task.patch_size) == 3 for task in TASKS.values())
+    # Patches go through a U-Net of depth 4 without padding.
+    assert all(side % 8 == 0 for task in TASKS.values() for side in task.patch_size)
+
+
+def test_a_configuration_changes_single_defaults() -> None:
+    task = decathlon_task("Task07_Pancreas", spacing_mm=[1.5, 1.5, 2.5], merge_labels=False)
+    assert task.spacing_mm == (1.5, 1.5, 2.5)
+    assert task.class_names == ("background", "pancreas", "cancer")
+    assert task.ct_window_hu == TASKS["Task07_Pancreas"].ct_window_hu
+    assert TASKS["Task07_Pancreas"].merge_labels
+    with pytest.raises(ValueError, match="task must be one of 'Task04_Hippocampus', 'Task07_Pancreas', got 'Task99'"):
+        decathlon_task("Task99")
+
+
+def test_cases_come_in_the_order_of_the_index(decathlon: Path) -> None:
+    cases = list_cases(decathlon)
+    assert [case["case"] for case in cases] == ["hippocampus_003", "hippocampus_001", "hippocampus_002"]
+    assert cases[0] == {
+        "case": "hippocampus_003",
+        "image": str(decathlon / "imagesTr/hippocampus_003.nii.gz"),
+        "label": str(decathlon / "labelsTr/hippocampus_003.nii.gz"),
+    }
+
+
+def test_unlabelled_cases_are_plain_strings_in_the_index(decathlon: Path) -> None:
+    cases = list_cases(decathlon, "test")
+    assert [case["case"] for case in cases] == ["hippocampus_004", "hippocampus_005"]
+    assert all(set(case) == {"case", "image"} and Path(case["image"]).is_file() for case in cases)
+
+
+def test_sections_without_cases(decathlon: Path) -> None:
+    rewrite(decathlon, test=[])
+    for section in ("test", "validation"):
+        with pytest.raises(CaseError, match=rf"dataset.json must list cases under '{section}', got none"):
+            list_cases(decathlon, section)
+
+
+def test_the_index_must_be_readable(decathlon: Path, tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match=f"{tmp_path} must be a Decathlon task folder with a dataset.json, got none"):
+        list_cases(tmp_path)
+    for content, said in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
+        (decathlon / "dataset.json").write_text(content)
+        for read in (list_cases, find_images):
+            with pytest.raises(CaseError, match=rf"dataset.json {said}"):
+                read(decathlon)
+
+
+def test_each_case_is_listed_once(decathlon: Path) -> None:
+    items = json.loads((decathlon / "dataset.json").read_text())["training"]
+    rewrite(decathlon, training=[*items, items[1]])
+    with pytest.raises(CaseError, match="must list each case once under 'training', got hippocampus_001 2 times"):
+        list_cases(decathlon)
+
+
+def test_a_bad_file_is_refused_before_work_starts(decathlon: Path) -> None:
+    bad = decathlon / "imagesTr/hippocampus_002.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:30])
+    with pytest.raises(CaseError, match=f"case hippocampus_002: image file {bad} is unreadable"):
+        list_cases(decathlon)
+    bad.unlink()
+    with pytest.raises(CaseError, match=f"case hippocampus_002: image file {bad} is missing"):
+        list_cases(decathlon)
+    assert len(list_cases(decathlon, check_headers=False)) == 3
+
+
+def test_images_of_a_file_and_of_a_folder(decathlon: Path, tmp_path: Path) -> None:
+    file = decathlon / "imagesTs/hippocampus_004.nii.gz"
+    assert find_images(file) == [{"case": "hippocampus_004", "image": str(file)}]
+    (file.parent / "README.txt").touch()
+    # The ._ copies, which lie in the Decathlon's archives, are no volumes.
+    assert [case["case"] for case in find_images(file.parent)] == ["hippocampus_004", "hippocampus_005"]
+    with pytest.raises(CaseError, match=r"images must be a file or a folder, got .*nothing, which does not exist"):
+        find_images(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/._scan.nii.gz").touch()
+    with pytest.raises(CaseError, match=r"empty must hold volumes \(.nii.gz, .*\), got none"):
+        find_images(tmp_path / "empty")
+
+
+def test_images_of_a_decathlon_folder(decathlon: Path) -> None:
+    assert find_images(decathlon) == list_cases(decathlon, "test")
+    rewrite(decathlon, test=[])
+    assert find_images(decathlon) == list_cases(decathlon)
+
+
+def test_the_slices_of_a_series_are_one_case(tmp_path: Path) -> None:
+    for name in ("2.dcm", "10.DCM", "other.nii.gz"):
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == [
+        {"case": tmp_path.name, "image": str(tmp_path)},
+        {"case": "other", "image": str(tmp_path / "other.nii.gz")},
+    ]
+
+
+def test_download_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fetch(**arguments: Any) -> None:
+        calls.append(arguments)
+        folder = Path(arguments["root_dir"]) / arguments["task"]
+        folder.mkdir()
+        (folder / "dataset.json").write_text("{}")
+
+    monkeypatch.setattr(module, "DecathlonDataset", fetch)
+    task = DecathlonTask("Task09_Spleen", ("background", "spleen"), (2.0, 2.0, 5.0), (64, 64, 32), (-60, 240))
+    folder = download_task(task, tmp_path / "new" / "data")
+    assert folder == tmp_path / "new" / "data" / "Task09_Spleen"
+    assert download_task(task, tmp_path / "new" / "data") == folder
+    assert len(calls) == 1
+    assert calls[0]["root_dir"] == str(folder.parent)
+    assert calls[0]["task"] == "Task09_Spleen"
+    assert calls[0]["download"] is True
+    assert calls[0]["cache_rate"] == 0, "the download must not load every volume"
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_monai_can_download_the_tasks(name: str) -> None:
+    assert name in module.DecathlonDataset.resource
+
+
+def test_real_hippocampus() -> None:
+    folder = SHARED / "Task04_Hippocampus"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not there: {folder}")
+    assert len(list_cases(folder)) == 195
+    assert [case["case"] for case in find_images(folder)][:2] == ["hippocampus_006", "hippocampus_014"]
+
+
+def test_real_abdomen() -> None:
+    folder = SHARED / "abdomen_ct"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not there: {folder}")
+    cases = list_cases(folder)
+    assert [case["case"] for case in cases] == ["abdomen_001"]
+    assert find_images(folder) == cases
+
+
+def test_real_series() -> None:
+    folder = SHARED / "dicom_series"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not there: {folder}")
+    assert find_images(folder) == [{"case": "dicom_series", "image": str(folder)}]
