@@ -39,9 +39,9 @@ def test_finite_accepts_numbers_and_integers() -> None:
 
 
 def test_finite_counts_what_is_not() -> None:
-    image = torch.zeros(2, 3)
+    image = torch.zeros(2, 4)
     image[0, 0], image[1, 1], image[1, 2] = nan, inf, -inf
-    with pytest.raises(ValueError, match=r"^image must hold finite values only, got 3 NaN or infinite of 6$"):
+    with pytest.raises(ValueError, match=r"^image must hold finite values only, got 3 NaN or infinite of 8$"):
         check_finite(image, "image")
 
 

@@ -174,3 +174,17 @@ def test_real_series() -> None:
     if not folder.is_dir():
         pytest.skip(f"real data is not there: {folder}")
     assert find_images(folder) == [{"case": "dicom_series", "image": str(folder)}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"labels": ["background"]}, "labels must name the background"),
+        ({"spacing_mm": [1.0, 0.0, 1.0]}, "spacing_mm must be above 0"),
+        ({"patch_size": [8, -8, 8]}, "patch_size must be above 0"),
+        ({"ct_window_hu": [215.0, -96.0]}, "ct_window_hu must be in rising order"),
+    ],
+)
+def test_a_task_refuses_bad_values(changes: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        decathlon_task("Task07_Pancreas", **changes)

@@ -35,6 +35,8 @@ def test_equals_the_loop_over_two_updates(region: str, wrap: type) -> None:
     for tolerance, label in batches():
         metric.update((wrap(tolerance), wrap(label)))
     assert metric.compute() == pytest.approx(naive(region))
+    # The sums hold no graph of the network's pass.
+    assert not any(isinstance(kept, Tensor) and kept.requires_grad for kept in vars(metric).values())
     metric.reset()
     metric.update((torch.full((1, 1, 2, 2), 0.25), torch.tensor([[[[0, 1], [2, 0]]]])))
     assert metric.compute() == pytest.approx(0.25)

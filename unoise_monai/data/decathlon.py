@@ -30,6 +30,10 @@ class DecathlonTask:
         ct_window_hu: Hounsfield range mapped linearly to [-2, 2] and clipped; None for a z-score on the foreground
             (the voxels that are not 0), as MR needs.
         merge_labels: all labels become one foreground class, as in Koker et al. 2021.
+
+    Raises:
+        ValueError: when there are fewer than two labels, a spacing or a side of the patch is not above 0, or the CT
+            window is not in rising order.
     """
 
     name: str
@@ -38,6 +42,15 @@ class DecathlonTask:
     patch_size: tuple[int, ...]
     ct_window_hu: tuple[float, float] | None = None
     merge_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2:
+            raise ValueError(f"labels must name the background and at least one class, got {self.labels}")
+        for name, values in (("spacing_mm", self.spacing_mm), ("patch_size", self.patch_size)):
+            if not min(values) > 0:
+                raise ValueError(f"{name} must be above 0, got {values}")
+        if self.ct_window_hu is not None and not self.ct_window_hu[0] < self.ct_window_hu[1]:
+            raise ValueError(f"ct_window_hu must be in rising order, got {self.ct_window_hu}")
 
     @property
     def class_names(self) -> tuple[str, ...]:

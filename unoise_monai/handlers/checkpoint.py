@@ -20,7 +20,8 @@ class RunCheckpoint:
     """Save the state of a run after every epoch, continue from it when started again, remove it when the run is done.
 
     MONAI's `CheckpointSaver` writes in place and forgets the best score when it starts again, so a kill at the wrong
-    moment costs the run, or a worse model replaces the best. Here files appear whole or not at all.
+    moment costs the run, or a worse model replaces the best. Here files appear whole or not at all. Attach it after the
+    validation, whose best metric belongs to the epoch.
 
     Args:
         path: the run's checkpoint; it exists while the run is unfinished.
