@@ -37,7 +37,7 @@ SMALL = {
     "device": "cpu",
     "precision": "fp32",
 }
-SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 1}
+SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 2}
 
 bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
@@ -143,7 +143,12 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
     training = {**common, "val_interval": 1, "batch_size": 2}
     run(bundle, "train_utility", output_dir=str(tmp_path / "utility"), utility_epochs=1, **training)
     before = torch.load(tmp_path / "models" / "utility.pt", weights_only=True)
-    run(bundle, "train", output_dir=str(tmp_path / "noise"), max_epochs=2, **training, **SMALL_NOISE)
+    # A pretrained start and a noise ratio that is found: the options that no default run reaches.
+    options = {
+        "pretrained": str(tmp_path / "models" / "utility.pt"),
+        "noise_ratio": {"_target_": "unoise_monai.losses.DualNoiseRatio", "keep": 0.9, "of": "loss"},
+    }
+    run(bundle, "train", output_dir=str(tmp_path / "noise"), max_epochs=2, **training, **SMALL_NOISE, **options)
     after = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     for name, value in before.items():
         torch.testing.assert_close(after[f"utility.{name}"], value, rtol=0, atol=0)
@@ -153,6 +158,7 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for column in ("train_noised_dice", "train_tolerance", "val_tolerance_foreground", "val_visible_dice", "seconds"):
         assert np.isfinite(float(rows[-1][column]))
+    assert len({row["noise_ratio"] for row in rows}) == 2
     assert list((tmp_path / "noise" / "tensorboard").iterdir())
 
     common |= SMALL_NOISE
