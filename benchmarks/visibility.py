@@ -4,7 +4,7 @@
     python benchmarks/visibility.py hippocampus_mr_unoise --shipped  # the shipped weights only
     python benchmarks/visibility.py pancreas_ct_unoise --shipped     # on phantoms that were not trained on
 
-Writes benchmarks/results/<bundle>.json and prints the table that the docs quote.
+Writes benchmarks/results/<bundle>_<part>.json and prints the table that the docs quote.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ import torch
 from unoise_monai.data import write_phantom_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL = {"hippocampus_mr_unoise": ROOT.parent / "shared" / "data" / "Task04_Hippocampus"}
+TASK04 = "Task04_Hippocampus"
+REAL = {"hippocampus_mr_unoise": (ROOT / "data" / TASK04, ROOT.parent / "shared" / "data" / TASK04)}
 SHARES = ("10%", "20%", "30%", "50%")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", choices=sorted(path.name for path in (ROOT / "bundles").iterdir() if path.is_dir()))
-    parser.add_argument("--data", type=Path, help="a Decathlon folder; real volumes beside the project, else phantoms")
+    parser.add_argument("--data", type=Path, help="a Decathlon folder; the default is Task04 or phantoms")
     parser.add_argument("--out", type=Path, help="where the runs go")
+    parser.add_argument("--part", default="validation", choices=("validation", "test"), help="which part to measure on")
     parser.add_argument("--shipped", action="store_true", help="measure the shipped weights, train nothing")
     arguments = parser.parse_args()
     out = (arguments.out or ROOT / "runs" / f"benchmark_{arguments.bundle}").resolve()
-    data = arguments.data or REAL.get(arguments.bundle)
+    data = arguments.data or next((path for path in REAL.get(arguments.bundle, ()) if path.is_dir()), None)
     changes: dict[str, object] = {}
     if data is None:
+        if not arguments.shipped or arguments.bundle in REAL:
+            parser.error("--data must name a Decathlon folder: no volumes of this bundle's task are here")
         data = out / "phantoms"
         if not data.is_dir():
             write_phantom_cohort(data, count=21, seed=8)
@@ -56,15 +60,19 @@ def main() -> None:
         "run",
         "['configs/train.yaml','configs/evaluate.yaml']",
         output_dir=out / "evaluation",
+        part=arguments.part,
         **changes,
     )
     result = {
+        "command": " ".join(["python", "benchmarks/visibility.py", *sys.argv[1:]]),
+        "data": f"{data.name}, part {arguments.part}",
+        "seed": 0,
         "machine": machine(),
         "weights": "shipped" if arguments.shipped else "trained in this run",
         "seconds": seconds,
         **json.loads((out / "evaluation" / "evaluation.json").read_text()),
     }
-    path = ROOT / "benchmarks" / "results" / f"{arguments.bundle}.json"
+    path = ROOT / "benchmarks" / "results" / f"{arguments.bundle}_{arguments.part}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(table(result))
@@ -96,7 +104,7 @@ def cpu_name() -> str:
 
 def table(result: dict) -> str:
     curve = result["quantile"]
-    clean = {key.removeprefix("dice_last_level_"): value for key, value in curve.items() if "last_level" in key}
+    clean = {key.removeprefix("dice_all_visible_"): value for key, value in curve.items() if "all_visible" in key}
     rows = [(f"utility Dice, {name}", f"{value:.3f}") for name, value in clean.items()]
     rows += [(f"Dice, top {share} visible", f"{curve[f'dice_at_{share}']:.3f}") for share in SHARES]
     rows += [("area under Dice against visible share", f"{curve['area']:.3f}")]

@@ -5,9 +5,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-python3}"
 preset=configs/phantom_demo.yaml
 
-rm -rf data/phantoms runs/demo
+rm -rf runs/demo
 echo "1/3  A synthetic abdominal CT cohort"
-"$python" -m unoise_monai.cli phantom data/phantoms --count 12 --test_count 2
+"$python" -m unoise_monai.cli phantom runs/demo/phantoms --count 12 --test_count 2
 echo "2/3  Training the noise model against the shipped utility network"
 "$python" -m monai.bundle run training --args_file "$preset"
 echo "3/3  Importance of the two unlabelled volumes"
@@ -18,7 +18,7 @@ echo
 echo "Open these in 3D Slicer, the importance over the scan:"
 for importance in runs/demo/importance/*/*_importance.nii.gz; do
     case=$(basename "$(dirname "$importance")")
-    echo "  scan        data/phantoms/imagesTs/$case.nii.gz"
+    echo "  scan        runs/demo/phantoms/imagesTs/$case.nii.gz"
     echo "  importance  $importance"
     echo "  outline     ${importance%_importance.nii.gz}_seg.nii.gz"
     echo "  picture     ${importance%_importance.nii.gz}_overlay.png"

@@ -265,3 +265,17 @@ def test_training_finds_the_half_that_the_utility_needs(noise_form: str) -> None
     assert float(spare) > 0.8
     assert float(needed) < 0.5
     assert float(spare) > float(needed) + 0.4
+
+
+def test_importance_keeps_its_resolution_under_autocast() -> None:
+    torch.manual_seed(0)
+    segmenter = ExplainedSegmenter(nn.Conv3d(1, 2, 1), nn.Conv3d(1, 1, 1)).eval()
+    segmenter.noise_model.weight.data.fill_(-1.0)
+    segmenter.noise_model.bias.data.zero_()
+    image = torch.linspace(5.0, 9.0, 64).view(1, 1, 4, 4, 4)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        importance = segmenter(image)[:, -1]
+        tolerance = segmenter.tolerance(image)
+    assert importance.dtype == tolerance.dtype == torch.float32
+    assert importance.max() < 1
+    assert len(importance.unique()) > 32

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.checks import check_choice, check_finite, check_sigma_range
+from unoise_monai.types import Image, Logits, VoxelMap
 
 NOISE_FORMS = ("scaled", "printed")
 
@@ -44,13 +45,14 @@ class ExplainedSegmenter(nn.Module):
         self.utility.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        # sigmoid(-z) is 1 - sigmoid(z) without the rounding of the difference.
-        return torch.cat([self.utility(x), torch.sigmoid(-self.noise_model(x))], dim=1)
+    def forward(self, x: Image) -> Tensor:
+        # sigmoid(-z) is 1 - sigmoid(z) without the rounding of the difference; in float32 also under autocast, for half
+        # precision knows no importance between 0.996 and 1.
+        return torch.cat([self.utility(x), torch.sigmoid(-self.noise_model(x).float())], dim=1)
 
-    def tolerance(self, x: Tensor) -> Tensor:
+    def tolerance(self, x: Image) -> VoxelMap:
         """How much noise each voxel can bear: ``B`` in [0, 1], ``(B, 1, *spatial)``."""
-        return torch.sigmoid(self.noise_model(x))
+        return torch.sigmoid(self.noise_model(x).float())
 
 
 class UNoise(nn.Module):
@@ -91,7 +93,7 @@ class UNoise(nn.Module):
         self.sigma_max = float(sigma_max)
         self.noise_form = noise_form
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Image) -> tuple[Logits, VoxelMap]:
         check_finite(x, "image")
         z = self.segmenter.noise_model(x)
         expected = (x.shape[0], 1, *x.shape[2:])
@@ -99,7 +101,7 @@ class UNoise(nn.Module):
             raise ValueError(f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}")
         return self.segmenter.utility(self.noised(x, torch.sigmoid(z))), z
 
-    def noised(self, x: Tensor, tolerance: Tensor) -> Tensor:
+    def noised(self, x: Image, tolerance: VoxelMap) -> Image:
         """The image with noise of the scale that ``tolerance`` allows (Eq. 1), differentiable in ``tolerance``."""
         eps = torch.randn_like(x)
         scale = tolerance * (self.sigma_max - self.sigma_min)

@@ -25,6 +25,7 @@ from unoise_monai.data import write_phantom_cohort
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
+REAL = ROOT.parent / "shared" / "data"
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIGS = {"train_utility": "train", "train": "train", "inference": "infer"}
@@ -198,37 +199,98 @@ def test_missing_utility_weights_name_the_command_that_trains_them(bundle: Path,
 
 def test_a_killed_run_goes_on(cohort: Path, tmp_path: Path) -> None:
     """From the bundle's folder, by the command of its docs."""
-    changes = {"dataset_dir": cohort, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path, "utility_epochs": 40}
+    changes = {"dataset_dir": cohort, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path, "utility_epochs": 12}
     arguments = [
         f"--{key}={value}" for key, value in {**SMALL, **changes, "batch_size": 2}.items() if "noise" not in key
     ]
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train_utility.yaml"]
     options = {"cwd": ROOT / "bundles" / "pancreas_ct_unoise", "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    last = tmp_path / "models" / "utility_last.pt"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, *arguments], stdout=log, stderr=log, **options)
         deadline = time.monotonic() + 120
-        while not (tmp_path / "last.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+        while not last.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    reached = torch.load(tmp_path / "last.pt", weights_only=True)["epoch"]
-    assert 1 <= reached < 40
-    again = [*command, *arguments, f"--utility_epochs={reached + 2}"]
-    done = subprocess.run(again, capture_output=True, text=True, timeout=300, check=True, **options)
-    assert f"continued from last.pt after epoch {reached}" in done.stdout + done.stderr
+    reached = torch.load(last, weights_only=True)["epoch"]
+    assert 1 <= reached < 12
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=True, **options)
+    assert f"continued from utility_last.pt after epoch {reached}" in done.stdout + done.stderr
     with (tmp_path / "metrics.csv").open() as file:
-        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, reached + 3))
-    assert not (tmp_path / "last.pt").exists()
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, 13))
+    assert not last.exists()
+
+
+def has(config: object, key: str) -> bool:
+    for part in key.split("#"):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_change_only_what_is_there(preset: Path) -> None:
     content = yaml.safe_load(preset.read_text())
     assert (ROOT / content.pop("config_file")).is_file()
-    bundle = ROOT / content["bundle_root"]
-    known: set[str] = set()
-    for config in CONFIGS:
-        parser = ConfigParser()
-        parser.read_config(str(bundle / "configs" / f"{config}.yaml"))
-        known |= {key for key in content if key.split("#")[0] in parser}
-    assert set(content) - known == set()
+    folder = ROOT / content["bundle_root"] / "configs"
+    configs = {name: ConfigParser.load_config_file(folder / f"{name}.yaml") for name in CONFIGS}
+    for key in content:
+        if "#" in key:
+            # A change inside a component fails where the component is missing: it must be in every configuration.
+            assert all(has(config, key) or has(config, key.rsplit("#", 1)[0]) for config in configs.values()), key
+        assert any(has(config, key) or ("#" in key and key.split("#")[0] == "task") for config in configs.values()), key
+
+
+def test_the_gpu_preset_trains_the_utility_for_its_own_epochs(cohort: Path) -> None:
+    preset = yaml.safe_load((ROOT / "configs" / "task07_gpu.yaml").read_text())
+    bundle = ROOT / preset.pop("bundle_root")
+    preset.pop("config_file")
+    flow = workflow(bundle, "train_utility", **{**preset, "dataset_dir": str(cohort), "device": "cpu"})
+    assert flow.parser.get_parsed_content("train#trainer#max_epochs") == preset["utility_epochs"]
+    assert flow.parser.get_parsed_content("task").spacing_mm == (1.5, 1.5, 1.5)
+
+
+def test_a_preset_runs_from_the_root(cohort: Path, tmp_path: Path) -> None:
+    """``make demo`` runs the whole one; here its command, on a few voxels."""
+    paths = {"dataset_dir": str(cohort), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
+    changes: dict[str, object] = {**SMALL, **paths, "val_interval": 1}
+    run(ROOT / "bundles" / "pancreas_ct_unoise", "train_utility", utility_epochs=1, **changes)
+    changes |= {**SMALL_NOISE, "utility_weights": str(tmp_path / "utility.pt"), "max_epochs": 1}
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--args_file", "configs/phantom_demo.yaml"]
+    command += [f"--{key}={value}" for key, value in changes.items()]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    assert (tmp_path / "model.pt").is_file()
+
+
+GRIDS = {
+    "oblique phantom": ("pancreas_ct_unoise", None),
+    "abdominal CT": ("pancreas_ct_unoise", REAL / "abdomen_ct" / "imagesTr" / "abdomen_001.nii.gz"),
+    "hippocampus MR": ("hippocampus_mr_unoise", REAL / "Task04_Hippocampus" / "imagesTs" / "hippocampus_006.nii.gz"),
+}
+
+
+@pytest.mark.parametrize(("bundle", "image"), GRIDS.values(), ids=GRIDS)
+def test_shipped_weights_write_maps_on_the_file_s_own_grid(
+    bundle: str, image: Path | None, cohort: Path, tmp_path: Path
+) -> None:
+    image = image or cohort / "imagesTs" / "phantom_test_001.nii.gz"
+    if not image.is_file():
+        pytest.skip(f"the real volume is not at {image}")
+    run(ROOT / "bundles" / bundle, "inference", dataset_dir=str(image), output_dir=str(tmp_path), device="cpu")
+    case = image.name.removesuffix(".nii.gz")
+    source, source_itk = nib.load(image), SimpleITK.ReadImage(str(image))
+    for name, dtype in (("importance", np.float32), ("seg", np.uint8)):
+        path = tmp_path / case / f"{case}_{name}.nii.gz"
+        written, written_itk = nib.load(path), SimpleITK.ReadImage(str(path))
+        assert written.shape == source.shape
+        assert written.get_data_dtype() == dtype
+        assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (1, 1)
+        np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+        assert written_itk.GetSize() == source_itk.GetSize()
+        np.testing.assert_allclose(written_itk.GetOrigin(), source_itk.GetOrigin(), atol=1e-4)
+        np.testing.assert_allclose(written_itk.GetSpacing(), source_itk.GetSpacing(), atol=1e-5)
+        np.testing.assert_allclose(written_itk.GetDirection(), source_itk.GetDirection(), atol=1e-5)
+    importance = nib.load(tmp_path / case / f"{case}_importance.nii.gz").get_fdata()
+    assert 0 <= importance.min() < importance.max() <= 1

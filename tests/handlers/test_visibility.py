@@ -110,8 +110,8 @@ def test_tables_and_figures(tmp_path: Path) -> None:
         "dice_at_30%": 1,
         "dice_at_50%": 1,
         "area": pytest.approx(curve.area, abs=1e-4),
-        "dice_last_level_anterior": 1,
-        "dice_last_level_posterior": 1,
+        "dice_all_visible_anterior": 1,
+        "dice_all_visible_posterior": 1,
     }
 
 
@@ -149,8 +149,8 @@ def test_a_class_that_no_volume_has_is_null(tmp_path: Path) -> None:
         raise ValueError(f"{name} is not JSON")
 
     summary = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=refuse)
-    assert summary["quantile"]["dice_last_level_posterior"] is None
-    assert summary["quantile"]["dice_last_level_anterior"] == 1
+    assert summary["quantile"]["dice_all_visible_posterior"] is None
+    assert summary["quantile"]["dice_all_visible_anterior"] == 1
 
 
 def test_figures_between_the_levels() -> None:
@@ -162,7 +162,7 @@ def test_figures_between_the_levels() -> None:
         "dice_at_30%": 0.6,
         "dice_at_50%": 0.8167,
         "area": 0.67,
-        "dice_last_level_organ": 0.9,
+        "dice_all_visible_organ": 0.9,
     }
 
 

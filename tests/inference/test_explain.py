@@ -51,7 +51,7 @@ def segmenter(*weights: float) -> ExplainedSegmenter:
 
 
 def explainer(network: ExplainedSegmenter, task: DecathlonTask = TASK) -> Explainer:
-    return Explainer(network, task, TiledInferer(precision="fp32"), device="cpu")
+    return Explainer(network, task, TiledInferer(precision="fp32"))
 
 
 def importance_of(hounsfield: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def test_the_network_comes_back_in_its_mode(scan: Path, mode: bool) -> None:
     torch.testing.assert_close(values, explainer(network.eval())(scan).importance)
     network.train(mode).noise_model.dropout.train(not mode)
     with pytest.raises(MemoryError, match="no room"):
-        Explainer(network, TASK, Failing(), device="cpu")(scan)
+        Explainer(network, TASK, Failing())(scan)
     assert {name: module.training for name, module in network.named_modules()} == before
 
 
@@ -138,7 +138,7 @@ def test_any_inferer_will_do(scan: Path) -> None:
 
     expected = explainer(segmenter(-1.0, 1.0))(scan).importance
     for inferer in (Plain(), SimpleInferer()):
-        actual = Explainer(segmenter(-1.0, 1.0), TASK, inferer, device="cpu")(scan).importance
+        actual = Explainer(segmenter(-1.0, 1.0), TASK, inferer)(scan).importance
         torch.testing.assert_close(actual.as_tensor(), expected.as_tensor())
 
 

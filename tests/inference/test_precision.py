@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -157,3 +159,17 @@ def test_autocast_inferer_passes_arguments_and_keeps_a_tuple() -> None:
     assert float(first.max()) == 3.0
     assert float(second.max()) == 2.0
     assert torch.equal(first.affine, x.affine)
+
+
+def test_auto_trains_in_fp32_where_it_would_be_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "resolve_precision", lambda device, name="auto": FP16[name])
+    network, seen = nn.Conv2d(1, 1, 1), []
+    monkeypatch.setattr(precision, "to_fast_layout", lambda x, dtype: seen.append(dtype) or x)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    AutocastInferer()(torch.ones(1, 1, 2, 2), network)
+    with torch.no_grad():
+        AutocastInferer()(torch.ones(1, 1, 2, 2), network)
+    assert seen == [torch.float32, torch.float16]
+
+
+FP16 = {"auto": torch.float16, "fp32": torch.float32}

@@ -1,5 +1,7 @@
 """Mean tolerance against a loop over voxels."""
 
+import math
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -52,10 +54,16 @@ def test_attached_to_an_engine() -> None:
 
 def test_refuses_to_compute_on_nothing() -> None:
     metric = MeanTolerance("foreground")
-    for _ in range(2):
-        with pytest.raises(NotComputableError, match="at least one voxel of region 'foreground', got none"):
-            metric.compute()
-        metric.update((torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)))
+    with pytest.raises(NotComputableError, match="at least one volume, got none"):
+        metric.compute()
+
+
+def test_an_empty_region_is_nan_and_no_reason_to_stop() -> None:
+    metric = MeanTolerance("foreground")
+    metric.update((torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)))
+    assert math.isnan(metric.compute())
+    metric.update((torch.full((1, 1, 2, 2), 0.25), torch.ones(1, 1, 2, 2)))
+    assert metric.compute() == 0.25
 
 
 def test_refuses_an_unknown_region() -> None:

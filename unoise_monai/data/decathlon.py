@@ -141,7 +141,11 @@ def find_images(path: str | Path) -> list[Case]:
         raise CaseError(f"folder {path} must hold volumes ({', '.join(EXTENSIONS)}), got none")
     # The slices of a series are one volume, their folder.
     volumes = list(dict.fromkeys(path if file.name.lower().endswith(DICOM) else file for file in volumes))
-    return [{"case": case_name(file), "image": str(file)} for file in volumes]
+    cases = [{"case": case_name(file), "image": str(file)} for file in volumes]
+    for name, times in Counter(case["case"] for case in cases).items():
+        if times > 1:
+            raise CaseError(f"folder {path} must hold one volume a case name, got {times} named {name}")
+    return cases
 
 
 def _read_index(index: Path) -> dict[str, Any]:

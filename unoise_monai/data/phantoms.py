@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from unoise_monai.atomic import atomic_path
 from unoise_monai.data.anatomy import Tissue, random_abdomen, random_hounsfield
 from unoise_monai.data.shapes import grid_affine, paint, random_rotation, soften
 
@@ -161,9 +162,8 @@ def write_phantom_cohort(
         ],
         "test": [f"./imagesTs/{case}.nii.gz" for split, _, _, case in cases if split == "Ts"],
     }
-    partial = root / ".dataset.json.part"
-    partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    partial.replace(index_file)
+    with atomic_path(index_file) as temporary:
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return root
 
 
@@ -173,10 +173,8 @@ def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".part_{path.name}")
-    nib.save(image, partial)
-    partial.replace(path)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
 
 
 def check_integer(name: str, value: object, least: int) -> None:

@@ -31,9 +31,10 @@ def split_cases(
 ) -> Split:
     """Draw the parts and save them as JSON, or read them back where they were drawn before.
 
-    A Decathlon case is one patient, so a split of cases is a split of patients. Every case lands in exactly one part;
-    training and validation get at least one each, unless ``validation_share`` is 0. A single case serves as both.
-    Cases that a saved split does not know were never trained on: they join its test part.
+    A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients; Task04 has a
+    patient's left and right hippocampus as two cases and does not tell which belong together. Every case lands in one
+    part; training and validation get at least one each, unless ``validation_share`` is 0. A single case serves as both,
+    with a warning. Cases that a saved split does not know were never trained on: they join its test part.
 
     Args:
         cases: what `list_cases` gave.
@@ -81,6 +82,7 @@ def split_cases(
 
 def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
     if len(names) == 1:
+        logger.warning("a single case serves for training and for validation: its scores say little")
         return {"training": list(names), "validation": list(names), "test": []}
     order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
     validation = max(1, min(round(validation_share * len(names)), len(names) - 1)) if validation_share else 0

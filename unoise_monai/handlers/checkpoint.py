@@ -29,7 +29,8 @@ class RunCheckpoint:
         evaluator: its best metric is kept across a restart.
 
     Raises:
-        ValueError: on start, when the checkpoint lacks one of the objects.
+        ValueError: on start, when the checkpoint lacks one of the objects, or is of a run of another length, whose
+            learning rate follows another schedule.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], evaluator: Engine | None = None) -> None:
@@ -49,6 +50,11 @@ class RunCheckpoint:
         missing = sorted(set(self.objects) - set(state["objects"]))
         if missing:
             raise ValueError(f"the checkpoint {self.path} must hold every object of the run, got none for {missing}")
+        if state["max_epochs"] != engine.state.max_epochs:
+            raise ValueError(
+                f"the run that {self.path} continues must have {state['max_epochs']} epochs, got"
+                f" {engine.state.max_epochs}; remove the file to start anew"
+            )
         for name, target in self.objects.items():
             target.load_state_dict(state["objects"][name])
         engine.state.epoch = state["epoch"]
@@ -64,6 +70,7 @@ class RunCheckpoint:
             "objects": {name: source.state_dict() for name, source in self.objects.items()},
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
             "best_metric": float(best.best_metric) if best is not None else None,
             "best_metric_epoch": best.best_metric_epoch if best is not None else None,
         }
@@ -71,6 +78,9 @@ class RunCheckpoint:
             torch.save(state, temporary)
 
     def finish(self, engine: Engine) -> None:
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == -1:
+            logger.warning("no validation ran, so no best model was saved: the last weights stay in %s", self.path.name)
+            return
         self.path.unlink(missing_ok=True)
 
 

@@ -78,9 +78,12 @@ class VisibilityReport:
         curves = {name: engine.state.metrics[name] for name in self.curves}
         for name, curve in curves.items():
             write_curve(curve, self.class_names[1:], self.output_dir / f"{name}.csv")
-        full = max(float(curve.mean_dice.max()) for curve in curves.values())
-        points = {name: (curve.share.numpy(), curve.mean_dice.numpy()) for name, curve in curves.items()}
-        save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
+        # Where no label has any foreground there is no Dice to draw.
+        drawn = {name: curve for name, curve in curves.items() if bool(curve.mean_dice.isfinite().all())}
+        if drawn:
+            points = {name: (curve.share.numpy(), curve.mean_dice.numpy()) for name, curve in drawn.items()}
+            full = next((curve.at(1.0) for curve in drawn.values() if shows_all(curve)), None)
+            save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
         summary = {name: figures(curve, self.class_names[1:]) for name, curve in curves.items()}
         with atomic_path(self.output_dir / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n")
@@ -89,12 +92,19 @@ class VisibilityReport:
 
 
 def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
-    """The figures of a curve that are quoted: Dice at fixed shares, the area, and Dice at the last level a class."""
-    by_share = {f"dice_at_{share:.0%}": curve.at(share) for share in QUOTED_SHARES}
-    last = {f"dice_last_level_{name}": float(curve.dice[-1, column]) for column, name in enumerate(classes)}
-    values = {**by_share, "area": curve.area, **last}
+    """The figures of a curve that are quoted: Dice at fixed shares, the area, each class's Dice with all visible."""
+    values = {f"dice_at_{share:.0%}": curve.at(share) for share in QUOTED_SHARES}
+    values["area"] = curve.area
+    if shows_all(curve):
+        last = curve.dice[curve.share.argmax()]
+        values |= {f"dice_all_visible_{name}": float(last[column]) for column, name in enumerate(classes)}
     # JSON has no NaN, which is the Dice of a class that no volume has.
     return {key: round(value, 4) if math.isfinite(value) else None for key, value in values.items()}
+
+
+def shows_all(curve: VisibilityCurve) -> bool:
+    """Whether the curve was measured with every voxel visible."""
+    return float(curve.share.max()) == 1.0
 
 
 def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.transforms import Compose, Invertd, MapTransform
+from monai.transforms import Compose, EnsureTyped, Invertd, MapTransform
 from monai.utils import convert_to_tensor
 
 from unoise_monai.data import DecathlonTask, case_name, preprocessing
 from unoise_monai.inference.tiling import TiledInferer
+from unoise_monai.networks.modes import evaluating
 from unoise_monai.unoise import ExplainedSegmenter
 
 
@@ -52,6 +53,8 @@ def postprocessing(preprocess: Compose) -> Compose:
     """
     return Compose(
         [
+            # A scan at its full size, with every class, has its place in the RAM, not on the GPU.
+            EnsureTyped("pred", device=torch.device("cpu")),
             Invertd("pred", preprocess, orig_keys="image", nearest_interp=False, to_tensor=True),
             SplitExplanationd("pred"),
         ]
@@ -72,22 +75,14 @@ class Explainer:
     """Explains the segmentation of volumes, one file at a time.
 
     Args:
-        segmenter: the trained network and its noise model; it is put in evaluation mode for the call and comes back
-            in the mode that it had.
+        segmenter: the trained network and its noise model; it runs on the device that it is on, in evaluation mode, and
+            comes back in the mode that it had.
         task: how volumes are read; the same definition that the networks were trained with.
         inferer: how the network runs over the volume; exact tiles in the fastest precision by default.
-        device: where it runs; CUDA where there is one by default.
     """
 
-    def __init__(
-        self,
-        segmenter: ExplainedSegmenter,
-        task: DecathlonTask,
-        inferer: Inferer | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, segmenter: ExplainedSegmenter, task: DecathlonTask, inferer: Inferer | None = None) -> None:
         self.segmenter = segmenter
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.inferer = TiledInferer() if inferer is None else inferer
         self.preprocess = preprocessing(task, with_label=False)
         self.postprocess = postprocessing(self.preprocess)
@@ -99,14 +94,9 @@ class Explainer:
             CaseError: when the file is missing, unreadable, not three-dimensional or holds NaN or infinite voxels.
         """
         item = self.preprocess({"image": str(image), "case": case_name(image)})
-        modes = [(module, module.training) for module in self.segmenter.modules()]
-        network = self.segmenter.to(self.device).eval()
-        try:
-            with torch.no_grad():
-                pred = self.inferer(item["image"][None].to(self.device), network)
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        item["pred"] = MetaTensor(convert_to_tensor(pred[0]).cpu(), meta=item["image"].meta)
+        device = next(self.segmenter.parameters()).device
+        with evaluating(self.segmenter):
+            pred = self.inferer(item["image"][None].to(device), self.segmenter)
+        item["pred"] = MetaTensor(convert_to_tensor(pred[0]), meta=item["image"].meta)
         item = self.postprocess(item)
         return Explanation(item["case"], item["importance"], item["seg"])

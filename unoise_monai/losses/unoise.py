@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.losses.noise_ratio import DualNoiseRatio
+from unoise_monai.types import LabelMap, Logits, VoxelMap
 
 
 class UNoiseLoss(nn.Module):
@@ -35,13 +36,13 @@ class UNoiseLoss(nn.Module):
             raise ValueError(f"noise_ratio must be a finite number of at least 0, got {noise_ratio}")
         self.noise_ratio = noise_ratio
 
-    def forward(self, pred: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    def forward(self, pred: tuple[Logits, VoxelMap], target: LabelMap) -> Tensor:
         logits, z = pred
         # log(sigmoid(z)) underflows where logsigmoid does not.
         return utility_loss(logits, target) - float(self.noise_ratio) * F.logsigmoid(z.float()).mean()
 
 
-def utility_loss(logits: Tensor, target: Tensor) -> Tensor:
+def utility_loss(logits: Logits, target: LabelMap) -> Tensor:
     """Mean cross-entropy of the segmentation, ``-log Pr(y | U(x))``, binary for one channel and softmax for more.
 
     Shape:

@@ -6,8 +6,10 @@ from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 from torch import Tensor
 
+from unoise_monai.types import LabelMap, Logits
 
-def segmentation(logits: Tensor) -> Tensor:
+
+def segmentation(logits: Logits) -> LabelMap:
     """Class indices from logits: the threshold 0 of one channel, the largest of more.
 
     Shape:
@@ -16,18 +18,16 @@ def segmentation(logits: Tensor) -> Tensor:
     return (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1, keepdim=True)
 
 
-def foreground_dice(logits: Tensor, label: Tensor) -> Tensor:
+def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:
     """Hard Dice of every foreground class; NaN where the label has none of it.
 
     Shape:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
     """
-    classes = max(logits.shape[1], 2)
-    predicted, truth = (one_hot(indices.long(), num_classes=classes) for indices in (segmentation(logits), label))
-    return compute_dice(predicted, truth, include_background=False, ignore_empty=True)
+    return compute_dice(*segmentation_pair(logits, label), include_background=False, ignore_empty=True)
 
 
-def segmentation_pair(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
     """One-hot prediction and label, as MONAI's metric handlers take them, ``(B, max(K, 2), *spatial)`` each."""
     classes = max(logits.shape[1], 2)
     return one_hot(segmentation(logits), num_classes=classes), one_hot(label.long(), num_classes=classes)

@@ -19,7 +19,8 @@ REGIONS = ("all", "foreground", "background")
 class MeanTolerance(Metric):
     """Mean of the tolerance map ``B`` in a region of the label, as an ignite metric.
 
-    A noise model that has learned something tolerates less on the foreground than on the background.
+    A noise model that has learned something tolerates less on the foreground than on the background. NaN where no voxel
+    of the region was seen: an empty foreground is no reason to stop.
 
     Args:
         region: ``"all"``, ``"foreground"`` (label above 0) or ``"background"``.
@@ -28,7 +29,7 @@ class MeanTolerance(Metric):
 
     Raises:
         ValueError: when ``region`` is unknown.
-        NotComputableError: on ``compute`` when no voxel of the region was seen.
+        NotComputableError: on ``compute`` before any volume was seen.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class MeanTolerance(Metric):
     def reset(self) -> None:
         self._sum = torch.zeros((), dtype=torch.float64, device=self._device)
         self._count = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._updates = torch.zeros((), dtype=torch.float64, device=self._device)
 
     @reinit__is_reduced
     def update(self, output: tuple[Tensor, Tensor]) -> None:
@@ -50,9 +52,10 @@ class MeanTolerance(Metric):
             tolerance = tolerance[(label > 0) if self.region == "foreground" else (label == 0)]
         self._sum += tolerance.sum(dtype=torch.float64).to(self._device)
         self._count += tolerance.numel()
+        self._updates += 1
 
-    @sync_all_reduce("_sum", "_count")
+    @sync_all_reduce("_sum", "_count", "_updates")
     def compute(self) -> Any:
-        if self._count == 0:
-            raise NotComputableError(f"MeanTolerance needs at least one voxel of region '{self.region}', got none")
+        if self._updates == 0:
+            raise NotComputableError("MeanTolerance needs at least one volume, got none")
         return float(self._sum / self._count)

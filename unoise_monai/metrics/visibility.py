@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.metrics.dice import foreground_dice
+from unoise_monai.networks.modes import evaluating
+from unoise_monai.types import Image, LabelMap, VoxelMap
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ORDERS = ("quantile", "threshold")
@@ -106,7 +107,7 @@ class VisibleDice(Metric):
         self._dice: list[Tensor] = []
 
     @reinit__is_reduced
-    def update(self, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def update(self, output: tuple[Image, VoxelMap, LabelMap]) -> None:
         image, importance, label = output
         expected = (image.shape[0], 1, *image.shape[2:])
         if tuple(importance.shape) != expected:
@@ -138,20 +139,7 @@ class VisibleDice(Metric):
         return curve.area if self.value == "area" else curve.at(float(self.value))
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule comes back in the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def importance_order(importance: Tensor) -> Tensor:
+def importance_order(importance: VoxelMap) -> VoxelMap:
     """Rank of every voxel within its volume, 0 the most important, ``(B, 1, *spatial)``."""
     flat = importance.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
@@ -160,6 +148,6 @@ def importance_order(importance: Tensor) -> Tensor:
     return ranks.view_as(importance)
 
 
-def top_share(order: Tensor, share: float) -> Tensor:
+def top_share(order: VoxelMap, share: float) -> VoxelMap:
     """Which voxels are among the top share of their volume, by the ranks of `importance_order`; bool."""
     return order < round(share * order[0].numel())
