@@ -1,8 +1,9 @@
-"""Times a whole volume through a 3D U-Net: one pass, exact tiles, MONAI's sliding window; prints a Markdown table.
+"""Times a whole volume through a 3D U-Net: one pass, exact tiles, MONAI's sliding window.
 
     python benchmarks/tiling.py --size 122 101 112 --depth 3 4
 
-The weights are random: what is measured is time and how far each way is from the one pass in fp32.
+The weights are random: what is measured is time and how far each way is from the one pass in fp32. Writes
+benchmarks/results/tiling.md and prints it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from monai.inferers import Inferer, SlidingWindowInferer
@@ -110,9 +112,13 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="exact tiles get this share of one pass's memory")
     parser.add_argument("--repeats", type=int, default=3, help="runs a way, the fastest counts")
     arguments = parser.parse_args()
+    lines = [f"`{' '.join(['python', 'benchmarks/tiling.py', *sys.argv[1:]])}`", ""]
     for depth in arguments.depth:
-        lines = table(tuple(arguments.size), depth, arguments.channel_factor, arguments.share, arguments.repeats)
-        sys.stdout.write("\n".join([*lines, ""]))
+        lines += table(tuple(arguments.size), depth, arguments.channel_factor, arguments.share, arguments.repeats)
+    result = Path(__file__).resolve().parent / "results" / "tiling.md"
+    result.parent.mkdir(exist_ok=True)
+    result.write_text("\n".join(lines))
+    sys.stdout.write(result.read_text())
 
 
 if __name__ == "__main__":
