@@ -52,8 +52,10 @@ def main() -> None:
     seconds = {}
     if not arguments.shipped:
         changes["ckpt_dir"] = out / "models"
-        for config in ("train_utility", "train"):
-            run(arguments.bundle, "training", f"configs/{config}.yaml", output_dir=out / config, **changes)
+        for config, weights in (("train_utility", "utility"), ("train", "model")):
+            # Started again after a break, the measurement goes on: what is trained stays trained.
+            if not (out / "models" / f"{weights}.pt").is_file() or (out / "models" / f"{weights}_last.pt").is_file():
+                run(arguments.bundle, "training", f"configs/{config}.yaml", output_dir=out / config, **changes)
             seconds[config] = total_seconds(out / config / "metrics.csv")
     run(
         arguments.bundle,

@@ -130,6 +130,8 @@ def test_crops_have_the_patch_size(case: dict[str, str], patch: tuple[int, ...],
         assert type(crop["image"]) is type(crop["label"]) is torch.Tensor
         assert torch.isfinite(crop["image"]).all()
         assert set(crop["label"].unique().tolist()) <= {0, 1, 2}
+    [other] = training_transforms(task, patch_size=(8, 16, 12))(case)
+    assert other["image"].shape == (1, 8, 16, 12)
 
 
 def test_small_volumes_are_padded_with_their_edge_and_background(case: dict[str, str]) -> None:

@@ -62,23 +62,27 @@ def merged(label: torch.Tensor) -> torch.Tensor:
 
 
 def training_transforms(
-    task: DecathlonTask, samples: int = 1, augment: bool = True, flip_axes: Sequence[int] = ()
+    task: DecathlonTask,
+    patch_size: Sequence[int] | None = None,
+    samples: int = 1,
+    augment: bool = True,
+    flip_axes: Sequence[int] = (),
 ) -> CaseCompose:
     """`preprocessing`, then random crops that hold foreground as often as not, then augmentation.
 
     Args:
         task: the task's definition.
+        patch_size: the crops, in voxels; the task's own by default.
         samples: crops a volume.
         augment: small rotations, scalings, noise and changes of intensity.
         flip_axes: axes whose direction means nothing in this task (anatomy left and right usually does).
     """
     keys = ["image", "label"]
+    size = task.patch_size if patch_size is None else tuple(patch_size)
     steps: list[Transform] = [
         # Outside the volume lies what the normalisation makes of air or of the mean: the image's own edge value.
-        SpatialPadd(keys, task.patch_size, mode=["edge", "constant"]),
-        RandCropByPosNegLabeld(
-            keys, "label", spatial_size=task.patch_size, pos=1, neg=1, num_samples=samples, allow_smaller=True
-        ),
+        SpatialPadd(keys, size, mode=["edge", "constant"]),
+        RandCropByPosNegLabeld(keys, "label", spatial_size=size, pos=1, neg=1, num_samples=samples, allow_smaller=True),
     ]
     if augment:
         steps += [
