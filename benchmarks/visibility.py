@@ -4,7 +4,7 @@
     python benchmarks/visibility.py hippocampus_mr_unoise --shipped  # the shipped weights only
     python benchmarks/visibility.py pancreas_ct_unoise --shipped     # on phantoms that were not trained on
 
-Writes benchmarks/results/<bundle>_<part>.json and prints the table that the docs quote.
+Writes benchmarks/results/<bundle>_<part>[_crops].json and prints the table that the docs quote.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a Decathlon folder; the default is Task04 or phantoms")
     parser.add_argument("--out", type=Path, help="where the runs go")
     parser.add_argument("--part", default="validation", choices=("validation", "test"), help="which part to measure on")
+    parser.add_argument("--crops", action="store_true", help="on volumes padded or cropped to the patch size")
     parser.add_argument("--shipped", action="store_true", help="measure the shipped weights, train nothing")
     arguments = parser.parse_args()
     out = (arguments.out or ROOT / "runs" / f"benchmark_{arguments.bundle}").resolve()
@@ -49,6 +50,8 @@ def main() -> None:
         changes = {"split_file": out / "split.json", "validation_share": 0.95, "test_share": 0.0}
     changes["dataset_dir"] = data.resolve()
 
+    configs = [Path("configs/train.yaml"), Path("configs/evaluate.yaml")]
+    configs += [ROOT / "benchmarks" / "crops.yaml"] if arguments.crops else []
     seconds = {}
     if not arguments.shipped:
         changes["ckpt_dir"] = out / "models"
@@ -60,7 +63,7 @@ def main() -> None:
     run(
         arguments.bundle,
         "run",
-        "['configs/train.yaml','configs/evaluate.yaml']",
+        f"[{','.join(repr(str(config)) for config in configs)}]",
         output_dir=out / "evaluation",
         part=arguments.part,
         **changes,
@@ -74,7 +77,8 @@ def main() -> None:
         "seconds": seconds,
         **json.loads((out / "evaluation" / "evaluation.json").read_text()),
     }
-    path = ROOT / "benchmarks" / "results" / f"{arguments.bundle}_{arguments.part}.json"
+    name = f"{arguments.bundle}_{arguments.part}{'_crops' if arguments.crops else ''}"
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     sys.stdout.write(table(result))
