@@ -188,3 +188,10 @@ def test_real_series() -> None:
 def test_a_task_refuses_bad_values(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         decathlon_task("Task07_Pancreas", **changes)
+
+
+def test_two_volumes_of_one_case_name_are_refused(tmp_path: Path) -> None:
+    for name in ("scan.nii", "scan.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(CaseError, match="one volume a case name, got 2 named scan"):
+        find_images(tmp_path)

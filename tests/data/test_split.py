@@ -36,9 +36,10 @@ def test_shares_are_kept(tmp_path: Path) -> None:
     assert {part: len(cases) for part, cases in split.items()} == {"training": 35, "validation": 10, "test": 5}
 
 
-def test_one_case_serves_as_both(tmp_path: Path) -> None:
+def test_one_case_serves_as_both_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = split_cases(cases_of(7), tmp_path / "split.json")
     assert names(split) == {"training": ["case_007"], "validation": ["case_007"], "test": []}
+    assert "a single case serves for training and for validation" in caplog.text
 
 
 def test_the_seed_decides_not_the_order(tmp_path: Path) -> None:

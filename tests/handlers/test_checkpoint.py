@@ -232,3 +232,23 @@ def test_an_evaluator_may_come_later(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     stop_in(new_run(Path(sys.argv[1])), epoch=3, batch=2, kill=True).trainer.run()
+
+
+def test_a_run_of_another_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stop_in(new_run(tmp_path), epoch=3, batch=1).trainer.run()
+    longer = new_run(tmp_path)
+    longer.trainer.state.max_epochs = EPOCHS + 3
+    before = weights(longer)
+    with pytest.raises(ValueError, match=f"must have {EPOCHS} epochs, got {EPOCHS + 3}"):
+        longer.trainer.run()
+    torch.testing.assert_close(weights(longer), before, rtol=0, atol=0)
+    assert (tmp_path / "last.pt").is_file()
+
+
+def test_without_a_validation_the_last_weights_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = new_run(tmp_path, interval=EPOCHS + 1)
+    run.trainer.run()
+    assert not (tmp_path / "best.pt").exists()
+    torch.testing.assert_close(read(tmp_path / "last.pt")["objects"]["network"], weights(run), rtol=0, atol=0)
+    assert "no validation ran" in caplog.text

@@ -169,3 +169,14 @@ def test_figures_between_the_levels() -> None:
 def test_refuses_a_negative_count(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pictures must be at least 0, got -1"):
         VisibilityReport(tmp_path, ["quantile"], CLASSES, pictures=-1)
+
+
+def test_a_cohort_without_foreground_writes_its_tables_and_no_plot(tmp_path: Path) -> None:
+    empty = item(1)
+    empty["label"] = empty["label"] * 0
+    evaluate(tmp_path, [empty], pictures=0)
+    assert not (tmp_path / "visibility.png").exists()
+    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    assert summary["quantile"]["area"] is None
+    assert summary["quantile"]["dice_all_visible_anterior"] is None
+    assert len(table(tmp_path / "quantile.csv")) == len(SHARES)
