@@ -1,6 +1,18 @@
-"""Losses that train the noise model."""
+"""Losses that train the noise model, and those that train the utility."""
 
+from unoise_monai.losses.deformation import DeformationAware, DeformationAwareLoss, RandomDeformation
 from unoise_monai.losses.noise_ratio import DualNoiseRatio
+from unoise_monai.losses.segmentation import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
 from unoise_monai.losses.unoise import UNoiseLoss
 
-__all__ = ["DualNoiseRatio", "UNoiseLoss"]
+__all__ = [
+    "BCEIoUDiceLoss",
+    "DeformationAware",
+    "DeformationAwareLoss",
+    "DualNoiseRatio",
+    "FocalTverskyLoss",
+    "MultiScaleLoss",
+    "RandomDeformation",
+    "UNoiseLoss",
+    "full_resolution",
+]

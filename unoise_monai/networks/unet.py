@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from monai.networks.layers.factories import Conv, Norm, Pool
 from torch import Tensor, nn
@@ -36,7 +38,60 @@ class UpBlock(nn.Module):
         return self.conv(torch.cat([skip, self.up(x)], dim=1))
 
 
-class UNet(nn.Module):
+class UNetBody(nn.Module):
+    """Encoder and decoder of a U-Net, without a head.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        channels: of each resolution level, the finest first.
+
+    Raises:
+        ValueError: when ``spatial_dims`` is not 2 or 3, there is no level, or a number of channels is below 1.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {in_channels}")
+        if not channels or min(channels) < 1:
+            raise ValueError(f"channels must hold at least 1 for each of one or more levels, got {list(channels)}")
+        depth = len(channels)
+        self.stride = 2 ** (depth - 1)
+        """The grid, in voxels, that every side of the input must be a multiple of."""
+        self.halo = receptive_halo(depth)
+        """The voxels of context that a block on that grid needs beyond each of its faces."""
+
+        self.pool = Pool[Pool.MAX, spatial_dims](2)
+        self.encoder = nn.ModuleList(
+            ConvBlock(spatial_dims, in_channels if level == 0 else channels[level - 1], channels[level])
+            for level in range(depth)
+        )
+        # From the coarsest to the finest, in the order of the forward pass.
+        self.decoder = nn.ModuleList(
+            UpBlock(spatial_dims, channels[level + 1], channels[level]) for level in reversed(range(depth - 1))
+        )
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The decoder's features of every level, the finest first."""
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                x = self.pool(x)
+            x = block(x)
+            skips.append(x)
+        level = len(skips) - 1
+        found = [x]
+        for up in self.decoder:
+            level -= 1
+            x = up(x, skips[level])
+            found.insert(0, x)
+        return found
+
+
+class UNet(UNetBody):
     """U-Net sized by depth and channel factor, for the utility and for the noise model.
 
     Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, Table 1: Small is
@@ -59,46 +114,18 @@ class UNet(nn.Module):
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, depth: int = 4, channel_factor: int = 4
     ) -> None:
-        super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         for name, value, least in (
-            ("in_channels", in_channels, 1),
             ("out_channels", out_channels, 1),
             ("depth", depth, 1),
             ("channel_factor", channel_factor, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        channels = [2 ** (channel_factor + level) for level in range(depth)]
-        self.stride = 2 ** (depth - 1)
-        """The grid, in voxels, that every side of the input must be a multiple of."""
-        self.halo = receptive_halo(depth)
-        """The voxels of context that a block on that grid needs beyond each of its faces."""
-
-        self.pool = Pool[Pool.MAX, spatial_dims](2)
-        self.encoder = nn.ModuleList(
-            ConvBlock(spatial_dims, in_channels if level == 0 else channels[level - 1], channels[level])
-            for level in range(depth)
-        )
-        # From the coarsest to the finest, in the order of the forward pass.
-        self.decoder = nn.ModuleList(
-            UpBlock(spatial_dims, channels[level + 1], channels[level]) for level in reversed(range(depth - 1))
-        )
-        self.head = Conv[Conv.CONV, spatial_dims](channels[0], out_channels, 1)
+        super().__init__(spatial_dims, in_channels, [2 ** (channel_factor + level) for level in range(depth)])
+        self.head = Conv[Conv.CONV, spatial_dims](2**channel_factor, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        skips: list[Tensor] = []
-        for level, block in enumerate(self.encoder):
-            if level > 0:
-                x = self.pool(x)
-            x = block(x)
-            skips.append(x)
-        level = len(skips) - 1
-        for up in self.decoder:
-            level -= 1
-            x = up(x, skips[level])
-        return self.head(x)
+        return self.head(self.features(x)[0])
 
 
 def receptive_halo(depth: int) -> int:
