@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fire
 
-from unoise_monai.data.phantoms import write_phantom_cohort
+from unoise_monai.data.phantom_cohort import write_phantom_cohort
 
 
 def main() -> None:
-    """``unoise phantom ROOT --count N``: write a synthetic abdominal CT cohort as a Decathlon folder."""
+    """``unoise phantom ROOT --count N --kind abdomen|vessels``: write synthetic scans as a Decathlon folder."""
     fire.Fire({"phantom": write_phantom_cohort}, name="unoise")
 
 

@@ -14,11 +14,12 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Invertd
 
 from unoise_monai.data.caching import CACHES, case_dataset
-from unoise_monai.data.decathlon import Case, decathlon_task, list_cases
+from unoise_monai.data.decathlon import Case, list_cases
 from unoise_monai.data.preprocessing import preprocessing, training_transforms
+from unoise_monai.data.task import segmentation_task
 from unoise_monai.data.validation import CaseError, LoadCased
 
-TASK = decathlon_task("Task04_Hippocampus", patch_size=(8, 8, 8))
+TASK = segmentation_task("Task04_Hippocampus", patch_size=(8, 8, 8))
 
 
 @pytest.fixture
@@ -97,14 +98,14 @@ def test_disk_keeps_the_deterministic_part_only(cases: list[Case], loads: list[s
 def test_disk_tells_preprocessings_apart(cases: list[Case], tmp_path: Path) -> None:
     """One folder serves the training, the validation and another task, also where they share a case."""
     cache = tmp_path / "cache"
-    coarse = decathlon_task("Task04_Hippocampus", spacing_mm=(2.0, 2.0, 2.0))
-    merged = decathlon_task("Task04_Hippocampus", merge_labels=True)
+    coarse = segmentation_task("Task04_Hippocampus", spacing_mm=(2.0, 2.0, 2.0))
+    merged = segmentation_task("Task04_Hippocampus", merge_labels=True)
     for _ in range(2):
         assert case_dataset(cases, preprocessing(TASK), "disk", cache)[0]["label"].max() == 2
         assert case_dataset(cases, preprocessing(merged), "disk", cache)[0]["label"].max() == 1
         item = case_dataset(cases, preprocessing(coarse), "disk", cache)[0]
         np.testing.assert_allclose(np.linalg.norm(item["image"].affine[:3, :3], axis=0), 2.0, atol=1e-5)
-        patches = training_transforms(decathlon_task("Task04_Hippocampus"), augment=False)
+        patches = training_transforms(segmentation_task("Task04_Hippocampus"), augment=False)
         assert case_dataset(cases, patches, "disk", cache)[0][0]["image"].shape == (1, 48, 64, 48)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,14 +12,15 @@ import pytest
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
 
-from unoise_monai.data.decathlon import DecathlonTask, decathlon_task, list_cases
+from unoise_monai.data.decathlon import list_cases
 from unoise_monai.data.preprocessing import preprocessing, training_transforms
+from unoise_monai.data.task import SegmentationTask, segmentation_task
 from unoise_monai.data.validation import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 Write = Callable[..., Path]
-CT = DecathlonTask("CT", ("background", "organ", "tumour"), (1.0, 1.5, 1.25), (16, 16, 16), (-200.0, 300.0))
-MR = DecathlonTask("MR", ("background", "organ", "tumour"), (1.0, 1.0, 1.0), (16, 16, 16))
+CT = SegmentationTask("CT", ("background", "organ", "tumour"), (1.0, 1.5, 1.25), (16, 16, 16), (-200.0, 300.0))
+MR = SegmentationTask("MR", ("background", "organ", "tumour"), (1.0, 1.0, 1.0), (16, 16, 16))
 SHAPE = (24, 20, 14)
 
 
@@ -69,7 +71,7 @@ def test_inference_reads_as_training_does(case: dict[str, str]) -> None:
     alone = preprocessing(MR, with_label=False)({"case": "case_1", "image": case["image"]})
     assert torch.equal(labelled["image"].as_tensor(), alone["image"].as_tensor())
     assert torch.equal(labelled["image"].affine, alone["image"].affine)
-    whole = DecathlonTask("MR", MR.labels, MR.spacing_mm, tuple(alone["image"].shape[1:]))
+    whole = SegmentationTask("MR", MR.labels, MR.spacing_mm, tuple(alone["image"].shape[1:]))
     crop = training_transforms(whole, augment=False)(case)[0]
     assert torch.equal(crop["image"], alone["image"].as_tensor())
     assert torch.equal(crop["label"], labelled["label"].as_tensor())
@@ -92,7 +94,7 @@ def test_z_score_of_the_foreground(case: dict[str, str], write: Write, affine: n
     voxels = np.random.default_rng(0).normal(700, 90, SHAPE).astype(np.float32)
     voxels[:4] = 0
     write(Path(case["image"]), voxels)
-    same_grid = DecathlonTask("MR", MR.labels, tuple(voxel_sizes(affine).tolist()), MR.patch_size)
+    same_grid = SegmentationTask("MR", MR.labels, tuple(voxel_sizes(affine).tolist()), MR.patch_size)
     image = preprocessing(same_grid)(case)["image"].as_tensor()
     foreground = image[image != 0]
     assert foreground.numel() == (voxels != 0).sum()
@@ -100,15 +102,70 @@ def test_z_score_of_the_foreground(case: dict[str, str], write: Write, affine: n
     assert float(foreground.std()) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_constant_volume_stays_finite(case: dict[str, str], write: Write) -> None:
+def test_top_percentile(case: dict[str, str], write: Write, affine: np.ndarray) -> None:
+    """Whether the soft tissue is there or not, background is -1 and the vessels' top 3."""
+    same_grid = SegmentationTask(
+        "MRA", MR.labels, tuple(voxel_sizes(affine).tolist()), MR.patch_size, top_percentile=99.5
+    )
+    for tissue in (300, 0):
+        voxels = np.full(SHAPE, tissue, np.float32)
+        voxels[:4] = 0
+        voxels[10:13, 8:12, 4:9] = 900
+        voxels[11, 9, 5] = 5000
+        write(Path(case["image"]), voxels)
+        image = preprocessing(same_grid)(case)["image"].as_tensor()
+        expected = np.minimum(voxels / 900 * 4 - 1, 3)
+        np.testing.assert_allclose(np.unique(image.numpy().round(4)), np.unique(expected.round(4)), atol=1e-4)
+        assert float(image.mean()) == pytest.approx(float(expected.mean()), abs=1e-3)
+
+
+def test_a_percentile_of_background_gives_way_to_the_highest(case: dict[str, str], write: Write) -> None:
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[12, 9, 5] = 7
+    write(Path(case["image"]), voxels)
+    task = SegmentationTask("MRA", MR.labels, MR.spacing_mm, MR.patch_size, top_percentile=99.0)
+    image = preprocessing(task)(case)["image"]
+    assert torch.isfinite(image).all()
+    assert image.min() == -1
+    assert image.max() == 3
+
+
+def test_the_bias_is_corrected_where_the_task_says_so(case: dict[str, str]) -> None:
+    names = [type(step).__name__ for step in preprocessing(MR).transforms]
+    corrected = [type(step).__name__ for step in preprocessing(replace(MR, bias_correction=True)).transforms]
+    assert "N4BiasCorrectiond" not in names
+    assert corrected.index("Orientationd") < corrected.index("N4BiasCorrectiond") < corrected.index("Spacingd")
+
+
+def test_a_constant_volume_is_refused(case: dict[str, str], write: Write) -> None:
     for value in (0, 7):
         write(Path(case["image"]), np.full(SHAPE, value, np.float32))
-        assert torch.isfinite(preprocessing(MR)(case)["image"]).all()
+        with pytest.raises(CaseError, match=f"case case_1: image file .* must not be constant, got {value} everywhere"):
+            preprocessing(MR)(case)
+
+
+@pytest.mark.parametrize(("sampling", "share"), [("foreground", 0.5), ("uniform", 0.0)])
+def test_crops_are_centred_on_the_foreground_or_anywhere(
+    case: dict[str, str], write: Write, sampling: str, share: float
+) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[11:13, 9:11, 6:8] = 1
+    write(Path(case["label"]), label)
+    small = replace(MR, patch_size=(4, 4, 4))
+    found = training_transforms(small, samples=60, augment=False, sampling=sampling)
+    centred = [bool(crop["label"][0, 2, 2, 2]) for crop in found.set_random_state(0)(case)]
+    assert abs(np.mean(centred) - share) < 0.15
+    assert all(crop["image"].shape == (1, 4, 4, 4) for crop in found(case))
+
+
+def test_an_unknown_sampling_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampling must be one of 'foreground', 'uniform', got 'dense'"):
+        training_transforms(MR, sampling="dense")
 
 
 def test_labels_are_merged_or_kept_apart(case: dict[str, str]) -> None:
     apart = preprocessing(MR)(case)["label"]
-    merged = preprocessing(DecathlonTask(**{**vars(MR), "merge_labels": True}))(case)["label"]
+    merged = preprocessing(SegmentationTask(**{**vars(MR), "merge_labels": True}))(case)["label"]
     assert set(apart.unique().tolist()) == {0, 1, 2}
     assert torch.equal(merged.as_tensor(), (apart.as_tensor() > 0).float())
 
@@ -116,13 +173,13 @@ def test_labels_are_merged_or_kept_apart(case: dict[str, str]) -> None:
 def test_label_values_are_checked_before_merging(case: dict[str, str], write: Write) -> None:
     write(Path(case["label"]), np.full(SHAPE, 3, np.uint8))
     with pytest.raises(CaseError, match=r"case case_1: label file .* must hold the task's values 0 to 2, got \[3.0\]"):
-        preprocessing(DecathlonTask(**{**vars(MR), "merge_labels": True}))(case)
+        preprocessing(SegmentationTask(**{**vars(MR), "merge_labels": True}))(case)
 
 
 @pytest.mark.parametrize("patch", [(16, 16, 16), (64, 8, 40), (64, 64, 64)])
 @pytest.mark.parametrize("augment", [True, False])
 def test_crops_have_the_patch_size(case: dict[str, str], patch: tuple[int, ...], augment: bool) -> None:
-    task = DecathlonTask("CT", CT.labels, CT.spacing_mm, patch, CT.ct_window_hu)
+    task = SegmentationTask("CT", CT.labels, CT.spacing_mm, patch, CT.ct_window_hu)
     crops = training_transforms(task, samples=3, augment=augment, flip_axes=(1,)).set_random_state(0)(case)
     assert len(crops) == 3
     for crop in crops:
@@ -137,7 +194,7 @@ def test_crops_have_the_patch_size(case: dict[str, str], patch: tuple[int, ...],
 def test_small_volumes_are_padded_with_their_edge_and_background(case: dict[str, str]) -> None:
     whole = preprocessing(CT)(case)
     size = np.array(whole["image"].shape[1:])
-    task = DecathlonTask("CT", CT.labels, CT.spacing_mm, tuple((size + 6).tolist()), CT.ct_window_hu)
+    task = SegmentationTask("CT", CT.labels, CT.spacing_mm, tuple((size + 6).tolist()), CT.ct_window_hu)
     crop = training_transforms(task, augment=False)(case)[0]
     inner = (0, *(slice(3, 3 + side) for side in size))
     assert torch.equal(crop["image"][inner], whole["image"].as_tensor()[0])
@@ -149,7 +206,7 @@ def test_every_other_crop_holds_foreground(case: dict[str, str], write: Write) -
     label = np.zeros(SHAPE, np.uint8)
     label[12, 10, 6:8] = 1
     write(Path(case["label"]), label)
-    small = DecathlonTask("CT", CT.labels, CT.spacing_mm, (4, 4, 4), CT.ct_window_hu)
+    small = SegmentationTask("CT", CT.labels, CT.spacing_mm, (4, 4, 4), CT.ct_window_hu)
     crops = training_transforms(small, samples=60, augment=False).set_random_state(0)(case)
     share = np.mean([float(crop["label"].max()) for crop in crops])
     assert 0.35 < share < 0.65
@@ -166,7 +223,7 @@ def test_augmentation_moves_image_and_label_together(case: dict[str, str], write
     label = np.asarray(nib.load(case["label"]).dataobj) > 0
     write(Path(case["label"]), label.astype(np.uint8))
     write(Path(case["image"]), np.where(label, 300, -200).astype(np.float32))
-    task = DecathlonTask("CT", CT.labels, CT.spacing_mm, (24, 20, 24), CT.ct_window_hu)
+    task = SegmentationTask("CT", CT.labels, CT.spacing_mm, (24, 20, 24), CT.ct_window_hu)
     chain = training_transforms(task, samples=8, flip_axes=(0, 2)).set_random_state(1)
     dice, labels = [], []
     for crop in chain(case):
@@ -182,7 +239,7 @@ def test_real_hippocampus() -> None:
     folder = SHARED / "Task04_Hippocampus"
     if not folder.is_dir():
         pytest.skip(f"real data is not there: {folder}")
-    task = decathlon_task("Task04_Hippocampus")
+    task = segmentation_task("Task04_Hippocampus")
     for case in list_cases(folder, check_headers=False)[:2]:
         item = preprocessing(task)(case)
         assert abs(float(item["image"].mean())) < 0.1
@@ -198,7 +255,7 @@ def test_real_abdomen() -> None:
     if not folder.is_dir():
         pytest.skip(f"real data is not there: {folder}")
     (case,) = list_cases(folder)
-    item = preprocessing(decathlon_task("Task07_Pancreas"))(case)
+    item = preprocessing(segmentation_task("Task07_Pancreas"))(case)
     assert item["image"].shape == (1, 122, 101, 112)
     assert (float(item["image"].min()), float(item["image"].max())) == (-2, 2)
     assert set(item["label"].unique().tolist()) == {0, 1}

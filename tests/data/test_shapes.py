@@ -5,7 +5,7 @@ import pytest
 from nibabel.affines import apply_affine, voxel_sizes
 
 from unoise_monai.data.anatomy import random_gut
-from unoise_monai.data.shapes import Ellipsoid, Tube, grid_affine, paint, random_rotation, rotation, soften
+from unoise_monai.data.shapes import Ellipsoid, Tube, grid_affine, paint, paint_cones, random_rotation, rotation, soften
 
 
 def test_paint_agrees_with_the_formula_on_every_voxel() -> None:
@@ -23,6 +23,32 @@ def test_paint_agrees_with_the_formula_on_every_voxel() -> None:
     paint(volume, tube, 2, affine)
     distances = np.linalg.norm(world[:, None] - tube.points, axis=2)
     np.testing.assert_array_equal(volume.ravel() == 2, (distances < tube.radii).any(axis=1))
+
+
+def cones_by_hand(world: np.ndarray, points: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Which piece holds which point of ``world`` (N, 3): (pieces, N), by one voxel and one piece after another."""
+    inside = np.zeros((len(points), len(world)), bool)
+    for n, ((start, end), (first, last)) in enumerate(zip(points, radii, strict=True)):
+        for m, point in enumerate(world):
+            along = np.clip((point - start) @ (end - start) / ((end - start) @ (end - start)), 0, 1)
+            inside[n, m] = np.linalg.norm(point - start - along * (end - start)) < first + along * (last - first)
+    return inside
+
+
+@pytest.mark.parametrize("left_handed", [False, True])
+def test_paint_cones_agrees_with_the_formula_on_every_voxel(left_handed: bool) -> None:
+    rng = np.random.default_rng(1)
+    affine = grid_affine((15, 13, 11), (0.8, 1.1, 1.7), 35, left_handed)
+    world = apply_affine(affine, np.argwhere(np.ones((15, 13, 11))))
+    # Some pieces reach beyond the grid, one lies outside it.
+    points = rng.uniform(-8, 8, (12, 1, 3)) + rng.uniform(-3, 3, (12, 2, 3))
+    points[-1] += 100
+    radii, values = rng.uniform(0.3, 3, (12, 2)), rng.permutation(np.arange(1, 13)).astype(np.uint8)
+    volume = np.zeros((15, 13, 11), np.uint8)
+    paint_cones(volume, points, radii, values, affine)
+    expected = (cones_by_hand(world, points, radii) * values[:, None]).max(axis=0)
+    np.testing.assert_array_equal(volume.ravel(), expected)
+    assert len(np.unique(volume)) > 8
 
 
 def test_a_shape_beyond_the_grid_paints_nothing() -> None:

@@ -166,6 +166,14 @@ def test_figures_between_the_levels() -> None:
     }
 
 
+def test_small_shares_are_quoted_where_they_were_measured() -> None:
+    share = torch.tensor([0.0, 0.02, 0.6, 1.0], dtype=torch.float64)
+    curve = VisibilityCurve(share, share, torch.tensor([[0.0], [0.7], [0.9], [0.9]], dtype=torch.float64))
+    found = figures(curve, ["vessel"])
+    assert found["dice_at_2%"] == 0.7
+    assert not {"dice_at_1%", "dice_at_5%"} & set(found)
+
+
 def test_refuses_a_negative_count(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pictures must be at least 0, got -1"):
         VisibilityReport(tmp_path, ["quantile"], CLASSES, pictures=-1)

@@ -16,7 +16,7 @@ from nibabel.eulerangles import euler2mat
 from torch import Tensor, nn
 
 from unoise_monai import ExplainedSegmenter
-from unoise_monai.data import CaseError, DecathlonTask, decathlon_task
+from unoise_monai.data import CaseError, SegmentationTask, segmentation_task
 from unoise_monai.inference import TiledInferer
 from unoise_monai.inference.explain import Explainer, SplitExplanationd
 
@@ -24,8 +24,8 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 # Oblique, anisotropic, left-handed, away from the origin.
 AFFINE = from_matvec(euler2mat(0.4, -0.3, 0.2) @ np.diag([0.9, 1.2, -2.0]), [41.3, -20.7, 33.1])
 SHAPE = (25, 21, 14)
-TASK = DecathlonTask("CT", ("background", "organ"), (1.0, 1.5, 1.25), (16, 16, 16), (-100.0, 100.0))
-SAME_GRID = DecathlonTask("CT", TASK.labels, tuple(voxel_sizes(AFFINE).tolist()), TASK.patch_size, TASK.ct_window_hu)
+TASK = SegmentationTask("CT", ("background", "organ"), (1.0, 1.5, 1.25), (16, 16, 16), (-100.0, 100.0))
+SAME_GRID = SegmentationTask("CT", TASK.labels, tuple(voxel_sizes(AFFINE).tolist()), TASK.patch_size, TASK.ct_window_hu)
 
 
 class Voxelwise(nn.Module):
@@ -50,7 +50,7 @@ def segmenter(*weights: float) -> ExplainedSegmenter:
     return ExplainedSegmenter(Voxelwise(*weights), Voxelwise(-1.0))
 
 
-def explainer(network: ExplainedSegmenter, task: DecathlonTask = TASK) -> Explainer:
+def explainer(network: ExplainedSegmenter, task: SegmentationTask = TASK) -> Explainer:
     return Explainer(network, task, TiledInferer(precision="fp32"))
 
 
@@ -185,7 +185,7 @@ def test_real_series() -> None:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     series = reader.Execute()
-    explanation = explainer(segmenter(-1.0, 1.0), decathlon_task("Task04_Hippocampus"))(folder)
+    explanation = explainer(segmenter(-1.0, 1.0), segmentation_task("Task04_Hippocampus"))(folder)
     assert explanation.case == "dicom_series"
     assert explanation.importance.shape == (1, *series.GetSize()) == (1, 35, 51, 32)
     # DICOM counts millimetres to the left and to the back, NIfTI to the right and to the front.

@@ -1,95 +1,20 @@
-"""Task folders of the Medical Segmentation Decathlon: what a task is, which cases it has."""
+"""Task folders of the Medical Segmentation Decathlon: which cases they have."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from monai.apps import DecathlonDataset
 from monai.data import load_decathlon_datalist
 
-from unoise_monai.checks import check_choice
+from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.validation import DICOM, EXTENSIONS, CaseError, case_name, check_grids
 
 Case: TypeAlias = dict[str, str]
 """``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
-
-
-@dataclass(frozen=True)
-class DecathlonTask:
-    """How one Decathlon task is read: the single definition that training, evaluation and inference share.
-
-    Args:
-        name: the task's folder, as `monai.apps.DecathlonDataset` names it.
-        labels: names of the classes, background first; a label map may hold their indices only.
-        spacing_mm: voxel size that the networks work on, ``(x, y, z)`` in mm.
-        patch_size: training crops, in voxels.
-        ct_window_hu: Hounsfield range mapped linearly to [-2, 2] and clipped; None for a z-score on the foreground
-            (the voxels that are not 0), as MR needs.
-        merge_labels: all labels become one foreground class, as in Koker et al. 2021.
-
-    Raises:
-        ValueError: when there are fewer than two labels, a spacing or a side of the patch is not above 0, or the CT
-            window is not in rising order.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    spacing_mm: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    ct_window_hu: tuple[float, float] | None = None
-    merge_labels: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.labels) < 2:
-            raise ValueError(f"labels must name the background and at least one class, got {self.labels}")
-        for name, values in (("spacing_mm", self.spacing_mm), ("patch_size", self.patch_size)):
-            if not min(values) > 0:
-                raise ValueError(f"{name} must be above 0, got {values}")
-        if self.ct_window_hu is not None and not self.ct_window_hu[0] < self.ct_window_hu[1]:
-            raise ValueError(f"ct_window_hu must be in rising order, got {self.ct_window_hu}")
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes that a network of this task predicts, background first."""
-        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else self.labels
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-
-TASKS = {
-    "Task04_Hippocampus": DecathlonTask(
-        name="Task04_Hippocampus",
-        labels=("background", "anterior", "posterior"),
-        spacing_mm=(1.0, 1.0, 1.0),
-        patch_size=(48, 64, 48),
-    ),
-    "Task07_Pancreas": DecathlonTask(
-        name="Task07_Pancreas",
-        labels=("background", "pancreas", "cancer"),
-        spacing_mm=(3.0, 3.0, 3.0),
-        patch_size=(64, 64, 64),
-        # nnU-Net's 0.5 and 99.5 percentiles of the pancreas voxels of Task07.
-        ct_window_hu=(-96.0, 215.0),
-        merge_labels=True,
-    ),
-}
-
-
-def decathlon_task(name: str, **changes: Any) -> DecathlonTask:
-    """The defaults of a known task, with the changes that a configuration names.
-
-    Raises:
-        ValueError: when no defaults are known for ``name``.
-    """
-    check_choice("task", name, tuple(TASKS))
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    return replace(TASKS[name], **changes)
 
 
 def list_cases(folder: str | Path, section: str = "training", check_headers: bool = True) -> list[Case]:
@@ -160,7 +85,7 @@ def _read_index(index: Path) -> dict[str, Any]:
     return content
 
 
-def download_task(task: DecathlonTask, root: str | Path) -> Path:
+def download_task(task: SegmentationTask, root: str | Path) -> Path:
     """Fetch a task's archive to ``root`` where a network is, and return its folder; nothing is fetched twice."""
     folder = Path(root) / task.name
     if not (folder / "dataset.json").is_file():

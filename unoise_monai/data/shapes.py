@@ -102,10 +102,49 @@ def paint(volume: NDArray[np.uint8], shape: Ellipsoid | Tube, value: int, affine
     volume[box][(total < 1) != shape.outside] = value
 
 
+def paint_cones(
+    volume: NDArray[np.uint8], points: Array, radii: Array, values: NDArray[np.uint8], affine: Array
+) -> None:
+    """Paint straight pieces of tapered tubes; where they overlap, the greatest value stays, whatever their order.
+
+    Painted are the voxels whose centre is nearer to the piece's axis than the radius there, interpolated between the
+    ends: balls at both ends and the cone between them.
+
+    Args:
+        volume: ``(X, Y, Z)``, changed in place.
+        points: both ends of each piece, ``(N, 2, 3)`` in mm.
+        radii: at both ends, ``(N, 2)`` in mm.
+        values: one a piece, ``(N,)``.
+        affine: ``(4, 4)``, voxel indices to mm.
+    """
+    to_voxel = np.linalg.inv(affine)
+    ends = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+    reach = radii[:, :, None] * np.linalg.norm(to_voxel[:3, :3], axis=1)
+    size = np.array(volume.shape)
+    low = np.clip(np.ceil((ends - reach).min(axis=1)), 0, size).astype(int)
+    high = np.clip(np.floor((ends + reach).max(axis=1)) + 1, 0, size).astype(int)
+    for n in np.flatnonzero((low < high).all(axis=1)):
+        box = tuple(slice(a, b) for a, b in zip(low[n], high[n], strict=True))
+        axis = points[n, 1] - points[n, 0]
+        # The last row goes from 0 to 1 along the piece, the others are mm from its start.
+        rows = np.concatenate([np.eye(3), [axis / (axis @ axis)]])
+        rows, offsets = rows @ affine[:3, :3], rows @ (affine[:3, :3] @ low[n] + affine[:3, 3] - points[n, 0])
+        i, j, k = (part.astype(np.float32) for part in np.ogrid[tuple(map(slice, high[n] - low[n]))])
+        *away, along = (
+            row[0] * i + (row[1] * j + (row[2] * k + offset))
+            for row, offset in zip(rows.astype(np.float32), offsets.astype(np.float32), strict=True)
+        )
+        np.clip(along, 0, 1, out=along)
+        square = sum((part - np.float32(step) * along) ** 2 for part, step in zip(away, axis, strict=True))
+        radius = np.float32(radii[n, 0]) + np.float32(radii[n, 1] - radii[n, 0]) * along
+        np.maximum(volume[box], values[n] * (square < radius * radius), out=volume[box])
+
+
 def soften(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average (X, Y, Z) with weights 1/4, 1/2, 1/4 along each axis, as a voxel mixes the tissues at an edge."""
     for axis in range(3):
         padded = np.pad(volume, [(1, 1) if other == axis else (0, 0) for other in range(3)], mode="edge")
-        before, here, after = (padded.take(range(k, k + volume.shape[axis]), axis) for k in range(3))
+        along = np.moveaxis(padded, axis, 0)
+        before, here, after = (np.moveaxis(along[k : k + volume.shape[axis]], 0, axis) for k in range(3))
         volume = np.float32(0.25) * (before + after + here + here)
     return volume

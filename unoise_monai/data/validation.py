@@ -87,8 +87,8 @@ class LoadCased(MapTransform):
         each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32.
 
     Raises:
-        CaseError: when a file is missing or unreadable, not three-dimensional, holds NaN or infinite voxels, has label
-            values that the task does not have, or image and label lie on different grids.
+        CaseError: when a file is missing or unreadable, not three-dimensional, holds NaN or infinite voxels, is an
+            image of one value, has label values that the task does not have, or image and label lie on different grids.
     """
 
     def __init__(self, keys: KeysCollection, labels: int) -> None:
@@ -110,6 +110,9 @@ class LoadCased(MapTransform):
             grids[key] = (tuple(volume.shape), np.asarray(volume.affine))
             if key == "label":
                 self._check_labels(case, path, volume)
+            elif bool((volume == volume.flatten()[0]).all()):
+                value = float(volume.flatten()[0])
+                raise CaseError(f"case {case}: {key} file {path} must not be constant, got {value:g} everywhere")
             d[key] = volume[None]
         if "label" in grids and "image" in grids:
             _check_same_grid(case, d["label"].meta["filename_or_obj"], grids["image"], grids["label"])

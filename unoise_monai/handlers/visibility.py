@@ -21,6 +21,8 @@ from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, plot_visibili
 logger = logging.getLogger(__name__)
 
 QUOTED_SHARES = (0.1, 0.2, 0.3, 0.5)
+SMALL_SHARES = (0.01, 0.02, 0.05)
+"""Quoted only where they were measured: structures as small as vessels need them."""
 
 
 class VisibilityReport:
@@ -93,7 +95,8 @@ class VisibilityReport:
 
 def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
     """The figures of a curve that are quoted: Dice at fixed shares, the area, each class's Dice with all visible."""
-    values = {f"dice_at_{share:.0%}": curve.at(share) for share in QUOTED_SHARES}
+    small = [share for share in SMALL_SHARES if np.isclose(curve.share, share, rtol=0.02).any()]
+    values = {f"dice_at_{share:.0%}": curve.at(share) for share in (*small, *QUOTED_SHARES)}
     values["area"] = curve.area
     if shows_all(curve):
         last = curve.dice[curve.share.argmax()]

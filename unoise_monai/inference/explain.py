@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureTyped, Invertd, MapTransform
 from monai.utils import convert_to_tensor
 
-from unoise_monai.data import DecathlonTask, case_name, preprocessing
+from unoise_monai.data import SegmentationTask, case_name, preprocessing
 from unoise_monai.inference.tiling import TiledInferer
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.unoise import ExplainedSegmenter
@@ -81,7 +81,7 @@ class Explainer:
         inferer: how the network runs over the volume; exact tiles in the fastest precision by default.
     """
 
-    def __init__(self, segmenter: ExplainedSegmenter, task: DecathlonTask, inferer: Inferer | None = None) -> None:
+    def __init__(self, segmenter: ExplainedSegmenter, task: SegmentationTask, inferer: Inferer | None = None) -> None:
         self.segmenter = segmenter
         self.inferer = TiledInferer() if inferer is None else inferer
         self.preprocess = preprocessing(task, with_label=False)

@@ -1,0 +1,101 @@
+"""What a segmentation task is: its labels, its grid, its intensities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unoise_monai.checks import check_choice
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """How the volumes of one task are read: the single definition that training, evaluation and inference share.
+
+    Intensities become a z-score on the foreground (the voxels that are not 0) unless the task says otherwise.
+
+    Args:
+        name: of a Decathlon task, its folder, as `monai.apps.DecathlonDataset` names it.
+        labels: names of the classes, background first; a label map may hold their indices only.
+        spacing_mm: voxel size that the networks work on, ``(x, y, z)`` in mm.
+        patch_size: training crops, in voxels.
+        ct_window_hu: Hounsfield range mapped linearly to [-2, 2] and clipped.
+        top_percentile: the range from the lowest intensity to this percentile of all voxels is mapped linearly to
+            [-1, 3] and clipped: for angiograms, whose soft tissue may have been removed.
+        bias_correction: N4 before the normalisation, see `N4BiasCorrectiond`.
+        merge_labels: all labels become one foreground class, as in Koker et al. 2021.
+
+    Raises:
+        ValueError: when there are fewer than two labels, a spacing or a side of the patch is not above 0, the CT
+            window is not in rising order, the percentile is not above 0 and at most 100, or both are given.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    spacing_mm: tuple[float, ...]
+    patch_size: tuple[int, ...]
+    ct_window_hu: tuple[float, float] | None = None
+    top_percentile: float | None = None
+    bias_correction: bool = False
+    merge_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.labels) < 2:
+            raise ValueError(f"labels must name the background and at least one class, got {self.labels}")
+        for name, values in (("spacing_mm", self.spacing_mm), ("patch_size", self.patch_size)):
+            if not min(values) > 0:
+                raise ValueError(f"{name} must be above 0, got {values}")
+        if self.ct_window_hu is not None and not self.ct_window_hu[0] < self.ct_window_hu[1]:
+            raise ValueError(f"ct_window_hu must be in rising order, got {self.ct_window_hu}")
+        if self.top_percentile is not None and not 0 < self.top_percentile <= 100:
+            raise ValueError(f"top_percentile must be above 0 and at most 100, got {self.top_percentile}")
+        if self.ct_window_hu is not None and self.top_percentile is not None:
+            both = f"{self.ct_window_hu} and {self.top_percentile}"
+            raise ValueError(f"ct_window_hu and top_percentile must not both be given, got {both}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that a network of this task predicts, background first."""
+        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else self.labels
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+TASKS = {
+    "Task04_Hippocampus": SegmentationTask(
+        name="Task04_Hippocampus",
+        labels=("background", "anterior", "posterior"),
+        spacing_mm=(1.0, 1.0, 1.0),
+        patch_size=(48, 64, 48),
+    ),
+    "Task07_Pancreas": SegmentationTask(
+        name="Task07_Pancreas",
+        labels=("background", "pancreas", "cancer"),
+        spacing_mm=(3.0, 3.0, 3.0),
+        patch_size=(64, 64, 64),
+        # nnU-Net's 0.5 and 99.5 percentiles of the pancreas voxels of Task07.
+        ct_window_hu=(-96.0, 215.0),
+        merge_labels=True,
+    ),
+    "TOF_MRA": SegmentationTask(
+        name="TOF_MRA",
+        labels=("background", "vessel"),
+        spacing_mm=(0.6, 0.6, 0.6),
+        patch_size=(64, 64, 64),
+        # One voxel in a thousand is the lumen of a large artery in a slab around the circle of Willis.
+        top_percentile=99.9,
+    ),
+}
+
+
+def segmentation_task(name: str, **changes: Any) -> SegmentationTask:
+    """The defaults of a known task, with the changes that a configuration names.
+
+    Raises:
+        ValueError: when no defaults are known for ``name``.
+    """
+    check_choice("task", name, tuple(TASKS))
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return replace(TASKS[name], **changes)
