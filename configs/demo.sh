@@ -21,6 +21,6 @@ for importance in runs/demo/importance/*/*_importance.nii.gz; do
     echo "  scan        runs/demo/phantoms/imagesTs/$case.nii.gz"
     echo "  importance  $importance"
     echo "  outline     ${importance%_importance.nii.gz}_seg.nii.gz"
-    echo "  picture     ${importance%_importance.nii.gz}_overlay.png"
+    echo "  pictures    ${importance%_importance.nii.gz}_{montage,mip}.png"
 done
 echo "Training curves: runs/demo/metrics.csv, or tensorboard --logdir runs/demo/tensorboard"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
 
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.data import CaseError, write_phantom_cohort
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
@@ -33,11 +34,11 @@ CONFIGS = {"train_utility": "train", "train": "train", "inference": "infer"}
 SMALL = {
     "task#spacing_mm": [9.0, 9.0, 9.0],
     "task#patch_size": [16, 16, 16],
-    "utility#depth": 2,
-    "utility#channel_factor": 2,
     "device": "cpu",
     "precision": "fp32",
 }
+SMALL_U_NET: dict[str, object] = {"utility#depth": 2, "utility#channel_factor": 2}
+SMALL_UTILITY = {"vessel_tof_mra_unoise": {"utility#channels": [4, 8]}}
 SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 2}
 
 bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -55,6 +56,11 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         left_handed=True,
         progress=False,
     )
+
+
+def small(bundle: Path) -> dict[str, object]:
+    """What makes a bundle small."""
+    return {**SMALL, **SMALL_UTILITY.get(bundle.name, SMALL_U_NET)}
 
 
 def workflow(bundle: Path, configs: str | list[str], kind: str | None = None, **changes: object) -> ConfigWorkflow:
@@ -119,7 +125,9 @@ def test_shipped_weights_export_to_torchscript(bundle: Path, tmp_path: Path) -> 
 @bundle_parametrize
 @pytest.mark.parametrize(("config", "kind"), CONFIGS.items())
 def test_no_required_property_is_missing(bundle: Path, config: str, kind: str, cohort: Path, tmp_path: Path) -> None:
-    flow = workflow(bundle, config, kind, dataset_dir=str(cohort), ckpt_dir=str(tmp_path), cache="none", **SMALL)
+    flow = workflow(
+        bundle, config, kind, dataset_dir=str(cohort), ckpt_dir=str(tmp_path), cache="none", **small(bundle)
+    )
     if config == "inference":
         flow.initialize()
     else:
@@ -140,7 +148,7 @@ def test_training_and_inference_define_the_same_network(bundle: Path) -> None:
 
 @bundle_parametrize
 def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_path: Path) -> None:
-    common = {"dataset_dir": str(cohort), "ckpt_dir": str(tmp_path / "models"), **SMALL}
+    common = {"dataset_dir": str(cohort), "ckpt_dir": str(tmp_path / "models"), **small(bundle)}
     training = {**common, "val_interval": 1, "batch_size": 2}
     run(bundle, "train_utility", output_dir=str(tmp_path / "utility"), utility_epochs=1, **training)
     before = torch.load(tmp_path / "models" / "utility.pt", weights_only=True)
@@ -179,7 +187,8 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
         assert written.shape == source.shape
         np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
         assert SimpleITK.ReadImage(str(path)).GetSize() == source.shape
-    assert (output / "phantom_test_001" / "phantom_test_001_overlay.png").stat().st_size > 0
+    for name in ("montage", "mip"):
+        assert (output / "phantom_test_001" / f"phantom_test_001_{name}.png").stat().st_size > 0
 
 
 @bundle_parametrize
@@ -190,21 +199,63 @@ def test_missing_utility_weights_name_the_command_that_trains_them(bundle: Path,
         dataset_dir=str(cohort),
         ckpt_dir=str(tmp_path),
         utility_weights=str(tmp_path / "no.pt"),
-        **SMALL,
+        **small(bundle),
     )
     with pytest.raises(RuntimeError) as caught:
         flow.initialize()
     assert "configs/train_utility.yaml" in str(caught.value.__cause__)
 
 
+def bad_input(kind: str, folder: Path) -> tuple[Path, str]:
+    """A data set that no bundle can use, and what its error has to say."""
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    if kind == "an empty folder":
+        (folder / "empty").mkdir()
+        return folder / "empty", "must hold volumes .* got none"
+    voxels = {"a 2-D file": np.ones((16, 16)), "an all-zero volume": np.zeros((16, 16, 16))}[kind]
+    path = folder / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(voxels.astype(np.int16), affine), path)
+    says = "must be a 3-D volume, got shape" if kind == "a 2-D file" else "must not be constant, got 0 everywhere"
+    return path, f"case scan: image file .*scan.nii.gz {says}"
+
+
+@bundle_parametrize
+@pytest.mark.parametrize("kind", ["an empty folder", "a 2-D file", "an all-zero volume"])
+def test_bad_input_is_refused_by_name(bundle: Path, kind: str, tmp_path: Path) -> None:
+    data, says = bad_input(kind, tmp_path)
+    with pytest.raises((CaseError, RuntimeError)) as caught:
+        run(bundle, "inference", dataset_dir=str(data), output_dir=str(tmp_path / "out"), device="cpu")
+    error = caught.value if isinstance(caught.value, CaseError) else caught.value.__cause__
+    assert isinstance(error, CaseError)
+    assert re.search(says, str(error))
+    assert not list(tmp_path.glob("out/**/*.*"))
+
+
+@bundle_parametrize
+def test_a_label_on_another_grid_is_refused_before_training(bundle: Path, cohort: Path, tmp_path: Path) -> None:
+    data = tmp_path / "cohort"
+    shutil.copytree(cohort, data)
+    path = data / "labelsTr" / "phantom_002.nii.gz"
+    label = nib.load(path)
+    moved = label.affine.copy()
+    moved[:3, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), moved), path)
+    flow = workflow(bundle, "train_utility", dataset_dir=str(data), ckpt_dir=str(tmp_path), **small(bundle))
+    with pytest.raises(RuntimeError) as caught:
+        flow.parser.get_parsed_content("split")
+    error: BaseException | None = caught.value
+    while error is not None and not isinstance(error, CaseError):
+        error = error.__cause__
+    assert re.search(r"case phantom_002: label file .* must lie on the image's grid", str(error))
+
+
 def test_a_killed_run_goes_on(cohort: Path, tmp_path: Path) -> None:
     """From the bundle's folder, by the command of its docs."""
+    bundle = ROOT / "bundles" / "pancreas_ct_unoise"
     changes = {"dataset_dir": cohort, "ckpt_dir": tmp_path / "models", "output_dir": tmp_path, "utility_epochs": 12}
-    arguments = [
-        f"--{key}={value}" for key, value in {**SMALL, **changes, "batch_size": 2}.items() if "noise" not in key
-    ]
+    arguments = [f"--{key}={value}" for key, value in {**small(bundle), **changes, "batch_size": 2}.items()]
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train_utility.yaml"]
-    options = {"cwd": ROOT / "bundles" / "pancreas_ct_unoise", "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    options = {"cwd": bundle, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     last = tmp_path / "models" / "utility_last.pt"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen([*command, *arguments], stdout=log, stderr=log, **options)
@@ -255,8 +306,9 @@ def test_the_gpu_preset_trains_the_utility_for_its_own_epochs(cohort: Path) -> N
 def test_a_preset_runs_from_the_root(cohort: Path, tmp_path: Path) -> None:
     """``make demo`` runs the whole one; here its command, on a few voxels."""
     paths = {"dataset_dir": str(cohort), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
-    changes: dict[str, object] = {**SMALL, **paths, "val_interval": 1}
-    run(ROOT / "bundles" / "pancreas_ct_unoise", "train_utility", utility_epochs=1, **changes)
+    bundle = ROOT / "bundles" / "pancreas_ct_unoise"
+    changes: dict[str, object] = {**small(bundle), **paths, "val_interval": 1}
+    run(bundle, "train_utility", utility_epochs=1, **changes)
     changes |= {**SMALL_NOISE, "utility_weights": str(tmp_path / "utility.pt"), "max_epochs": 1}
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--args_file", "configs/phantom_demo.yaml"]
     command += [f"--{key}={value}" for key, value in changes.items()]

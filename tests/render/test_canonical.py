@@ -11,9 +11,12 @@ from nibabel.eulerangles import euler2mat
 from unoise_monai.render import to_canonical
 from unoise_monai.render.canonical import (
     EDGE_LETTERS,
+    check_contrast,
     check_importance,
+    check_unit_range,
     check_volumes,
     display_slice,
+    foreground_box,
     pixel_mm,
 )
 
@@ -58,6 +61,22 @@ def test_letters_say_what_lies_at_each_edge(axis: int) -> None:
     assert picture[1, 2] == letters["right"]
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_slices_of_a_flipped_view_copy_no_volume(axis: int) -> None:
+    volume = VOLUME.transpose(2, 0, 1)[::-1, :, ::-1]
+    shown = display_slice(volume, axis, 2)
+    assert np.shares_memory(shown, VOLUME)
+    np.testing.assert_array_equal(shown, np.take(volume, 2, axis)[::-1, ::-1].T)
+
+
+def test_foreground_box_holds_all_that_is_above_zero() -> None:
+    mask = np.zeros((7, 8, 9), dtype=np.uint8)
+    mask[2, 3, 4], mask[5, 1, 8] = 1, 7
+    assert foreground_box(mask) == ((2, 6), (1, 4), (4, 9))
+    assert foreground_box(mask.astype(bool)) == ((2, 6), (1, 4), (4, 9))
+    assert foreground_box(np.zeros_like(mask)) is None
+
+
 def test_pixel_sizes_are_rows_then_columns() -> None:
     for axis in range(3):
         height, width = pixel_mm(SPACING_MM, axis)
@@ -88,10 +107,27 @@ def test_refuses_volumes_that_do_not_fit() -> None:
         check_volumes(SPACING_MM, 0, VOLUME[:0])
     with pytest.raises(ValueError, match=r"importance must be of the image's shape \(4, 5, 6\), got \(3, 5, 6\)"):
         check_volumes(SPACING_MM, 0, VOLUME, importance=VOLUME[1:], segmentation=None)
-    with pytest.raises(ValueError, match="image must hold finite values only"):
-        check_volumes(SPACING_MM, 0, VOLUME * np.inf)
+    for bad in (np.nan, np.inf, -np.inf):
+        holed = VOLUME.copy()
+        holed[1, 2, 3] = bad
+        with pytest.raises(ValueError, match="importance must hold finite values only"):
+            check_volumes(SPACING_MM, 0, VOLUME, importance=holed)
+    check_volumes(SPACING_MM, 0, VOLUME, importance=VOLUME > 0.5)
     with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\], got values from"):
         check_importance(VOLUME * 2)
     with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\]"):
         check_importance(VOLUME * np.nan)
     assert check_importance(np.array([-5e-4, 1 + 5e-4])).tolist() == [0, 1]
+
+
+def test_refuses_an_image_with_nothing_to_see() -> None:
+    with pytest.raises(ValueError, match="image must hold more than one value, got 0 in every voxel"):
+        check_contrast(np.zeros((2, 2, 2), dtype=np.int16))
+    check_contrast(VOLUME)
+
+
+def test_importance_may_leave_the_unit_range_by_what_resampling_does() -> None:
+    check_unit_range(np.array([-5e-4, 1 + 5e-4]))
+    for bad in ([-0.01, 0.5], [0.5, 1.01], [0.5, np.nan]):
+        with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\], got values from"):
+            check_unit_range(np.array(bad))

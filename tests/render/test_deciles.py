@@ -10,6 +10,8 @@ from unoise_monai.render.panels import GAP, TITLE_HEIGHT
 SHAPE = (20, 20, 10)
 SPACING_MM = (1.0, 1.0, 2.0)
 SIDE = 280
+WHITE = np.ones(SHAPE)
+WHITE[0, 0, 0] = 0.999  # an image of one value is refused
 
 
 def places(rgb: np.ndarray, columns: int, count: int) -> list[np.ndarray]:
@@ -42,7 +44,7 @@ def test_ties_are_all_taken() -> None:
 def test_panels_show_growing_shares_and_then_all() -> None:
     """Importance is a ramp from left to right, so each panel is white up to its share of the width."""
     ramp = np.broadcast_to(np.linspace(0, 1, 20)[:, None, None], SHAPE)
-    rgb = decile_pictures(np.ones(SHAPE), ramp, SPACING_MM, index=4, window=(0, 1))
+    rgb = decile_pictures(WHITE, ramp, SPACING_MM, index=4, window=(0, 1))
     pictures = places(rgb, 5, 10)
     for number, picture in enumerate(pictures):
         # The patient's right, the end of X, is on the picture's left.
@@ -53,7 +55,7 @@ def test_panels_show_growing_shares_and_then_all() -> None:
 
 def test_thresholds_of_the_paper() -> None:
     ramp = np.broadcast_to(np.linspace(0, 1, 20)[:, None, None], SHAPE)
-    rgb = decile_pictures(np.ones(SHAPE), ramp, SPACING_MM, window=(0, 1), thresholds=PAPER_THRESHOLDS)
+    rgb = decile_pictures(WHITE, ramp, SPACING_MM, window=(0, 1), thresholds=PAPER_THRESHOLDS)
     for threshold, picture in zip(PAPER_THRESHOLDS, places(rgb, 3, 5), strict=False):
         visible = (1 - ramp[:, 0, 0] <= threshold).mean()
         assert (picture[90] > 127).all(axis=1).mean() == pytest.approx(visible, abs=0.04)
@@ -63,7 +65,7 @@ def test_shares_are_of_the_volume_not_of_the_slice() -> None:
     importance = np.zeros(SHAPE)
     importance[..., :5] = np.random.default_rng(0).uniform(0.5, 1, (20, 20, 5))
     shown = {
-        index: places(decile_pictures(np.ones(SHAPE), importance, SPACING_MM, 2, index, (0.5,), None, (0, 1)), 2, 2)
+        index: places(decile_pictures(WHITE, importance, SPACING_MM, 2, index, (0.5,), None, (0, 1)), 2, 2)
         for index in (0, 9)
     }
     assert white_share(shown[0][0]) == 1
@@ -80,13 +82,38 @@ def test_the_most_important_slice_is_the_default(axis: int) -> None:
     np.testing.assert_array_equal(default, decile_pictures(image, importance, SPACING_MM, axis, 7, (0.5,)))
 
 
-def test_constant_image_and_importance_are_drawn() -> None:
-    rgb = decile_pictures(np.zeros(SHAPE), np.zeros(SHAPE), SPACING_MM)
-    assert rgb.dtype == np.uint8
+@pytest.mark.parametrize("axis", range(3))
+def test_projection_shows_the_brightest_of_the_visible_voxels(axis: int) -> None:
+    """A vessel across the volume, important up to its middle, before and behind tissue that is never important."""
+    image = np.random.default_rng(6).uniform(0, 0.1, SHAPE)
+    importance = np.zeros(SHAPE)
+    vessel = [9, 9, 4]
+    along = (axis + 1) % 3
+    vessel[along] = slice(None)  # type: ignore[call-overload]
+    image[tuple(vessel)] = 1
+    vessel[along] = slice(SHAPE[along] // 2)  # type: ignore[call-overload]
+    importance[tuple(vessel)] = 1
+    share = SHAPE[along] // 2 / image.size
+    rgb = decile_pictures(image, importance, SPACING_MM, axis, shares=(share,), window=(0, 1), mip=True)
+    shown = [(picture > 127).all(axis=2).sum() for picture in places(rgb, 2, 2)]
+    assert shown[0] / shown[1] == pytest.approx(0.5, abs=0.06)
+
+
+def test_projection_hides_the_same_voxels_under_every_window() -> None:
+    importance = np.zeros(SHAPE)
+    importance[:10] = 1
+    rgb = decile_pictures(WHITE, importance, SPACING_MM, shares=(0.5,), window=(-1, 1), mip=True)
+    assert (places(rgb, 2, 2)[0][90] > 127).all(axis=1).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_no_importance_at_all_is_drawn() -> None:
+    assert white_share(places(decile_pictures(WHITE, np.zeros(SHAPE), SPACING_MM, window=(0, 1)), 5, 10)[0]) == 1
 
 
 def test_refuses_bad_input() -> None:
-    image = np.zeros(SHAPE)
+    image = WHITE
+    with pytest.raises(ValueError, match=r"image must hold more than one value, got 0\.0 in every voxel"):
+        decile_pictures(np.zeros(SHAPE), image, SPACING_MM)
     with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 10"):
         decile_pictures(image, image, SPACING_MM, shares=(10,))
     with pytest.raises(ValueError, match=r"thresholds must lie in \[0, 1\], got 1.5"):

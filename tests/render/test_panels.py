@@ -4,39 +4,33 @@ import numpy as np
 import pytest
 
 from unoise_monai.render.canonical import EDGE_LETTERS
-from unoise_monai.render.panels import GAP, Panel, draw_panels, grey_levels, panel_size, sheet_columns
+from unoise_monai.render.panels import (
+    GAP,
+    LARGEST_PANEL,
+    SMALLEST_PANEL,
+    Panel,
+    draw_panels,
+    longest_side,
+    panel_sizes,
+    sheet_columns,
+)
 
 
-def test_window_turns_its_ends_black_and_white() -> None:
-    grey = grey_levels(np.array([-1000.0, -160, 40, 240, 3000]), (-160, 240))
-    assert grey.tolist() == [0, 0, 0.5, 1, 1]
+def test_panels_have_the_proportions_of_their_pictures_in_mm() -> None:
+    assert panel_sizes([(40, 40)], [(5.0, 1.0)], 300) == [(300, 60)]
+    assert panel_sizes([(10, 50)], [(5.0, 1.0)], 300) == [(300, 300)]
+    assert panel_sizes([(1, 1000)], [(1.0, 1.0)], 300) == [(1, 300)]
 
 
-def test_default_window_leaves_outliers_out() -> None:
-    image = np.append(np.linspace(0, 1, 1000), 1e6)
-    assert grey_levels(image)[500] == pytest.approx(0.5, abs=0.02)
+def test_panels_of_one_sheet_have_one_scale() -> None:
+    """Axial, coronal and sagittal pictures of 100 x 60 x 40 mm."""
+    shapes, pixels_mm = [(60, 50), (20, 50), (20, 60)], [(1.0, 2.0), (2.0, 2.0), (2.0, 1.0)]
+    assert panel_sizes(shapes, pixels_mm, 500) == [(300, 500), (200, 500), (200, 300)]
 
 
-def test_a_few_bright_voxels_on_nothing_are_told_apart() -> None:
-    image = np.zeros(1000)
-    image[:2] = (50, 200)
-    assert grey_levels(image)[:3].tolist() == [0.25, 1, 0]
-
-
-def test_constant_image_is_black() -> None:
-    assert (grey_levels(np.full((3, 3), 7.0)) == 0).all()
-
-
-@pytest.mark.parametrize("window", [(1.0, 1.0), (2.0, 1.0), (0.0, np.inf), (np.nan, 1.0), (0.0, 1.0, 2.0)])
-def test_refuses_a_bad_window(window: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="window must be"):
-        grey_levels(np.zeros(3), window)
-
-
-def test_panel_has_the_proportions_of_the_slice_in_mm() -> None:
-    assert panel_size((40, 40), (5.0, 1.0), 300) == (300, 60)
-    assert panel_size((10, 50), (5.0, 1.0), 300) == (300, 300)
-    assert panel_size((1, 1000), (1.0, 1.0), 300) == (1, 300)
+def test_longest_side_shows_every_voxel_within_bounds() -> None:
+    sides = [longest_side([Panel(np.zeros((rows, 30, 3))), Panel(np.zeros((5, 5, 3)))]) for rows in (40, 500, 2000)]
+    assert sides == [SMALLEST_PANEL, 500, LARGEST_PANEL]
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (10, 5), (12, 4)])
@@ -53,6 +47,30 @@ def test_slice_fills_its_place_exactly() -> None:
     expected[GAP:-GAP, GAP : GAP + 100] = True
     expected[GAP:-GAP, 2 * GAP + 100 : -GAP] = True
     np.testing.assert_array_equal(white, expected)
+
+
+def test_pictures_of_different_shapes_lie_side_by_side() -> None:
+    """Each picture in a grey of its own, so that its place can be found."""
+    shapes, pixels_mm = [(100, 30), (20, 30), (20, 50)], [(1.0, 2.0), (2.0, 2.0), (2.0, 1.0)]
+    greys, sizes = (1.0, 0.6, 0.2), [(100, 60), (40, 60), (40, 50)]
+    pictures = [np.full((*shape, 3), grey) for shape, grey in zip(shapes, greys, strict=True)]
+    panels = [Panel(picture, pixel_mm=mm) for picture, mm in zip(pictures, pixels_mm, strict=True)]
+    rgb = draw_panels(panels, longest=100)
+    left = GAP
+    for grey, (height, width) in zip(greys, sizes, strict=True):
+        expected = np.zeros(rgb.shape[:2], dtype=bool)
+        expected[GAP : GAP + height, left : left + width] = True
+        np.testing.assert_array_equal(rgb[..., 0] == 255 * grey, expected)
+        left += width + GAP
+    assert rgb.shape == (100 + 2 * GAP, left, 3)
+
+
+def test_a_panel_may_have_letters_of_its_own() -> None:
+    black = np.zeros((10, 10, 3))
+    ours = draw_panels([Panel(black, letters=EDGE_LETTERS[0])], letters=EDGE_LETTERS[2])
+    np.testing.assert_array_equal(ours, draw_panels([Panel(black)], letters=EDGE_LETTERS[0]))
+    assert (ours != draw_panels([Panel(black)], letters=EDGE_LETTERS[2])).any()
+    assert not draw_panels([Panel(black)]).any()
 
 
 def test_outline_runs_around_the_region_and_along_the_edge() -> None:

@@ -9,6 +9,7 @@ from unoise_monai.data.split import split_cases
 from unoise_monai.data.task import TASKS, SegmentationTask, segmentation_task
 from unoise_monai.data.validation import CaseError, LoadCased, case_name
 from unoise_monai.data.vessel_phantoms import vessel_phantom
+from unoise_monai.data.vessels import list_vessel_cases
 
 __all__ = [
     "TASKS",
@@ -23,6 +24,7 @@ __all__ = [
     "download_task",
     "find_images",
     "list_cases",
+    "list_vessel_cases",
     "preprocessing",
     "segmentation_task",
     "split_cases",

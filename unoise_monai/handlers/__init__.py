@@ -1,7 +1,7 @@
 """Ignite handlers that the bundles' configurations name."""
 
 from unoise_monai.handlers.checkpoint import BestModel, RunCheckpoint
-from unoise_monai.handlers.images import OverlaySaver
+from unoise_monai.handlers.images import PictureSaver
 from unoise_monai.handlers.nifti import ImportanceSaver
 from unoise_monai.handlers.noise_ratio import NoiseRatioUpdater
 from unoise_monai.handlers.progress import LossProgress, MetricsTable
@@ -13,7 +13,7 @@ __all__ = [
     "LossProgress",
     "MetricsTable",
     "NoiseRatioUpdater",
-    "OverlaySaver",
+    "PictureSaver",
     "RunCheckpoint",
     "VisibilityReport",
 ]

@@ -63,7 +63,27 @@ def display_slice(volume: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
     Returns:
         ``(rows, columns)``, from the top left.
     """
-    return np.take(volume, index, axis)[::-1, ::-1].T
+    # A view; np.take would first copy a volume that is not contiguous.
+    return upright(np.moveaxis(volume, axis, 0)[index])
+
+
+def upright(plane: NDArray[Any]) -> NDArray[Any]:
+    """A plane of a canonical volume, its axes in the volume's order, as ``display_slice`` shows it."""
+    return plane[::-1, ::-1].T
+
+
+def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
+    """First voxel and the one after the last, along each axis, of what is above 0; None where nothing is.
+
+    Args:
+        mask: ``(X, Y, Z)``, bool or class indices.
+    """
+    seen = mask.max(axis=2)
+    x, y = np.flatnonzero(seen.max(axis=1) > 0), np.flatnonzero(seen.max(axis=0) > 0)
+    if not x.size:
+        return None
+    z = np.flatnonzero(mask.max(axis=0).max(axis=0) > 0)
+    return tuple((int(inside[0]), int(inside[-1]) + 1) for inside in (x, y, z))
 
 
 def pixel_mm(spacing_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
@@ -91,8 +111,32 @@ def check_volumes(
             continue
         if volume.shape != image.shape:
             raise ValueError(f"{name} must be of the image's shape {image.shape}, got {volume.shape}")
-        if not np.isfinite(volume).all():
+        # The extremes tell, without a copy of the volume: NaN is both, infinity one of them.
+        if volume.dtype.kind == "f" and not (np.isfinite(volume.min()) and np.isfinite(volume.max())):
             raise ValueError(f"{name} must hold finite values only, got NaN or infinity")
+
+
+def check_contrast(image: NDArray[Any]) -> None:
+    """Refuse an image in which there is nothing to see.
+
+    Raises:
+        ValueError: when all of its voxels hold the same value.
+    """
+    value = image[0, 0, 0]
+    # Nearly always the first planes tell.
+    if not any((plane != value).any() for plane in image):
+        raise ValueError(f"image must hold more than one value, got {value} in every voxel")
+
+
+def check_unit_range(importance: NDArray[Any]) -> None:
+    """Refuse importance that lies further outside [0, 1] than resampling carries it, 1e-3.
+
+    Raises:
+        ValueError: when a value lies further outside, or is NaN.
+    """
+    lowest, highest = importance.min(), importance.max()
+    if not (lowest >= -RANGE_SLACK and highest <= 1 + RANGE_SLACK):
+        raise ValueError(f"importance must lie in [0, 1], got values from {lowest} to {highest}")
 
 
 def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
@@ -117,7 +161,5 @@ def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
     Raises:
         ValueError: when a value lies further outside [0, 1], or is NaN.
     """
-    values = np.asarray(importance, dtype=np.float64)
-    if not (values.min() >= -RANGE_SLACK and values.max() <= 1 + RANGE_SLACK):
-        raise ValueError(f"importance must lie in [0, 1], got values from {values.min()} to {values.max()}")
-    return values.clip(0, 1)
+    check_unit_range(importance)
+    return np.asarray(importance, dtype=np.float64).clip(0, 1)

@@ -1,4 +1,4 @@
-"""One slice with only its most important voxels visible, step by step."""
+"""One slice, or one projection, with only the most important voxels visible, step by step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_fraction
-from unoise_monai.render.canonical import EDGE_LETTERS, check_importance, check_volumes, display_slice, pixel_mm
-from unoise_monai.render.panels import Panel, draw_panels, grey_levels
+from unoise_monai.render.canonical import (
+    EDGE_LETTERS,
+    check_contrast,
+    check_importance,
+    check_volumes,
+    display_slice,
+    pixel_mm,
+)
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.overlay import blend
+from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.projection import project
 
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 PAPER_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
@@ -45,8 +55,12 @@ def decile_pictures(
     shares: Sequence[float] = DECILES,
     thresholds: Sequence[float] | None = None,
     window: tuple[float, float] | None = None,
+    mip: bool = False,
 ) -> NDArray[np.uint8]:
     """Show one slice with only the most important voxels of the volume visible, the others black, and then all of it.
+
+    With ``mip`` the maximum intensity projection of the visible voxels takes the slice's place: vessels leave a slice
+    after a few voxels.
 
     Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``, voxels of at most that
     tolerance; shares of the volume's voxels otherwise. Each panel's title says the share of the volume that it shows.
@@ -60,24 +74,26 @@ def decile_pictures(
         index: which slice; the one with the highest sum of importance where it is None.
         shares: shares of the voxels, each above 0 and at most 1.
         thresholds: highest tolerance B = 1 - importance of the visible voxels, used in place of ``shares``.
-        window: intensities that turn black and white; the image's 1st and 99th percentile where it is None.
+        window: intensities that turn black and white; found in the image, or in its projection, where it is None.
+        mip: project the visible voxels along the axis, in place of showing a slice.
 
     Returns:
         RGB, ``(H, W, 3)``.
 
     Raises:
         ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when ``importance`` leaves [0, 1].
+        ValueError: when the image holds one value only, or ``importance`` leaves [0, 1].
         ValueError: when a share is not above 0 and at most 1, or a threshold is not in [0, 1].
         ValueError: when ``axis``, ``index``, ``spacing_mm`` or ``window`` is out of range.
     """
     check_volumes(spacing_mm, axis, image, importance=importance)
+    check_contrast(image)
     values = check_importance(importance)
-    grey = grey_levels(image, window)
     if index is None:
         index = _most_important_slice(values, axis)
     if not 0 <= index < image.shape[axis]:
         raise ValueError(f"index must be at least 0 and below {image.shape[axis]}, got {index}")
+    window = find_window(project(image, axis) if mip else image, window)
 
     masks = []
     if thresholds is None:
@@ -95,8 +111,13 @@ def decile_pictures(
     masks.append(("all", np.ones(image.shape, dtype=bool)))
     panels = []
     for title, visible in masks:
-        shown = display_slice(grey * visible, axis, index)
-        panels.append(Panel(rgb=np.repeat(shown[..., None], 3, axis=2), title=title))
+        if mip:
+            # Hidden voxels are black, so below every visible one.
+            shown = project(np.where(visible, image, image.min()), axis)
+            seen = project(visible, axis)
+        else:
+            shown, seen = display_slice(image, axis, index), display_slice(visible, axis, index)
+        panels.append(Panel(blend(grey_levels(shown, window) * seen, None), title))
     return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], longest=280)
 
 

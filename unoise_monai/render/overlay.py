@@ -1,133 +1,100 @@
-"""Importance in colour over the patient's scan, with the segmentation's outline."""
+"""A map in colour over the patient's scan."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import Colormap, ListedColormap
 from numpy.typing import NDArray
 
-from unoise_monai.render.canonical import EDGE_LETTERS, check_importance, check_volumes, display_slice, pixel_mm
-from unoise_monai.render.panels import Panel, draw_panels, grey_levels
+from unoise_monai.checks import check_choice
 
+STYLES = ("colour", "red")
 COLOUR_MAP = "inferno"
+"""Perceptually uniform: equal steps of importance look equally large."""
 OPACITY = 0.75
 """Of the colour where importance is 1."""
-
-SMALLEST_PANEL, LARGEST_PANEL = 360, 640
-"""Pixels of a panel's longer side; between the two, one for each voxel."""
+RED = (1.0, 0.0, 0.0)
 
 
-def blend(grey: NDArray[Any], importance: NDArray[Any], threshold: float = 0.1) -> NDArray[np.float64]:
-    """Lay importance over grey, the more opaque the higher it is, and not at all below the threshold.
+def blend(
+    grey: NDArray[Any], importance: NDArray[Any] | None, threshold: float = 0.1, style: str = "colour"
+) -> NDArray[np.float64]:
+    """Lay importance over grey.
+
+    - ``colour``: a perceptually uniform colour map, the more opaque the higher importance is, and not there at all up
+      to the threshold.
+    - ``red``: from the untouched grey at 0 to pure red at 1, with no threshold. Chatterjee et al., "Interpretability
+      techniques for deep learning based segmentation models", ISMRM 2021, Fig. 2 to 4: the map drawn from black to
+      white, "white pixels were converted to red for overlaying".
 
     Args:
         grey: ``(rows, columns)``, 0 to 1.
-        importance: ``(rows, columns)``, 0 to 1.
-        threshold: importance up to which the grey image shows alone.
+        importance: ``(rows, columns)``, 0 to 1; the grey stays alone where it is None.
+        threshold: importance up to which ``colour`` shows the grey alone.
+        style: one of ``STYLES``.
 
     Returns:
         RGB, ``(rows, columns, 3)``, 0 to 1.
+
+    Raises:
+        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
     """
-    colour = mpl.colormaps[COLOUR_MAP](importance)[..., :3]
-    alpha = OPACITY * ((importance - threshold) / (1 - threshold)).clip(0, 1)[..., None]
-    blended: NDArray[np.float64] = (1 - alpha) * grey[..., None] + alpha * colour
+    check_style(style, threshold)
+    ground = np.repeat(np.asarray(grey, dtype=np.float64)[..., None], 3, axis=2)
+    if importance is None:
+        return ground
+    values = np.asarray(importance, dtype=np.float64).clip(0, 1)
+    if style == "red":
+        alpha, colour = values[..., None], np.asarray(RED)
+    else:
+        alpha = OPACITY * ((values - threshold) / (1 - threshold)).clip(0, 1)[..., None]
+        colour = mpl.colormaps[COLOUR_MAP](values)[..., :3]
+    blended: NDArray[np.float64] = (1 - alpha) * ground + alpha * colour
     return blended
 
 
-def spread_slices(region: NDArray[np.bool_], axis: int, count: int) -> list[int]:
-    """Slices spread evenly over a region's extent, in rising order.
-
-    Where the extent holds fewer than ``count`` slices it is widened to both sides; where the volume does, all of its
-    slices are taken. An empty region stands for the whole volume.
-
-    Args:
-        region: ``(X, Y, Z)``.
-        axis: the axis that the slices are taken along.
-        count: how many.
-    """
-    size = region.shape[axis]
-    others = tuple(other for other in range(3) if other != axis)
-    inside = np.flatnonzero(region.any(axis=others))
-    low, high = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, size)
-    count = min(count, size)
-    if high - low < count:
-        low = min(max(0, (low + high - count) // 2), size - count)
-        high = low + count
-    return [int(low + (high - low) * (step + 0.5) / count) for step in range(count)]
+def bar_colours(threshold: float = 0.1, style: str = "colour") -> Colormap:
+    """The colours, for importance from 0 to 1, that ``blend`` gives where the scan is mid-grey."""
+    return ListedColormap(blend(np.full((1, 256), 0.5), np.linspace(0, 1, 256)[None], threshold, style)[0])
 
 
-def overlay_slices(
-    image: NDArray[Any],
-    importance: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
-    axis: int = 2,
-    count: int = 6,
-    segmentation: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
-    threshold: float = 0.1,
-) -> NDArray[np.uint8]:
-    """Show what a segmentation relied on: slices of the scan, importance in colour, the segmentation outlined.
-
-    The volumes are canonical (``to_canonical``). Slices are spread over the extent of the segmentation's foreground,
-    or, where there is none, of the region with at least half the highest importance; they run from the patient's
-    feet to the head (axial), from back to front (coronal), or from left to right (sagittal).
-
-    Axial slices are drawn as radiologists look at them, the patient's right on the picture's left, front up; coronal
-    ones head up, the patient's right on the left; sagittal ones head up, front on the left. Letters at the edges say
-    so. Voxels keep their true proportions. Compare Koker et al., "U-Noise", 2021, Fig. 2.
+def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> NDArray[np.float32]:
+    """Scale a map of any range to 0 to 1, as an overlay needs it.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        importance: ``(X, Y, Z)``, 0 to 1.
-        spacing_mm: the voxels' size along X, Y and Z, mm.
-        axis: 0 sagittal, 1 coronal, 2 axial.
-        count: how many slices.
-        segmentation: class indices, ``(X, Y, Z)``; each class above 0 is outlined.
-        window: intensities that turn black and white; the image's 1st and 99th percentile where it is None.
-        threshold: importance up to which the scan shows alone.
+        values: an attribution or an activation, of any shape.
+        limits: values that turn 0 and 1, what lies beyond is clipped; the map's lowest and highest where it is None.
 
     Returns:
-        RGB, ``(H, W, 3)``.
+        float32, of the same shape.
 
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when ``importance`` leaves [0, 1].
-        ValueError: when ``axis``, ``count``, ``spacing_mm``, ``window`` or ``threshold`` is out of range.
+        ValueError: when a value is NaN or infinite.
+        ValueError: when ``limits`` is not two finite numbers in rising order.
+        ValueError: when all values are the same and there are no ``limits`` to scale them by.
     """
-    check_volumes(spacing_mm, axis, image, importance=importance, segmentation=segmentation)
-    check_count(count)
+    lowest, highest = float(values.min()), float(values.max())
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
+        raise ValueError("map must hold finite values only, got NaN or infinity")
+    if limits is not None:
+        if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
+            raise ValueError(f"limits must be (low, high), finite, with low below high, got {tuple(limits)}")
+        lowest, highest = (float(limit) for limit in limits)
+    if lowest == highest:
+        raise ValueError(f"map must hold more than one value to be scaled without limits, got {lowest} everywhere")
+    return np.asarray((values - lowest) / (highest - lowest), dtype=np.float32).clip(0, 1)
+
+
+def check_style(style: str, threshold: float = 0.0) -> None:
+    """Refuse an unknown style and a threshold outside [0, 1).
+
+    Raises:
+        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
+    """
+    check_choice("style", style, STYLES)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
-    shares = check_importance(importance)
-    grey = grey_levels(image, window)
-    labels = np.zeros(image.shape, dtype=np.int64) if segmentation is None else segmentation
-    region = labels > 0
-    if not region.any() and shares.max() > 0:
-        region = shares >= shares.max() / 2
-
-    panels = []
-    for index in spread_slices(region, axis, count):
-        label = display_slice(labels, axis, index)
-        panels.append(
-            Panel(
-                rgb=blend(display_slice(grey, axis, index), display_slice(shares, axis, index), threshold),
-                title=f"slice {index + 1} of {image.shape[axis]}",
-                outlines=[label == value for value in np.unique(label[label > 0])],
-            )
-        )
-    longest = min(max(SMALLEST_PANEL, *panels[0].rgb.shape[:2]), LARGEST_PANEL)
-    return draw_panels(
-        panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], COLOUR_MAP, "importance, 0 to 1", longest
-    )
-
-
-def check_count(count: int) -> None:
-    """Refuse a number of slices below 1.
-
-    Raises:
-        ValueError: when ``count`` is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")

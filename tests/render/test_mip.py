@@ -1,0 +1,185 @@
+"""Projections on a sheet: three views at one scale, upright, the same for every storage order; slab after slab."""
+
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from unoise_monai.render import mips, slab_mips, to_canonical
+from unoise_monai.render.panels import BAR_WIDTH, GAP, LARGEST_PANEL, TITLE_HEIGHT
+
+SHAPE = (24, 20, 16)
+SPACING_MM = (1.0, 1.5, 2.0)
+ANGIOGRAM = Path(__file__).parents[2].parent / "shared" / "data" / "tof_mra" / "chris_MRA.nii.gz"
+rng = np.random.default_rng(8)
+NOISE = rng.uniform(0, 0.1, SHAPE)
+SHARES = rng.random(SHAPE, dtype=np.float32)
+
+
+def views(rgb: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[float, ...], bar: int = 0) -> list[np.ndarray]:
+    """The axial, the coronal and the sagittal picture of a sheet."""
+    x, y, z = (size * mm for size, mm in zip(shape, spacing_mm, strict=True))
+    scale, left, pictures = LARGEST_PANEL / max(x, y, z), GAP, []
+    for height, width in ((y, x), (z, x), (z, y)):
+        rows, columns = round(height * scale), round(width * scale)
+        pictures.append(rgb[GAP + TITLE_HEIGHT : GAP + TITLE_HEIGHT + rows, left : left + columns])
+        left += columns + GAP
+    assert rgb.shape[1] == left + bar
+    return pictures
+
+
+def place(picture: np.ndarray) -> tuple[float, float]:
+    """Where the marker is, as shares of the picture's height and width; letters are white, too, but small."""
+    rows, columns = np.nonzero((picture > 200).all(axis=2))
+    return float(np.median(rows)) / picture.shape[0], float(np.median(columns)) / picture.shape[1]
+
+
+def test_a_marker_is_found_at_the_patients_right_front_and_head() -> None:
+    """Right is on the left of axial and coronal pictures, the front on top or on the left, the head on top."""
+    for axis, where in enumerate(([(0.5, 0), (0.5, 0), None], [(0, 0.5), None, (0.5, 0)], [None, (0, 0.5), (0, 0.5)])):
+        image = NOISE.copy()
+        marker = [slice(size // 2 - 4, size // 2 + 4) for size in SHAPE]
+        marker[axis] = slice(SHAPE[axis] - 4, SHAPE[axis])
+        image[tuple(marker)] = 1
+        for expected, picture in zip(
+            where, views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM), strict=True
+        ):
+            if expected is None:
+                assert place(picture) == pytest.approx((0.5, 0.5), abs=0.1)
+            else:
+                assert place(picture) == pytest.approx(tuple(0.11 if at == 0 else at for at in expected), abs=0.1)
+
+
+def test_views_show_the_maximum_wherever_it_lies() -> None:
+    """One bright voxel, never in the same plane as the middle of the volume."""
+    image = NOISE.copy()
+    image[2:6, 14:18, 1:5] = 1
+    at = [(2 + 6) / 2 / 24, (14 + 18) / 2 / 20, (1 + 5) / 2 / 16]
+    axial, coronal, sagittal = views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)
+    assert place(axial) == pytest.approx((1 - at[1], 1 - at[0]), abs=0.03)
+    assert place(coronal) == pytest.approx((1 - at[2], 1 - at[0]), abs=0.03)
+    assert place(sagittal) == pytest.approx((1 - at[2], 1 - at[1]), abs=0.03)
+
+
+def test_a_cube_in_mm_is_the_same_square_in_all_views() -> None:
+    image = NOISE.copy()
+    image[6:18, 6:14, 4:10] = 1  # 12 mm a side
+    sides = []
+    for picture in views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM):
+        middle = (picture[25:-25, 25:-25] > 140).all(axis=2)  # inside the letters
+        sides += [int(middle.any(axis=0).sum()), int(middle.any(axis=1).sum())]
+    expected = 12 * LARGEST_PANEL / max(size * mm for size, mm in zip(SHAPE, SPACING_MM, strict=True))
+    assert sides == pytest.approx([expected] * 6, rel=0.04)
+
+
+def test_the_same_picture_however_the_file_is_stored() -> None:
+    affine = np.diag([*SPACING_MM, 1])
+    affine[:3, 3] = [-30, 20, 7]
+    labels = (SHARES > 0.97).astype(np.uint8)
+    coarse = (10 * NOISE).round(1)  # many voxels of a ray are equally bright
+    expected = mips(coarse, SPACING_MM, SHARES, labels)
+    for axes, flips in zip(permutations(range(3)), product((1, -1), repeat=3), strict=False):
+        orientation = np.column_stack([axes, flips])
+        stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
+        stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in (coarse, SHARES, labels)]
+        (image, spacing_mm), (importance, _), (segmentation, _) = stored
+        np.testing.assert_array_equal(mips(image, spacing_mm, importance, segmentation), expected)
+
+
+def test_colour_is_that_of_the_voxel_seen_or_of_any_voxel_of_the_ray() -> None:
+    """A bright vessel of no importance before tissue of much."""
+    image, importance = NOISE.copy(), np.zeros(SHAPE)
+    image[:, :, 12] = 1
+    importance[:, :, 3] = 1
+    options = {"style": "red", "window": (0, 1)}
+    seen, hidden = (
+        views(mips(image, SPACING_MM, importance, depth=depth, **options), SHAPE, SPACING_MM, BAR_WIDTH)[0]
+        for depth in ("brightest", "any")
+    )
+    assert not (seen == [255, 0, 0]).all(axis=2).any()
+    assert (hidden == [255, 0, 0]).all(axis=2).mean() > 0.9
+
+
+def test_slab_shows_what_lies_in_it_alone() -> None:
+    """Two plates; the slab is centred on the segmentation, or on the voxel asked for."""
+    image, segmentation = NOISE.copy(), np.zeros(SHAPE, dtype=np.uint8)
+    image[:, :, 12], image[:, :, 3] = 1, 0.5
+    segmentation[10:14, 8:12, 3] = 1
+    options = {"window": (0, 1), "slab_mm": 4.0}
+
+    def axial(**arguments: object) -> float:
+        sheet = mips(image, SPACING_MM, **options, **arguments)  # type: ignore[arg-type]
+        return float(np.median(views(sheet, SHAPE, SPACING_MM)[0]))
+
+    assert axial(segmentation=segmentation) == pytest.approx(127, abs=2)
+    assert axial(centre=(12, 10, 12)) == 255
+    assert axial() < 30
+    assert float(np.median(views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)[0])) == 255
+
+
+def test_slabs_follow_each_other_without_a_gap() -> None:
+    """Every slice has a grey of its own, so a slab's grey tells its last slice; 6 mm are three slices."""
+    levels = np.linspace(0.1, 1, 16)
+    image = np.broadcast_to(levels, SHAPE)
+    rgb = slab_mips(image, SPACING_MM, 6.0, window=(0, 1))
+    greys = [level for level in levels if (np.abs(rgb - 255 * level) < 1).all(axis=2).mean() > 0.05]
+    np.testing.assert_allclose(greys, levels[[2, 5, 8, 11, 14, 15]])
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_one_slab_as_thick_as_the_volume_is_its_projection(axis: int) -> None:
+    whole = slab_mips(NOISE, SPACING_MM, 1e3, SHARES, axis=axis)
+    part = [slice(None)] * 3
+    part[axis] = slice(5, 11)
+    cleared = np.full(SHAPE, NOISE.min())
+    cleared[tuple(part)] = NOISE[tuple(part)]
+    assert (slab_mips(cleared, SPACING_MM, 1e3, SHARES, axis=axis) != whole).any()
+    np.testing.assert_array_equal(
+        slab_mips(np.flip(NOISE, axis), SPACING_MM, 1e3, np.flip(SHARES, axis), axis=axis), whole
+    )
+
+
+def test_leaves_its_input_alone() -> None:
+    image, shares = NOISE.copy(), SHARES.copy()
+    mips(image, SPACING_MM, shares, (shares > 0.9).astype(np.uint8), slab_mm=5)
+    np.testing.assert_array_equal(image, NOISE)
+    np.testing.assert_array_equal(shares, SHARES)
+
+
+def test_refuses_bad_input() -> None:
+    for changes, message in [
+        ({"image": NOISE[0]}, r"image must be 3-D and not empty, got shape \(20, 16\)"),
+        ({"image": np.zeros(SHAPE)}, "image must hold more than one value, got 0.0 in every voxel"),
+        ({"importance": SHARES[1:]}, "importance must be of the image's shape"),
+        ({"segmentation": SHARES[1:] > 0.5}, "segmentation must be of the image's shape"),
+        ({"importance": SHARES * 2}, r"importance must lie in \[0, 1\]"),
+        ({"importance": SHARES * np.nan}, "importance must hold finite values only"),
+        ({"spacing_mm": (1.0, 1.0, -1.0)}, "spacing_mm must be three finite numbers above 0"),
+        ({"slab_mm": 0.0}, "slab_mm must be a finite number above 0, got 0.0"),
+        ({"slab_mm": 5.0, "centre": (24, 0, 0)}, r"centre must be a voxel of the volume of shape \(24, 20, 16\)"),
+        ({"slab_mm": 5.0, "centre": (1, 2)}, "centre must be a voxel"),
+        ({"window": (1, 0)}, "window must be"),
+        ({"style": "jet"}, "style must be one of"),
+        ({"threshold": -0.1}, "threshold must be at least 0"),
+        ({"depth": "mean"}, "depth must be one of 'brightest', 'any', got 'mean'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mips(**{"image": NOISE, "spacing_mm": SPACING_MM, **changes})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="slab_mm must be a finite number above 0, got -1"):
+        slab_mips(NOISE, SPACING_MM, -1)
+    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 3"):
+        slab_mips(NOISE, SPACING_MM, 5, axis=3)
+
+
+@pytest.mark.skipif(not ANGIOGRAM.is_file(), reason="needs ../shared/data, the real TOF angiogram")
+def test_the_circle_of_willis_is_upright() -> None:
+    """The carotids enter from below, wider than the branches above; front of the head, the anterior arteries meet."""
+    stored = nib.load(ANGIOGRAM)
+    image, spacing_mm = to_canonical(np.asarray(stored.dataobj), stored.affine)
+    _, coronal, sagittal = views(mips(image, spacing_mm), image.shape, spacing_mm)
+    white = (coronal > 200).all(axis=2)
+    assert white[-len(white) // 4 :].sum() > 1.5 * white[: len(white) // 4].sum()
+    columns = (sagittal > 200).all(axis=2).sum(axis=0)
+    assert columns[: columns.size // 2].sum() > 2 * columns[columns.size // 2 :].sum()

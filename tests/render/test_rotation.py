@@ -1,0 +1,178 @@
+"""The frames of a rotating MIP: the patient the right way round, in proportion, the same however a file is stored."""
+
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
+
+from unoise_monai.render.canonical import to_canonical
+from unoise_monai.render.grey import grey_levels
+from unoise_monai.render.overlay import bar_colours, blend
+from unoise_monai.render.panels import BAR_WIDTH, GAP, TITLE_HEIGHT, Panel, draw_panels
+from unoise_monai.render.projection import project, project_at_brightest
+from unoise_monai.render.rotation import rotating_mip
+from unoise_monai.render.turning import view_letters
+
+SHAPE = (14, 12, 10)
+SPACING_MM = (1.0, 1.5, 3.0)
+ANGIOGRAM = Path(__file__).parents[2].parent / "shared" / "data" / "tof_mra" / "chris_MRA.nii.gz"
+
+
+def inner(frames: np.ndarray) -> np.ndarray:
+    """The pictures without their titles."""
+    return frames[:, GAP + TITLE_HEIGHT : -GAP, GAP:-GAP]
+
+
+def centre_of(picture: np.ndarray) -> tuple[float, float]:
+    """Row and column, 0 to 1, of what is bright, letters left out."""
+    height, width = picture.shape[:2]
+    bright = picture.min(axis=2) > 127
+    bright[: height // 8] = bright[-height // 8 :] = False
+    bright[:, : width // 12] = bright[:, -width // 12 :] = False
+    rows, columns = np.nonzero(bright)
+    return rows.mean() / height, columns.mean() / width
+
+
+def test_frames_are_pictures_of_one_size() -> None:
+    volume = np.random.default_rng(0).random(SHAPE)
+    frames = rotating_mip(volume, SPACING_MM, frames=5, longest=150)
+    assert frames.dtype == np.uint8
+    # 14 mm by 18 mm have a diagonal of 22.8 mm, here 24 voxels of 1 mm; 10 voxels of 3 mm are the longest side.
+    assert inner(frames).shape == (5, 150, 150 * 24 // 30, 3)
+
+
+def test_a_marker_at_the_patients_right_goes_round() -> None:
+    """On the left from the front, in the middle from the left and the right, on the right from the back."""
+    volume = np.zeros((21, 21, 21))
+    volume[18:20, 9:12, 13:16] = 1
+    frames = inner(rotating_mip(volume, (1.0, 1.0, 1.0), frames=8, longest=240, window=(0, 1)))
+    rows, columns = zip(*map(centre_of, frames), strict=True)
+    assert max(rows) - min(rows) < 0.02
+    assert rows[0] == pytest.approx((21 - 14.5) / 21, abs=0.02)
+    # 8.5 voxels from the axis, of 31 that hold the diagonal of 29.7.
+    expected = 0.5 - 8.5 / 31 * np.cos(np.radians(range(0, 360, 45)))
+    np.testing.assert_allclose(columns, expected, atol=0.01)
+
+
+def test_the_second_of_four_frames_looks_from_the_left() -> None:
+    volume = np.zeros((21, 21, 21))
+    volume[9:12, 18:20, 13:16] = 1
+    columns = [centre_of(frame)[1] for frame in inner(rotating_mip(volume, (1.0, 1.0, 1.0), 4, longest=240))]
+    np.testing.assert_allclose(columns, [0.5, 0.5 - 8.5 / 31, 0.5, 0.5 + 8.5 / 31], atol=0.01)
+
+
+def test_a_cube_in_mm_is_a_square_from_four_sides() -> None:
+    """12 mm a side in voxels of 1 x 1.5 x 3 mm."""
+    volume = np.zeros((20, 16, 10))
+    volume[4:16, 4:12, 3:7] = 1
+    frames = inner(rotating_mip(volume, SPACING_MM, frames=4, longest=300, window=(0, 1)))
+    pixel_mm = frames.shape[1] / 30
+    for frame in frames[:, 30:-30, 30:-30]:
+        rows, columns = np.nonzero(frame[..., 0] > 127)
+        assert np.ptp(rows) + 1 == pytest.approx(12 * pixel_mm, rel=0.04)
+        assert np.ptp(columns) + 1 == pytest.approx(12 * pixel_mm, rel=0.04)
+
+
+@pytest.mark.parametrize("style", ["colour", "red"])
+def test_first_frame_is_the_coronal_projection_with_the_importance_of_its_brightest_voxels(style: str) -> None:
+    rng = np.random.default_rng(1)
+    volume, importance = rng.random((16, 10, 12)), rng.random((16, 10, 12))
+    spacing_mm = (1.0, 1.0, 2.0)
+    frame = rotating_mip(volume, spacing_mm, 1, 2, importance, (0.5, 1), style, 0.2, longest=200)[0]
+    # 16 mm by 10 mm have a diagonal of 18.9 mm, here 20 pixels: two to the left and two to the right of the volume.
+    coronal = np.pad(grey_levels(project(volume, 1), (0.5, 1)), ((0, 0), (2, 2)))
+    shares = np.pad(project_at_brightest(importance, volume, 1), ((0, 0), (2, 2)))
+    viewer, letters = view_letters(0)
+    panel = Panel(blend(coronal, shares, 0.2, style), f"from {viewer}, 0°")
+    bar = bar_colours(0.2, style)
+    expected = draw_panels([panel], (2.0, 1.0), letters, bar, "importance, 0 to 1", 200)
+    assert frame.shape[1] > GAP + BAR_WIDTH + 100
+    np.testing.assert_allclose(frame.astype(int), expected, atol=1)
+
+
+def test_the_window_is_found_once_for_all_frames() -> None:
+    """A block is as bright beside the end of a bright rod as beside its length, which is a tenth of the picture."""
+    volume = np.zeros((20, 20, 20))
+    volume[:, :, 8:] = 50
+    volume[2, :, 2:4] = 100
+    front, side = inner(rotating_mip(volume, (1.0, 1.0, 1.0), frames=4, longest=200))[:2]
+    assert front[70, 70, 0] == pytest.approx(127, abs=2)
+    assert side[70, 70, 0] == front[70, 70, 0]
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_the_same_frames_however_the_file_is_stored(axis: int) -> None:
+    rng = np.random.default_rng(2)
+    volume, importance = rng.random(SHAPE), rng.random(SHAPE)
+    # Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps.
+    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
+    expected = rotating_mip(volume, SPACING_MM, 3, axis, importance, longest=64)
+    for axes, flips in product([(0, 1, 2), (1, 2, 0), (2, 1, 0)], [(-1, 1, 1), (1, -1, -1)]):
+        orientation = np.column_stack([axes, flips])
+        stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
+        stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in (volume, importance)]
+        spacing_mm = tuple(np.round(stored[0][1], 9))
+        frames = rotating_mip(stored[0][0], spacing_mm, 3, axis, stored[1][0], longest=64)
+        np.testing.assert_array_equal(frames, expected)
+
+
+def test_a_large_volume_keeps_its_thin_vessels_in_small_pictures() -> None:
+    """A vessel one voxel thin, of 240 across a picture of 60 pixels."""
+    volume = np.zeros((120, 130, 240), dtype=np.uint8)
+    volume[70, 50] = 100  # never as far from the axis as the letters
+    volume[0, 0, 0] = 1
+    frames = inner(rotating_mip(volume, (0.5, 0.5, 0.5), frames=6, longest=60, window=(0, 100)))
+    for frame in frames:
+        assert (frame[14:-10, 5:-5].max(axis=(1, 2)) > 100).all()  # below the letter at the top
+
+
+def test_leaves_its_input_alone() -> None:
+    rng = np.random.default_rng(3)
+    volume, importance = rng.random(SHAPE), rng.random(SHAPE)
+    copies = volume.copy(), importance.copy()
+    rotating_mip(volume, SPACING_MM, 2, importance=importance, longest=32)
+    np.testing.assert_array_equal(volume, copies[0])
+    np.testing.assert_array_equal(importance, copies[1])
+
+
+@pytest.mark.skipif(not ANGIOGRAM.exists(), reason="the real angiogram is not in ../shared/data")
+def test_a_real_angiogram_keeps_its_arteries_from_every_side() -> None:
+    image = nib.load(ANGIOGRAM)
+    volume, spacing_mm = to_canonical(np.asarray(image.dataobj), image.affine)
+    frames = inner(rotating_mip(volume, spacing_mm, frames=6, longest=200))
+    bright = (frames[..., 0] > 200).mean(axis=(1, 2))
+    assert bright.min() > 0.02
+    assert bright.max() < 1.5 * bright.min()
+    # The wide arteries come in from the neck: from the front and from the back there is more below than above.
+    third = frames.shape[1] // 3
+    assert all(frame[-third:].sum() > 1.5 * frame[:third].sum() for frame in frames[::3])
+
+
+def test_refuses_bad_input() -> None:
+    image = np.random.default_rng(4).random(SHAPE)
+    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+        rotating_mip(image, SPACING_MM, 0)
+    with pytest.raises(ValueError, match="longest must be at least 16, got 8"):
+        rotating_mip(image, SPACING_MM, longest=8)
+    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 3"):
+        rotating_mip(image, SPACING_MM, axis=3)
+    with pytest.raises(ValueError, match="image must be 3-D"):
+        rotating_mip(image[0], SPACING_MM)
+    with pytest.raises(ValueError, match="importance must be of the image's shape"):
+        rotating_mip(image, SPACING_MM, importance=image[1:])
+    with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\]"):
+        rotating_mip(image, SPACING_MM, importance=image + 1)
+    with pytest.raises(ValueError, match="image must hold more than one value"):
+        rotating_mip(image * 0, SPACING_MM)
+    with pytest.raises(ValueError, match="finite values only"):
+        rotating_mip(image * np.nan, SPACING_MM)
+    with pytest.raises(ValueError, match="window must be"):
+        rotating_mip(image, SPACING_MM, window=(1, 0))
+    with pytest.raises(ValueError, match="threshold must be at least 0 and below 1, got 1"):
+        rotating_mip(image, SPACING_MM, threshold=1)
+    with pytest.raises(ValueError, match="style must be one of"):
+        rotating_mip(image, SPACING_MM, style="blue")
