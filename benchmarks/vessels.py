@@ -24,7 +24,7 @@ from visibility import ROOT, machine, run, total_seconds
 from unoise_monai import ExplainedSegmenter
 from unoise_monai.data import list_cases, preprocessing, segmentation_task, write_phantom_cohort
 from unoise_monai.data.decathlon import Case
-from unoise_monai.data.phantoms import write_nifti
+from unoise_monai.data.phantom_cohort import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice
 from unoise_monai.networks import UNet, UNetMSS, load_state

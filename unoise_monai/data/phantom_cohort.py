@@ -138,11 +138,12 @@ def write_phantom_cohort(
     return root
 
 
-def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64], description: str = "") -> None:
     """Write a whole file or none, its q-form and s-form both scanner coordinates (code 1) in mm."""
     image = nib.Nifti1Image(array, affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
