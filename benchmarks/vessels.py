@@ -19,12 +19,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from visibility import ROOT, machine, run, total_seconds
+from visibility import ROOT, machine, run
 
 from unoise_monai import ExplainedSegmenter
 from unoise_monai.data import list_cases, preprocessing, segmentation_task, write_phantom_cohort
 from unoise_monai.data.decathlon import Case
-from unoise_monai.data.phantom_cohort import write_nifti
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice
 from unoise_monai.networks import UNet, UNetMSS, load_state
@@ -37,6 +37,7 @@ REAL_THRESHOLD = 60
 STRIPPED_SHARE = 0.5
 """A phantom with more voxels than this at its lowest intensity has lost its soft tissue."""
 RESAMPLES = 2000
+TRAINING_SEED, HELD_OUT_SEED = 21, 22
 
 
 def main() -> None:
@@ -44,16 +45,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark_vessels", help="where the runs go")
     parser.add_argument("--count", type=int, default=48, help="phantoms for training and validation")
     parser.add_argument("--held-out", type=int, default=16, help="phantoms to measure on")
-    parser.add_argument("--epochs", type=int, default=20, help="of each training")
+    parser.add_argument("--epochs", type=int, default=30, help="of each training")
     parser.add_argument("--shipped", action="store_true", help="measure the shipped weights, train nothing")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    held_out = cohort(out / "held_out", arguments.held_out, seed=22)
-    networks, seconds = {}, {}
+    held_out = cohort(out / "held_out", arguments.held_out, seed=HELD_OUT_SEED)
+    networks, epochs, trained_on = {}, {}, None
     if arguments.shipped:
         networks["shipped"] = shipped()
     else:
-        phantoms = cohort(out / "phantoms", arguments.count, seed=21)
+        phantoms = cohort(out / "phantoms", arguments.count, seed=TRAINING_SEED)
         for name, aware in (("deformation_aware", True), ("plain", False)):
             models = out / name / "models"
             # Started again after a break, the measurement goes on: what is trained stays trained.
@@ -70,16 +71,18 @@ def main() -> None:
                     utility_epochs=arguments.epochs,
                     deformation_aware=aware,
                 )
-            seconds[name] = total_seconds(out / name / "train" / "metrics.csv")
+            trained_on = len(list_cases(phantoms))
+            epochs[name] = len((out / name / "train" / "metrics.csv").read_text().splitlines()) - 1
             networks[name] = utility(load_state(models / "utility.pt"))
     scores = {name: measure(network, list_cases(held_out)) for name, network in networks.items()}
     result = {
         "command": " ".join(["python", "benchmarks/vessels.py", *sys.argv[1:]]),
-        "data": f"{arguments.held_out} synthetic angiograms, not trained on",
+        # Of what was trained and measured, which an earlier call may have begun with other settings.
+        "held_out_phantoms": {"count": len(list_cases(held_out)), "seed": HELD_OUT_SEED},
+        "training_phantoms": {"count": trained_on, "seed": TRAINING_SEED},
         "seed": 0,
-        "epochs": None if arguments.shipped else arguments.epochs,
+        "epochs": epochs,
         "machine": machine(),
-        "seconds": seconds,
         **{name: summary(values) for name, values in scores.items()},
     }
     for case in real_case(out):

@@ -50,7 +50,7 @@ def main() -> None:
         if not arguments.shipped or arguments.bundle in REAL:
             parser.error("--data must name a Decathlon folder: no volumes of this bundle's task are here")
         data = out / "phantoms"
-        if not data.is_dir():
+        if not (data / "dataset.json").is_file():
             write_phantom_cohort(data, **PHANTOMS[arguments.bundle])
         # All but one serve for validation: none of them was trained on.
         changes = {"split_file": out / "split.json", "validation_share": 0.95, "test_share": 0.0}
@@ -77,6 +77,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python", "benchmarks/visibility.py", *sys.argv[1:]]),
         "data": f"{data.name}, part {arguments.part}",
+        "phantoms": PHANTOMS[arguments.bundle] if data == out / "phantoms" else None,
         "seed": 0,
         "machine": machine(),
         "weights": "shipped" if arguments.shipped else "trained in this run",

@@ -22,7 +22,8 @@ import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
 
-from unoise_monai.data import CaseError, write_phantom_cohort
+from unoise_monai.data import CaseError, vessel_phantom, write_phantom_cohort
+from unoise_monai.data.nifti import write_nifti
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
@@ -191,6 +192,29 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
         assert (output / "phantom_test_001" / f"phantom_test_001_{name}.png").stat().st_size > 0
 
 
+def test_angiograms_without_labels_from_training_to_importance(tmp_path: Path) -> None:
+    """The vessel bundle's own options: semi-automatic labels, N4, uniform crops, no deformation; a folder of scans."""
+    bundle, scans = ROOT / "bundles" / "vessel_tof_mra_unoise", tmp_path / "scans"
+    for seed in (1, 2, 3):
+        phantom = vessel_phantom(
+            seed, (64, 56, 48), (1.0, 1.0, 1.2), oblique_degrees=12, left_handed=True, stripped=False
+        )
+        write_nifti(scans / f"sub-{seed:02}" / "anat" / f"sub-{seed:02}_angio.nii.gz", phantom.image, phantom.affine)
+    common = {"dataset_dir": str(scans), "ckpt_dir": str(tmp_path / "models"), "device": "cpu", "precision": "fp32"}
+    common |= {"utility#channels": [2, 4, 8], "task#bias_correction": True, "task#spacing_mm": [2.0, 2.0, 2.0]}
+    training = {**common, "missing_labels": "make", "sampling": "uniform", "task#patch_size": [16, 16, 16]}
+    training |= {"val_interval": 1, "utility_epochs": 1, "max_epochs": 1}
+    run(bundle, "train_utility", output_dir=str(tmp_path / "utility"), deformation_aware=False, **training)
+    run(bundle, "train", output_dir=str(tmp_path / "noise"), **training, **SMALL_NOISE)
+    run(bundle, "inference", output_dir=str(tmp_path / "out"), **common, **SMALL_NOISE)
+    assert len(list(scans.rglob("*_desc-semiauto_mask.nii.gz"))) == 3
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"sub-{seed:02}_angio" for seed in (1, 2, 3)]
+    source = nib.load(scans / "sub-02" / "anat" / "sub-02_angio.nii.gz")
+    written = nib.load(tmp_path / "out" / "sub-02_angio" / "sub-02_angio_importance.nii.gz")
+    assert written.shape == source.shape
+    np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+
+
 @bundle_parametrize
 def test_missing_utility_weights_name_the_command_that_trains_them(bundle: Path, cohort: Path, tmp_path: Path) -> None:
     flow = workflow(
@@ -320,6 +344,7 @@ GRIDS = {
     "oblique phantom": ("pancreas_ct_unoise", None),
     "abdominal CT": ("pancreas_ct_unoise", REAL / "abdomen_ct" / "imagesTr" / "abdomen_001.nii.gz"),
     "hippocampus MR": ("hippocampus_mr_unoise", REAL / "Task04_Hippocampus" / "imagesTs" / "hippocampus_006.nii.gz"),
+    "oblique angiogram": ("vessel_tof_mra_unoise", REAL / "tof_mra" / "chris_MRA.nii.gz"),
 }
 
 
@@ -346,3 +371,5 @@ def test_shipped_weights_write_maps_on_the_file_s_own_grid(
         np.testing.assert_allclose(written_itk.GetDirection(), source_itk.GetDirection(), atol=1e-5)
     importance = nib.load(tmp_path / case / f"{case}_importance.nii.gz").get_fdata()
     assert 0 <= importance.min() < importance.max() <= 1
+    for picture in ("montage", "mip"):
+        assert (tmp_path / case / f"{case}_{picture}.png").stat().st_size > 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.data.split import PARTS, Split, split_cases
+from unoise_monai.data.split import PARTS, Split, patient_of, split_cases
 from unoise_monai.data.validation import CaseError
 
 
@@ -39,7 +39,7 @@ def test_shares_are_kept(tmp_path: Path) -> None:
 def test_one_case_serves_as_both_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     split = split_cases(cases_of(7), tmp_path / "split.json")
     assert names(split) == {"training": ["case_007"], "validation": ["case_007"], "test": []}
-    assert "a single case serves for training and for validation" in caplog.text
+    assert "a single patient serves for training and for validation" in caplog.text
 
 
 def test_the_seed_decides_not_the_order(tmp_path: Path) -> None:
@@ -98,3 +98,30 @@ def test_refuses_bad_arguments(tmp_path: Path, shares: tuple[float, float], said
     with pytest.raises(ValueError, match="cases must hold at least one case, got none"):
         split_cases([], tmp_path / "split.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [
+        ("sub-01_ses-1_angio", "sub-01"),
+        ("sub-01_ses-2_angio", "sub-01"),
+        ("sub-010_angio", "sub-010"),
+        ("sub-01", "sub-01"),
+        ("sub-01.old_angio", "sub-01.old_angio"),
+        ("hippocampus_001", "hippocampus_001"),
+        ("my_sub-01_angio", "my_sub-01_angio"),
+    ],
+)
+def test_patient_of(name: str, patient: str) -> None:
+    assert patient_of(name) == patient
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sessions_of_a_patient_stay_together(tmp_path: Path, seed: int) -> None:
+    scans = [f"sub-{number:02}_ses-{session}_angio" for number in range(9) for session in (1, 2, 3)]
+    cases = [{"case": name, "image": f"/data/{name}.nii.gz"} for name in scans]
+    split = names(split_cases(cases, tmp_path / "split.json", 0.3, 0.2, seed))
+    patients = {part: {patient_of(name) for name in found} for part, found in split.items()}
+    assert {part: len(found) for part, found in patients.items()} == {"training": 4, "validation": 3, "test": 2}
+    assert len(set.union(*patients.values())) == 9
+    assert {part: len(found) for part, found in split.items()} == {"training": 12, "validation": 9, "test": 6}

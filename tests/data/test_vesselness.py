@@ -150,6 +150,7 @@ def test_nearly_all_empty() -> None:
     ("image", "options", "says"),
     [
         (np.ones((8, 8)), {}, r"image must be 3-D, got shape \(8, 8\)"),
+        (np.ones((8, 8, 3)), {}, r"image must have at least 4 voxels a side, got shape \(8, 8, 3\)"),
         (np.zeros((8, 8, 8)), {}, "image must hold more than one value, got 0.0 everywhere"),
         (np.full((8, 8, 8), np.nan), {}, "image must hold finite voxels only, got 512 NaN"),
         (np.indices((8, 8, 8))[0], {"spacing_mm": (1, 0, 1)}, "spacing_mm must be three positive"),

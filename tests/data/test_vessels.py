@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from unoise_monai.data.decathlon import list_cases
+from unoise_monai.data.decathlon import find_images, list_cases
 from unoise_monai.data.validation import CaseError
-from unoise_monai.data.vessels import list_vessel_cases
+from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (12, 10, 8)
@@ -47,7 +47,6 @@ def found(folder: Path, missing_labels: str = "keep") -> dict[str, str | None]:
         ("scan_7_TOF.nii.gz", "scan_7_TOF_vessels.nii.gz"),
         ("scan_7_TOF.nii.gz", "scan_7_vessel_mask.nii.gz"),
         ("IXI002-Guys-0828-MRA.nii.gz", "IXI002-Guys-0828_Label.nii.gz"),
-        ("scan_7.nii.gz", "scan_7_desc-semiauto_mask.nii.gz"),
         ("imagesTr/scan_7.nii.gz", "labelsTr/scan_7.nii.gz"),
         ("a/images/scan_7.nii.gz", "a/labels/scan_7_seg.nii.gz"),
         ("sub-01/ses-01/anat/sub-01_ses-01_angio.nii.gz", "sub-01/ses-01/anat/sub-01_ses-01_label-vessel_mask.nii.gz"),
@@ -56,6 +55,7 @@ def found(folder: Path, missing_labels: str = "keep") -> dict[str, str | None]:
         ("sub-01/anat/sub-01_angio.nii.gz", "sub-01/anat/sub-01_angio_label-vessel.nii.gz"),
         ("series/1.dcm", "series_mask.nii.gz"),
         ("images/series/1.IMA", "labels/series.nii.gz"),
+        ("Images/scan_7.nii.gz", "Labels/scan_7.nii.gz"),
     ],
 )
 def test_a_label_is_named_after_its_image(tmp_path: Path, image: str, label: str) -> None:
@@ -86,9 +86,36 @@ def test_any_volume_where_none_is_named_an_angiogram(tmp_path: Path) -> None:
     assert list(found(tmp_path)) == ["a.mha", "b.nii.gz", "c/d.nrrd", "c/format.nii.gz"]
 
 
-def test_a_hand_made_label_goes_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing_labels", ["refuse", "drop", "keep", "make"])
+def test_a_hand_made_label_goes_first(tmp_path: Path, missing_labels: str) -> None:
     touch(tmp_path, "scan.nii.gz", "scan_desc-semiauto_mask.nii.gz", "scan_seg.nii.gz")
-    assert found(tmp_path, "refuse") == {"scan.nii.gz": "scan_seg.nii.gz"}
+    assert found(tmp_path, missing_labels) == {"scan.nii.gz": "scan_seg.nii.gz"}
+
+
+def test_a_semi_automatic_label_counts_only_where_it_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "scan_7.nii.gz", "scan_7_desc-semiauto_mask.nii.gz")
+    assert found(tmp_path, "keep") == {"scan_7.nii.gz": None}
+    with pytest.raises(CaseError, match="must hold a hand-made label for every volume, got none for scan_7"):
+        list_vessel_cases(tmp_path, check_headers=False)
+    assert not caplog.text
+    assert found(tmp_path, "make") == {"scan_7.nii.gz": "scan_7_desc-semiauto_mask.nii.gz"}
+    assert "case scan_7: its label is semi-automatic" in caplog.text
+
+
+def test_angiograms_to_explain_are_found_as_those_to_train_on_without_their_labels(tmp_path: Path) -> None:
+    scan = "sub-01/anat/sub-01_angio.nii.gz"
+    touch(tmp_path, scan, "sub-01/anat/sub-01_angio_desc-semiauto_mask.nii.gz", "sub-01/anat/sub-01_vessel_mask.nii.gz")
+    expected = [{"case": "sub-01_angio", "image": str(tmp_path / scan)}]
+    assert find_angiograms(tmp_path) == expected
+    assert find_angiograms(tmp_path / scan) == expected
+    with pytest.raises(CaseError, match="nowhere, which does not exist"):
+        find_angiograms(tmp_path / "nowhere")
+
+
+def test_the_angiograms_of_a_decathlon_folder_are_its_unlabelled_ones(decathlon: Path) -> None:
+    assert find_angiograms(decathlon) == find_images(decathlon)
 
 
 def test_two_labels_of_an_image_and_two_images_of_a_label(tmp_path: Path) -> None:
@@ -124,7 +151,7 @@ def test_what_becomes_of_missing_labels(tmp_path: Path) -> None:
     touch(tmp_path, "a.nii.gz", "a_seg.nii.gz", "b.nii.gz", "c.nii.gz")
     assert found(tmp_path, "drop") == {"a.nii.gz": "a_seg.nii.gz"}
     assert found(tmp_path, "keep") == {"a.nii.gz": "a_seg.nii.gz", "b.nii.gz": None, "c.nii.gz": None}
-    with pytest.raises(CaseError, match="must hold a label for every volume, got none for b, c"):
+    with pytest.raises(CaseError, match="must hold a hand-made label for every volume, got none for b, c"):
         list_vessel_cases(tmp_path)
     with pytest.raises(ValueError, match=r"missing_labels must be one of 'refuse', .* got 'invent'"):
         list_vessel_cases(tmp_path, "invent")
@@ -140,9 +167,9 @@ def test_missing_labels_are_made_once(tmp_path: Path, write: Write, caplog: pyte
     with caplog.at_level(logging.WARNING):
         cases = list_vessel_cases(tmp_path, "make")
     assert cases[0]["label"] == str(tmp_path / "a_TOF_desc-semiauto_mask.nii.gz")
-    assert "case a_TOF: made a semi-automatic label" in caplog.text
+    assert "case a_TOF: its label is semi-automatic" in caplog.text
     written = Path(cases[0]["label"]).stat()
-    assert list_vessel_cases(tmp_path, "make") == list_vessel_cases(tmp_path) == cases
+    assert list_vessel_cases(tmp_path, "make") == cases
     assert Path(cases[0]["label"]).stat().st_mtime_ns == written.st_mtime_ns
 
 
@@ -187,7 +214,7 @@ def test_a_series_is_a_case_and_finds_the_label_that_was_made_for_it(tmp_path: P
     cases = list_vessel_cases(series, "make")
     label = tmp_path / "series_desc-semiauto_mask.nii.gz"
     assert cases == [{"case": "series", "image": str(series), "label": str(label)}]
-    assert list_vessel_cases(series) == list_vessel_cases(tmp_path) == cases
+    assert list_vessel_cases(series, "make") == list_vessel_cases(tmp_path, "make") == cases
 
 
 def test_real_angiogram() -> None:

@@ -26,17 +26,23 @@ def jacobians(field: torch.Tensor) -> np.ndarray:
     return np.stack(found)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("largest", [0.03, 0.2])
-def test_no_deformation_folds(dims: int, largest: float) -> None:
-    """At the paper's displacements, and far beyond them."""
-    torch.manual_seed(dims)
-    deformation = RandomDeformation(max_displacement=(largest, largest))
-    for _ in range(5):
-        field = deformation(torch.zeros(2, 1, *SIZES[dims]))
-        determinants = jacobians(field)
+@pytest.mark.parametrize("size", [(40, 33), (128, 90), (24, 33, 20), (64, 64, 64)])
+@pytest.mark.parametrize("largest", [0.03, None])
+def test_no_deformation_folds(size: tuple[int, ...], largest: float | None) -> None:
+    """At the paper's displacements, and at the largest that are accepted."""
+    torch.manual_seed(len(size))
+    largest = 5 * 2 / (max(size) - 1) if largest is None else largest
+    deformation = RandomDeformation((5, 7), (largest, largest))
+    for _ in range(4):
+        determinants = jacobians(deformation(torch.zeros(1, 1, *size)))
         assert determinants.min() > 0
         assert determinants.std() > 1e-3
+
+
+def test_displacements_too_large_for_the_control_points_are_refused() -> None:
+    says = "max_displacement must be at most control_spacing, 5 voxels, got 5.08 voxels on an image of (128, 16)"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        RandomDeformation(max_displacement=(0.01, 0.08))(torch.zeros(1, 1, 128, 16))
 
 
 def test_the_jacobian_test_would_see_a_fold() -> None:

@@ -12,7 +12,7 @@ from unoise_monai.data.validation import CaseError, LoadCased, case_name
 from unoise_monai.data.vessel_labels import label_vessels
 from unoise_monai.data.vessel_phantoms import vessel_phantom
 from unoise_monai.data.vesselness import vessel_label
-from unoise_monai.data.vessels import list_vessel_cases
+from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
 __all__ = [
     "TASKS",
@@ -26,6 +26,7 @@ __all__ = [
     "case_dataset",
     "case_name",
     "download_task",
+    "find_angiograms",
     "find_images",
     "label_vessels",
     "list_cases",

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom, check_integer, check_options
 from unoise_monai.data.vessel_phantoms import vessel_phantom
 
@@ -136,14 +135,3 @@ def write_phantom_cohort(
     with atomic_path(index_file) as temporary:
         temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return root
-
-
-def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64], description: str = "") -> None:
-    """Write a whole file or none, its q-form and s-form both scanner coordinates (code 1) in mm."""
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)

@@ -69,11 +69,12 @@ def normalisation(task: SegmentationTask) -> Transform:
 def scaled_to_percentile(image: torch.Tensor, percentile: float) -> torch.Tensor:
     """From the lowest intensity to a percentile of all voxels, mapped linearly to [-1, 3] and clipped.
 
-    Where nearly every voxel has the lowest intensity, so that the percentile has it too, the highest stands for it.
+    Where nearly every voxel has the lowest intensity, so that the percentile has it too, the highest stands for it;
+    where all have it, all are -1.
     """
     low, high = float(image.min()), float(np.percentile(np.asarray(image), percentile))
     high = high if high > low else float(image.max())
-    return ((image - low) * (4 / (high - low)) - 1).clamp(max=3)
+    return ((image - low) * (4 / (high - low or 1)) - 1).clamp(max=3)
 
 
 def merged(label: torch.Tensor) -> torch.Tensor:

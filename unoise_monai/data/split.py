@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -31,15 +33,17 @@ def split_cases(
 ) -> Split:
     """Draw the parts and save them as JSON, or read them back where they were drawn before.
 
-    A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients; Task04 has a
-    patient's left and right hippocampus as two cases and does not tell which belong together. Every case lands in one
-    part; training and validation get at least one each, unless ``validation_share`` is 0. A single case serves as both,
-    with a warning. Cases that a saved split does not know were never trained on: they join its test part.
+    Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
+    and stay together. A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients;
+    Task04 has a patient's left and right hippocampus as two cases and does not tell which belong together. Every case
+    lands in one part; training and validation get at least one patient each, unless ``validation_share`` is 0. A single
+    patient serves as both, with a warning. Cases that a saved split does not know were never trained on: they join its
+    test part.
 
     Args:
         cases: what `list_cases` gave.
         path: the JSON file, beside the run: case names for each part, and the seed.
-        validation_share: share of the cases for validation, at least 0 and below 1.
+        validation_share: share of the patients for validation, at least 0 and below 1.
         test_share: share for the test, likewise; together below 1.
         seed: of the draw.
 
@@ -81,14 +85,24 @@ def split_cases(
 
 
 def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
-    if len(names) == 1:
-        logger.warning("a single case serves for training and for validation: its scores say little")
+    patients: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        patients[patient_of(name)].append(name)
+    if len(patients) == 1:
+        logger.warning("a single patient serves for training and for validation: the scores say little")
         return {"training": list(names), "validation": list(names), "test": []}
-    order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
-    validation = max(1, min(round(validation_share * len(names)), len(names) - 1)) if validation_share else 0
-    test = min(round(test_share * len(names)), len(names) - validation - 1)
+    order = np.random.default_rng(seed).permutation(sorted(patients)).tolist()
+    count = len(patients)
+    validation = max(1, min(round(validation_share * count), count - 1)) if validation_share else 0
+    test = min(round(test_share * count), count - validation - 1)
+    parts = (order[validation + test :], order[:validation], order[validation : validation + test])
     return {
-        "training": sorted(order[validation + test :]),
-        "validation": sorted(order[:validation]),
-        "test": sorted(order[validation : validation + test]),
+        part: sorted(name for patient in drawn for name in patients[patient])
+        for part, drawn in zip(PARTS, parts, strict=True)
     }
+
+
+def patient_of(name: str) -> str:
+    """The BIDS subject that a case's name begins with, or the whole name."""
+    subject = re.match(r"sub-[0-9A-Za-z]+(?=_|$)", name)
+    return subject[0] if subject else name

@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.data import vesselness
-from unoise_monai.data.phantom_cohort import write_nifti
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.validation import CaseError, LoadCased, case_name
 
 SEMI_AUTOMATIC = "_desc-semiauto_mask"
@@ -31,7 +31,8 @@ def label_vessels(case: Mapping[str, str]) -> Path:
 
     ``<image>_desc-semiauto_mask.nii.gz`` lies on the image's grid. That it is semi-automatic stands in its name, in
     its header's ``descrip`` and in the ``.json`` beside it, with the filter, its parameters and the version. The label
-    of a DICOM series goes beside the series' folder, not into it.
+    of a DICOM series goes beside the series' folder, not into it. A person who has corrected the label says so by its
+    name: ``<image>_desc-manual_mask.nii.gz``.
 
     Args:
         case: ``image`` (a volume's path, or a folder of DICOM files) and, where it has one, ``case`` (its name).
@@ -40,9 +41,7 @@ def label_vessels(case: Mapping[str, str]) -> Path:
         FileExistsError: when the label is there already: a person may have corrected it.
         CaseError: when the volume is bad, see `LoadCased`, has one value only, or shows no vessel.
     """
-    source = Path(case["image"])
-    # The parent of "." is "." again, which would put the label of a series among its slices.
-    path = (source.resolve() if source.is_dir() else source).parent / f"{case_name(source)}{SEMI_AUTOMATIC}.nii.gz"
+    source, path = Path(case["image"]), semi_automatic_path(case["image"])
     if path.exists():
         raise FileExistsError(f"a semi-automatic label must not take the place of a file, got {path}")
     loaded = LoadCased(["image"], labels=2)({key: case[key] for key in ("case", "image") if key in case})
@@ -60,8 +59,16 @@ def label_vessels(case: Mapping[str, str]) -> Path:
     return path
 
 
+def semi_automatic_path(image: str | Path) -> Path:
+    """Where a volume's semi-automatic label lies, or would lie."""
+    source = Path(image)
+    # The parent of "." is "." again, which would put the label of a series among its slices.
+    folder = (source.resolve() if source.is_dir() else source).parent
+    return folder / f"{case_name(source)}{SEMI_AUTOMATIC}.nii.gz"
+
+
 def _sidecar(source: Path) -> dict[str, object]:
-    """What BIDS asks of a derived mask, and all that the label depends on."""
+    """What BIDS asks of a derived mask, and the settings that it was made with."""
     parameters = ("SIGMAS_MM", "SCALES", "REACH_MM", "ISLAND_MM3", "FAINT", "LOCAL_MM", "FLANK_MM")
     return {
         "Description": "Vessels, 1, by multi-scale Hessian vesselness, hysteresis and half the local contrast."

@@ -15,6 +15,8 @@ REACH_MM = 1.0
 ISLAND_MM3 = 5.0
 
 SCALES = 5
+SMALLEST_SIDE = 4
+"""Voxels that the recursive filters need."""
 ROUNDING = 1e-4
 """Responses below this are the rounding errors of the recursive filters."""
 FAINT = 0.2
@@ -44,7 +46,7 @@ def vesselness(
         ``(X, Y, Z)`` in [0, 1].
 
     Raises:
-        ValueError: when ``image`` is not 3-D, holds NaN or infinite values, or one value only.
+        ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only.
         ValueError: when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
     """
     _check(image, spacing_mm, sigmas_mm)
@@ -125,6 +127,8 @@ def vessel_label(
 def _check(image: NDArray[Any], spacing_mm: Sequence[float], sigmas_mm: tuple[float, float]) -> None:
     if image.ndim != 3:
         raise ValueError(f"image must be 3-D, got shape {image.shape}")
+    if min(image.shape) < SMALLEST_SIDE:
+        raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
     if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
     if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:

@@ -8,9 +8,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from unoise_monai.checks import check_choice
-from unoise_monai.data.decathlon import Case, list_cases
+from unoise_monai.data.decathlon import Case, find_images, list_cases
 from unoise_monai.data.validation import DICOM, EXTENSIONS, CaseError, LoadCased, case_name, check_grids
-from unoise_monai.data.vessel_labels import SEMI_AUTOMATIC, label_vessels
+from unoise_monai.data.vessel_labels import SEMI_AUTOMATIC, label_vessels, semi_automatic_path
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ OTHER_LABEL = re.compile(r"_label-(?!vessel)|^(?!.*_label-).*_desc-(?!vessel|man
 """Labels of something else than vessels, such as ``_desc-brain_mask``."""
 ANGIOGRAM = re.compile(r"(?<![a-z])(angio|tof|mra)(?![a-z])", re.IGNORECASE)
 """What an angiogram's name has where other volumes lie beside it."""
-LABEL_FOLDER = re.compile(r"label(s?)(Tr|Ts|)")
+LABEL_FOLDER = re.compile(r"(l)abel(s?)(Tr|Ts|)", re.IGNORECASE)
 NIFTI = (".nii", ".nii.gz", ".hdr")
 
 
@@ -42,12 +42,13 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
       entities may stand between. It lies beside its image; or under ``derivatives/<pipeline>/``, in the same
       subfolders; or in a folder ``labels`` (``labelsTr``) for images in ``images`` (``imagesTr``), where it may bear
       the image's very name.
-    - A hand-made label goes before a semi-automatic one, see `label_vessels`.
+    - A hand-made label goes before a semi-automatic one (`label_vessels`), which counts only where it is asked for.
 
     Args:
         folder: of the volumes, or of one DICOM series.
-        missing_labels: what becomes of volumes without a label: ``"refuse"`` them all, naming the cases; ``"drop"``
-            them; ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, which are written beside the volumes.
+        missing_labels: what becomes of volumes without a hand-made label: ``"refuse"`` them all, naming the cases;
+            ``"drop"`` them; ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, which are written beside the
+            volumes and read back from there the next time.
         check_headers: read every header now (DICOM series and other formats than NIfTI: every voxel), so that a bad
             file is refused before work starts.
 
@@ -62,7 +63,7 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
     unlabelled = [case for case in cases if "label" not in case]
     if missing_labels == "refuse" and unlabelled:
         names = ", ".join(case["case"] for case in unlabelled)
-        raise CaseError(f"folder {folder} must hold a label for every volume, got none for {names}")
+        raise CaseError(f"folder {folder} must hold a hand-made label for every volume, got none for {names}")
     if missing_labels == "drop":
         cases = [case for case in cases if "label" in case]
         if not cases:
@@ -72,9 +73,25 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
             _check_headers(case)
     if missing_labels == "make":
         for case in unlabelled:
-            case["label"] = str(label_vessels(case))
-            logger.warning("case %s: made a semi-automatic label, %s", case["case"], case["label"])
+            path = semi_automatic_path(case["image"])
+            case["label"] = str(path if path.is_file() else label_vessels(case))
+            logger.warning("case %s: its label is semi-automatic, %s", case["case"], case["label"])
     return cases
+
+
+def find_angiograms(path: str | Path) -> list[Case]:
+    """The angiograms to explain: one file, or a folder's as `list_vessel_cases` finds them, without their labels.
+
+    Of a Decathlon folder the unlabelled cases, see `find_images`.
+
+    Raises:
+        CaseError: when there is no such file or folder, or no volume in it; as in `list_vessel_cases`.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / "dataset.json").is_file():
+        return find_images(path)
+    cases = list_vessel_cases(path, "keep", check_headers=False)
+    return [{"case": case["case"], "image": case["image"]} for case in cases]
 
 
 def _find_cases(folder: Path) -> list[Case]:
@@ -107,11 +124,10 @@ def _find_cases(folder: Path) -> list[Case]:
     for image in images:
         case = {"case": case_name(image), "image": str(image)}
         hand_made = [label for label in owned[image] if not case_name(label).endswith(SEMI_AUTOMATIC)]
-        choice = hand_made or owned[image]
-        if len(choice) > 1:
-            raise CaseError(f"case {case['case']}: an image must have one label, got {choice[0]} and {choice[1]}")
-        if choice:
-            case["label"] = str(choice[0])
+        if len(hand_made) > 1:
+            raise CaseError(f"case {case['case']}: an image must have one label, got {hand_made[0]} and {hand_made[1]}")
+        if hand_made:
+            case["label"] = str(hand_made[0])
         cases.append(case)
     return cases
 
@@ -154,10 +170,14 @@ def _image_of(label: Path, folder: Path) -> Path:
     if "derivatives" in parts:
         start = parts.index("derivatives")
         parts = parts[:start] + parts[start + 2 :]
-    home = folder.joinpath(
-        *(LABEL_FOLDER.sub(r"image\1\2", part) if LABEL_FOLDER.fullmatch(part) else part for part in parts)
-    )
+    home = folder.joinpath(*(_image_folder(part) for part in parts))
     return (home if label.is_relative_to(folder) else label.parent) / LABEL.sub("", case_name(label))
+
+
+def _image_folder(part: str) -> str:
+    """The folder of images beside a folder of labels, in its case; any other as it is."""
+    found = LABEL_FOLDER.fullmatch(part)
+    return f"{'I' if found[1] == 'L' else 'i'}mage{found[2]}{found[3]}" if found else part
 
 
 def _check_headers(case: Case) -> None:

@@ -20,13 +20,13 @@ class RandomDeformation(nn.Module):
     """Draws smooth random deformations that do not fold.
 
     A velocity field, cubic B-splines on control points, is integrated by scaling and squaring (Arsigny et al. 2006), so
-    that the deformation is a diffeomorphism. Each call draws the spacing of the control points and the largest
-    displacement anew, as Chatterjee et al., "DS6", 2022 do. Towards the fixed planes the velocity falls to 0 over one
-    spacing.
+    that the deformation is a diffeomorphism. Each call draws the spacing of the control points and the bound of their
+    displacements anew, as Chatterjee et al., "DS6", 2022 do; the voxels', averages of several, stay well below it.
+    Towards the fixed planes the velocity falls to 0 over one spacing.
 
     Args:
         control_spacing: lowest and highest distance of the control points, in voxels, whole numbers.
-        max_displacement: lowest and highest of the largest displacement, as a share of half the extent of an axis.
+        max_displacement: lowest and highest bound of the displacements, as a share of half the extent of an axis.
         steps: squarings.
 
     Shape:
@@ -34,7 +34,9 @@ class RandomDeformation(nn.Module):
         same for all channels, another for each item.
 
     Raises:
-        ValueError: when a range is not in rising order, a spacing is below 2, or a displacement is negative or above 1.
+        ValueError: when a range is not in rising order, a spacing is below 2, or a displacement is negative or above 1;
+            in ``forward``, when the image is so large that the bound, in voxels, exceeds the lowest spacing: the field
+            would change too fast for the voxels that it is integrated on.
     """
 
     def __init__(
@@ -62,6 +64,12 @@ class RandomDeformation(nn.Module):
         """The stationary velocity that is integrated, ``(B, D, *spatial)``, in voxels."""
         size, device = x.shape[2:], x.device
         low, high = self.control_spacing
+        most_voxels = self.max_displacement[1] * (max(size) - 1) / 2
+        if most_voxels > low:
+            raise ValueError(
+                f"max_displacement must be at most control_spacing, {low} voxels, got {most_voxels:.3g} voxels on an"
+                f" image of {tuple(size)}"
+            )
         spacing = int(torch.randint(low, high + 1, ()))
         least, most = self.max_displacement
         share = least + (most - least) * float(torch.rand(()))

@@ -26,11 +26,16 @@ def soft_labels(target: LabelMap | Tensor, classes: int) -> Tensor:
         ``(B, K, *spatial)``; for one class, the foreground's share.
 
     Raises:
-        ValueError: when ``target`` has neither one channel nor ``classes``.
+        ValueError: when ``target`` has neither one channel nor ``classes``, or shares outside [0, 1].
     """
     if target.shape[1] not in (1, classes):
         raise ValueError(f"target must have 1 channel or {classes}, got shape {tuple(target.shape)}")
-    return target.float() if target.shape[1] == classes else one_hot(target.long(), num_classes=classes)
+    if target.shape[1] != classes:
+        return one_hot(target.long(), num_classes=classes)
+    shares = target.float()
+    if shares.numel() and not (shares.min() >= 0 and shares.max() <= 1):
+        raise ValueError(f"target must hold shares in [0, 1], got {float(shares.min())} to {float(shares.max())}")
+    return shares
 
 
 def probabilities(logits: Logits) -> Tensor:
@@ -94,7 +99,7 @@ class BCEIoUDiceLoss(nn.Module):
     """Cross-entropy + (1 - IoU) + (1 - Dice), in equal weights.
 
     Fazel et al., "Interpretability of U-Net model in the segmentation of medical images", Eq. 5. IoU and Dice are those
-    of each image, averaged; of several classes the foreground ones are averaged, and the cross-entropy is the softmax's.
+    of each image, averaged. Of several classes the foreground ones are averaged; the cross-entropy is of the softmax.
 
     Shape:
         logits ``(B, K, *spatial)``, and class indices ``(B, 1, *spatial)`` or shares ``(B, K, *spatial)``. A scalar.
