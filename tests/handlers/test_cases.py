@@ -62,11 +62,37 @@ def test_voxels_and_affine_reach_numpy(dtype: torch.dtype) -> None:
     np.testing.assert_array_equal(affine, AFFINE.numpy())
 
 
-def test_labels_are_whole_numbers() -> None:
-    path = Path("a.nii.gz")
-    labels = label_voxels(volume(path, torch.full((1, 2, 2, 2), 2.0)), "seg")
-    assert labels.dtype == np.int64
-    assert (labels == 2).all()
-    for bad in (0.5, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="'seg' must hold class indices"):
-            label_voxels(volume(path, torch.full((1, 2, 2, 2), bad)), "seg")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool])
+def test_labels_that_are_integers_stay_as_they_are(dtype: torch.dtype) -> None:
+    stored = torch.arange(24).reshape(1, 2, 3, 4).to(dtype)
+    labels = label_voxels(volume(Path("a.nii.gz"), stored), "seg")
+    assert labels.dtype == stored.numpy().dtype
+    np.testing.assert_array_equal(labels, stored.numpy()[0])
+
+
+@pytest.mark.parametrize(
+    ("highest", "lowest", "expected"),
+    [
+        (2, 0, np.uint8),
+        (255, 0, np.uint8),
+        (256, 0, np.uint16),
+        (127, -1, np.int8),
+        (128, -1, np.int16),
+        (70_000, 0, np.uint32),
+        (2**24, -(2**24), np.int32),
+    ],
+)
+def test_labels_that_are_floats_get_the_smallest_type(highest: int, lowest: int, expected: type) -> None:
+    stored = torch.zeros(1, 2, 3, 4)
+    stored[0, 0, 0, 0], stored[0, 1, 2, 3] = highest, lowest
+    labels = label_voxels(volume(Path("a.nii.gz"), stored), "seg")
+    assert labels.dtype == expected
+    np.testing.assert_array_equal(labels, stored.numpy()[0])
+
+
+@pytest.mark.parametrize("bad", [0.5, float("nan"), float("inf"), -float("inf"), 2.0**25, -(2.0**25)])
+def test_labels_are_whole_numbers(bad: float) -> None:
+    stored = torch.ones(1, 2, 2, 2)
+    stored[0, 1, 0, 1] = bad
+    with pytest.raises(ValueError, match="'seg' must hold class indices, whole numbers of at most 16777216, got"):
+        label_voxels(volume(Path("a.nii.gz"), stored), "seg")

@@ -14,7 +14,7 @@ from nibabel.eulerangles import euler2mat
 from PIL import Image
 
 from unoise_monai.handlers.images import PictureSaver
-from unoise_monai.render import mips, montage, rotating_mip
+from unoise_monai.render import mips, montage, rotating_mip, to_canonical
 
 SHAPE = (16, 14, 12)
 SPACING_MM = (1.0, 1.5, 2.0)
@@ -118,6 +118,28 @@ def test_refuses_maps_off_the_grid_of_the_scan(tmp_path: Path, key: str) -> None
     with pytest.raises(ValueError, match=rf"'{key}' must lie on the grid .* got an affine that differs by 0.5"):
         PictureSaver(tmp_path)(engine_with(moved))
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_map_is_turned_as_its_scan_where_rounding_would_tell_them_apart(tmp_path: Path) -> None:
+    """At 45 degrees the closest axes are a tie, which a difference far below the limit of the grid decides."""
+    path = tmp_path / "a.nii.gz"
+    shape, affines = (8, 8, 6), [euler2mat(np.pi / 4 + angle, 0, 0) for angle in (1e-7, -1e-7)]
+    scan_affine, map_affine = (from_matvec(matrix, [12.5, -7, 3]) for matrix in affines)
+    scan, importance = SCAN[: shape[0], : shape[1], : shape[2]], np.zeros(shape, dtype=np.float32)
+    importance[5:, 6:, :] = 1
+    nib.save(nib.Nifti1Image(scan, scan_affine), path)
+    stored_affine = nib.load(path).affine
+    assert (nib.io_orientation(stored_affine) != nib.io_orientation(map_affine)).any()
+    assert np.abs(stored_affine - map_affine).max() < 1e-6
+    maps = {"importance": importance, "seg": (importance > 0).astype(np.uint8)}
+    PictureSaver(tmp_path, pictures=["montage"], count=1)(
+        engine_with({key: on_grid(array, map_affine, path) for key, array in maps.items()})
+    )
+    (image, spacing_mm), (shares, _), (labels, _) = (
+        to_canonical(array, stored_affine) for array in (scan, *maps.values())
+    )
+    expected = montage(image, spacing_mm, shares, labels, count=1)
+    np.testing.assert_array_equal(picture(tmp_path / "a" / "a_montage.png"), expected)
 
 
 @pytest.mark.parametrize(

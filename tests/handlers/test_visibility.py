@@ -6,20 +6,24 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from ignite.metrics import Average
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
 from monai.engines import SupervisedEvaluator
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
+from PIL import Image
 from torch import Tensor, nn
 
+from unoise_monai.handlers import visibility
 from unoise_monai.handlers.visibility import VisibilityReport, figures
 from unoise_monai.metrics import VisibilityCurve, VisibleDice
+from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, to_canonical
 
 AFFINE = from_matvec(euler2mat(0.5, -0.3, 0.2) @ np.diag([0.9, 1.2, -2.0]), [41.3, -20.7, 33.1])
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -55,7 +59,9 @@ def item(number: int, posterior: bool = True) -> dict[str, MetaTensor]:
     return {key: MetaTensor(label.clone(), affine=affine, meta=dict(meta)) for key in ("image", "label")}
 
 
-def evaluate(folder: Path, items: Sequence[dict], pictures: int = 2, batch_size: int = 1) -> SupervisedEvaluator:
+def evaluate(
+    folder: Path, items: Sequence[dict], pictures: int = 2, batch_size: int = 1, mip: bool = False
+) -> SupervisedEvaluator:
     network = Explained()
 
     def triple(output: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +76,7 @@ def evaluate(folder: Path, items: Sequence[dict], pictures: int = 2, batch_size:
             "quantile": VisibleDice(network.utility, SHARES, output_transform=triple),
             "threshold": VisibleDice(network.utility, THRESHOLDS, order="threshold", output_transform=triple),
         },
-        val_handlers=[VisibilityReport(folder, ["quantile", "threshold"], CLASSES, pictures)],
+        val_handlers=[VisibilityReport(folder, ["quantile", "threshold"], CLASSES, pictures, mip)],
         decollate=False,
     )
     evaluator.run()
@@ -124,6 +130,26 @@ def test_pictures_are_pictures(tmp_path: Path) -> None:
         assert image[..., :3].std() > 0.01
 
 
+@pytest.mark.parametrize("mip", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_are_of_a_slice_or_of_the_projection(tmp_path: Path, mip: bool, dtype: torch.dtype) -> None:
+    """Noise of one voxel, so that projections differ from slices, of a left-handed oblique volume."""
+    volume = item(1)["image"]
+    volume += torch.rand(volume.shape, generator=torch.Generator().manual_seed(0)) / 4
+    batch = list_data_collate([{"image": volume.to(dtype)}])["image"]
+    report = VisibilityReport(tmp_path, [], CLASSES, pictures=1, mip=mip)
+    report.draw(SimpleNamespace(state=SimpleNamespace(output={"image": batch, "pred": batch / 4})))
+    image, spacing_mm = to_canonical(batch[0, 0].float().numpy(), AFFINE)
+    importance = (batch / 4)[0, 0].float().numpy()
+    importance, _ = to_canonical(importance, AFFINE)
+    for name, thresholds in (("deciles", None), ("thresholds", PAPER_THRESHOLDS)):
+        expected = decile_pictures(image, importance, spacing_mm, thresholds=thresholds, mip=mip)
+        drawn = np.asarray(Image.open(tmp_path / f"case_1_{name}.png"))
+        np.testing.assert_array_equal(drawn, expected)
+        other = decile_pictures(image, importance, spacing_mm, thresholds=thresholds, mip=not mip)
+        assert other.shape != drawn.shape or (other != drawn).any()
+
+
 @pytest.mark.parametrize(
     ("pictures", "batch_size", "expected"), [(0, 1, 0), (1, 2, 1), (2, 1, 2), (3, 2, 3), (9, 2, 3)]
 )
@@ -172,6 +198,18 @@ def test_small_shares_are_quoted_where_they_were_measured() -> None:
     found = figures(curve, ["vessel"])
     assert found["dice_at_2%"] == 0.7
     assert not {"dice_at_1%", "dice_at_5%"} & set(found)
+
+
+def test_small_structures_get_pictures_of_small_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[dict] = []
+    real = visibility.decile_pictures
+    monkeypatch.setattr(visibility, "decile_pictures", lambda *a, **k: drawn.append(k) or real(*a, **k))
+    report = VisibilityReport(tmp_path, [], CLASSES, picture_shares=(0.01, 0.02))
+    batch = list_data_collate([item(1)])
+    report.draw(SimpleNamespace(state=SimpleNamespace(output={"image": batch["image"], "pred": batch["label"] / 2})))
+    assert drawn[0]["shares"] == (0.01, 0.02)
+    with pytest.raises(ValueError, match="picture_shares must be above 0 and at most 1, got 0"):
+        VisibilityReport(tmp_path, [], CLASSES, picture_shares=(0.01, 0))
 
 
 def test_refuses_a_negative_count(tmp_path: Path) -> None:

@@ -9,16 +9,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import to_canonical
-from unoise_monai.render.canonical import (
-    EDGE_LETTERS,
-    check_contrast,
-    check_importance,
-    check_unit_range,
-    check_volumes,
-    display_slice,
-    foreground_box,
-    pixel_mm,
-)
+from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, foreground_box, pixel_mm
 
 SPACING_MM = (0.7, 1.1, 2.5)
 ROTATION = euler2mat(0.35, -0.25, 0.2)
@@ -96,38 +87,3 @@ def test_refuses_what_has_no_geometry() -> None:
     for affine in (parallel, AFFINE * [0, 1, 1, 1], AFFINE * np.nan):
         with pytest.raises(ValueError, match="affine must be finite and not singular"):
             to_canonical(VOLUME, affine)
-
-
-def test_refuses_volumes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 3"):
-        check_volumes(SPACING_MM, 3, VOLUME)
-    with pytest.raises(ValueError, match="spacing_mm must be three finite numbers above 0"):
-        check_volumes((1.0, 0.0, 1.0), 0, VOLUME)
-    with pytest.raises(ValueError, match="image must be 3-D and not empty"):
-        check_volumes(SPACING_MM, 0, VOLUME[:0])
-    with pytest.raises(ValueError, match=r"importance must be of the image's shape \(4, 5, 6\), got \(3, 5, 6\)"):
-        check_volumes(SPACING_MM, 0, VOLUME, importance=VOLUME[1:], segmentation=None)
-    for bad in (np.nan, np.inf, -np.inf):
-        holed = VOLUME.copy()
-        holed[1, 2, 3] = bad
-        with pytest.raises(ValueError, match="importance must hold finite values only"):
-            check_volumes(SPACING_MM, 0, VOLUME, importance=holed)
-    check_volumes(SPACING_MM, 0, VOLUME, importance=VOLUME > 0.5)
-    with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\], got values from"):
-        check_importance(VOLUME * 2)
-    with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\]"):
-        check_importance(VOLUME * np.nan)
-    assert check_importance(np.array([-5e-4, 1 + 5e-4])).tolist() == [0, 1]
-
-
-def test_refuses_an_image_with_nothing_to_see() -> None:
-    with pytest.raises(ValueError, match="image must hold more than one value, got 0 in every voxel"):
-        check_contrast(np.zeros((2, 2, 2), dtype=np.int16))
-    check_contrast(VOLUME)
-
-
-def test_importance_may_leave_the_unit_range_by_what_resampling_does() -> None:
-    check_unit_range(np.array([-5e-4, 1 + 5e-4]))
-    for bad in ([-0.01, 0.5], [0.5, 1.01], [0.5, np.nan]):
-        with pytest.raises(ValueError, match=r"importance must lie in \[0, 1\], got values from"):
-            check_unit_range(np.array(bad))

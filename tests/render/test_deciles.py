@@ -1,11 +1,13 @@
 """The voxels shown are the most important ones of the volume, no more and no fewer."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from unoise_monai.render import decile_pictures
+from unoise_monai.render import decile_pictures, deciles
 from unoise_monai.render.deciles import PAPER_THRESHOLDS, most_important
-from unoise_monai.render.panels import GAP, TITLE_HEIGHT
+from unoise_monai.render.layout import GAP, TITLE_HEIGHT
 
 SHAPE = (20, 20, 10)
 SPACING_MM = (1.0, 1.0, 2.0)
@@ -104,6 +106,40 @@ def test_projection_hides_the_same_voxels_under_every_window() -> None:
     importance[:10] = 1
     rgb = decile_pictures(WHITE, importance, SPACING_MM, shares=(0.5,), window=(-1, 1), mip=True)
     assert (places(rgb, 2, 2)[0][90] > 127).all(axis=1).mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_projection_of_intensities_below_zero() -> None:
+    rgb = decile_pictures(WHITE - 3, np.ones(SHAPE), SPACING_MM, shares=(0.5,), window=(-3, -1), mip=True)
+    for picture in places(rgb, 2, 2):
+        assert (np.abs(picture[30:-30, 30:-30] - 127.5) < 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("threshold", PAPER_THRESHOLDS)
+def test_a_voxel_on_the_threshold_is_visible(dtype: type, threshold: float) -> None:
+    """The front half of a slice has just the tolerance asked for, the back half a little more."""
+    importance = np.full(SHAPE, 1 - threshold, dtype=dtype)
+    importance[:, :10] -= dtype(1e-4)
+    levels = np.array([threshold])  # as a share of a linspace is: its type would win over float32
+    rgb = decile_pictures(WHITE, importance, SPACING_MM, thresholds=levels, window=(0, 1))
+    shown = (places(rgb, 2, 2)[0][:, 60] > 127).all(axis=1)
+    assert shown[20:130].all()
+    assert not shown[150:-20].any()
+
+
+@pytest.mark.parametrize("shown", [{"shares": np.linspace(0.1, 0.9, 9)}, {"thresholds": np.linspace(0, 1, 9)}])
+@pytest.mark.parametrize("mip", [False, True])
+def test_memory_is_bounded_whatever_the_number_of_panels(
+    shown: dict[str, np.ndarray], mip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deciles, "draw_panels", lambda *given, **options: np.zeros((1, 1, 3), dtype=np.uint8))
+    image, importance = np.random.default_rng(7).random((2, 96, 96, 96), dtype=np.float32)
+    tracemalloc.start()
+    decile_pictures(image, importance, SPACING_MM, mip=mip, **shown)  # type: ignore[arg-type]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The clipped importance, a copy that is partly sorted, a mask; then pictures of one slice each.
+    assert peak < 2.25 * image.nbytes + 10 * 96**2 * 3 * 8 + 2e6
 
 
 def test_no_importance_at_all_is_drawn() -> None:

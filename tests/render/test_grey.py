@@ -34,6 +34,16 @@ def test_a_few_bright_voxels_on_nothing_are_told_apart() -> None:
     assert grey_levels(image)[:3] == pytest.approx([0.25, 1, 0], abs=0.01)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_bright_voxels_that_the_sample_misses_are_seen(scale: float) -> None:
+    """Of 160 voxels a side every second is looked at, and the vessel is one voxel thin."""
+    image = np.zeros((160, 160, 160), dtype=np.float32)
+    assert image.size > 2 * SAMPLE_SIZE
+    image[81, 81] = np.linspace(0.5, 1, 160, dtype=np.float32) * scale
+    assert find_window(image) == (0, pytest.approx(scale))
+    assert grey_levels(image)[81, 81, [0, -1]] == pytest.approx([0.5, 1])
+
+
 def test_constant_image_is_black() -> None:
     assert (grey_levels(np.full((3, 3), 7.0)) == 0).all()
 

@@ -13,7 +13,8 @@ from unoise_monai.render import layers
 from unoise_monai.render.canonical import to_canonical
 from unoise_monai.render.grey import grey_levels
 from unoise_monai.render.layers import PANEL_WIDTH, layer_grid
-from unoise_monai.render.panels import GAP, TITLE_HEIGHT, Panel, sheet_columns
+from unoise_monai.render.layout import GAP, TITLE_HEIGHT, sheet_columns
+from unoise_monai.render.panels import Panel
 from unoise_monai.render.projection import project
 
 SHAPE = (16, 12, 8)

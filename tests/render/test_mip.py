@@ -6,9 +6,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import mips, slab_mips, to_canonical
-from unoise_monai.render.panels import BAR_WIDTH, GAP, LARGEST_PANEL, TITLE_HEIGHT
+from unoise_monai.render.canonical import EDGE_LETTERS, pixel_mm
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.layout import BAR_WIDTH, GAP, LARGEST_PANEL, TITLE_HEIGHT
+from unoise_monai.render.mip import SLAB_PANEL
+from unoise_monai.render.overlay import bar_colours, blend
+from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.projection import project, project_at_brightest
 
 SHAPE = (24, 20, 16)
 SPACING_MM = (1.0, 1.5, 2.0)
@@ -75,8 +83,8 @@ def test_a_cube_in_mm_is_the_same_square_in_all_views() -> None:
 
 
 def test_the_same_picture_however_the_file_is_stored() -> None:
-    affine = np.diag([*SPACING_MM, 1])
-    affine[:3, 3] = [-30, 20, 7]
+    # Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps.
+    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
     labels = (SHARES > 0.97).astype(np.uint8)
     coarse = (10 * NOISE).round(1)  # many voxels of a ray are equally bright
     expected = mips(coarse, SPACING_MM, SHARES, labels)
@@ -85,7 +93,7 @@ def test_the_same_picture_however_the_file_is_stored() -> None:
         stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
         stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in (coarse, SHARES, labels)]
         (image, spacing_mm), (importance, _), (segmentation, _) = stored
-        np.testing.assert_array_equal(mips(image, spacing_mm, importance, segmentation), expected)
+        np.testing.assert_array_equal(mips(image, tuple(np.round(spacing_mm, 9)), importance, segmentation), expected)
 
 
 def test_colour_is_that_of_the_voxel_seen_or_of_any_voxel_of_the_ray() -> None:
@@ -119,26 +127,93 @@ def test_slab_shows_what_lies_in_it_alone() -> None:
     assert float(np.median(views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)[0])) == 255
 
 
-def test_slabs_follow_each_other_without_a_gap() -> None:
-    """Every slice has a grey of its own, so a slab's grey tells its last slice; 6 mm are three slices."""
-    levels = np.linspace(0.1, 1, 16)
+@pytest.mark.parametrize(("falling", "ends"), [(False, [2, 5, 8, 11, 14, 15]), (True, [0, 3, 6, 9, 12, 15])])
+def test_slabs_follow_each_other_without_a_gap(falling: bool, ends: list[int]) -> None:
+    """Every slice has a grey of its own, so a slab's grey tells the brighter one of its ends; 6 mm are three slices."""
+    levels = np.linspace(0.1, 1, 16)[:: -1 if falling else 1]
     image = np.broadcast_to(levels, SHAPE)
     rgb = slab_mips(image, SPACING_MM, 6.0, window=(0, 1))
-    greys = [level for level in levels if (np.abs(rgb - 255 * level) < 1).all(axis=2).mean() > 0.05]
-    np.testing.assert_allclose(greys, levels[[2, 5, 8, 11, 14, 15]])
+    found = [at for at, level in enumerate(levels) if (np.abs(rgb - 255 * level) < 1).all(axis=2).mean() > 0.05]
+    assert found == ends
+
+
+def test_slabs_have_one_window_and_say_their_slices() -> None:
+    image = NOISE.copy()
+    image[:, :, 13:] += np.linspace(0, 3, 24)[:, None, None]
+    parts = [slice(0, 6), slice(6, 12), slice(12, 16)]
+    shown = [project(image[..., part], 2) for part in parts]
+    window = find_window(np.stack(shown))
+    titles = ["slices 1 to 6 of 16", "slices 7 to 12 of 16", "slices 13 to 16 of 16"]
+    rgbs = [
+        blend(grey_levels(pixels, window), project(SHARES[..., part], 2), 0.4, "red")
+        for pixels, part in zip(shown, parts, strict=True)
+    ]
+    panels = [Panel(rgb, title) for rgb, title in zip(rgbs, titles, strict=True)]
+    bar = bar_colours(0.4, "red")
+    expected = draw_panels(panels, pixel_mm(SPACING_MM, 2), EDGE_LETTERS[2], bar, "share", SLAB_PANEL)
+    options = {"style": "red", "threshold": 0.4, "depth": "any", "label": "share"}
+    np.testing.assert_array_equal(slab_mips(image, SPACING_MM, 12.0, SHARES, **options), expected)
 
 
 @pytest.mark.parametrize("axis", range(3))
 def test_one_slab_as_thick_as_the_volume_is_its_projection(axis: int) -> None:
-    whole = slab_mips(NOISE, SPACING_MM, 1e3, SHARES, axis=axis)
-    part = [slice(None)] * 3
-    part[axis] = slice(5, 11)
-    cleared = np.full(SHAPE, NOISE.min())
-    cleared[tuple(part)] = NOISE[tuple(part)]
-    assert (slab_mips(cleared, SPACING_MM, 1e3, SHARES, axis=axis) != whole).any()
-    np.testing.assert_array_equal(
-        slab_mips(np.flip(NOISE, axis), SPACING_MM, 1e3, np.flip(SHARES, axis), axis=axis), whole
+    image = project(NOISE, axis)
+    grey = grey_levels(image, find_window(image))
+    rgb = blend(grey, project_at_brightest(SHARES, NOISE, axis))
+    panel = Panel(rgb, f"slices 1 to {SHAPE[axis]} of {SHAPE[axis]}", [], pixel_mm(SPACING_MM, axis))
+    expected = draw_panels([panel], (1, 1), EDGE_LETTERS[axis], bar_colours(), "importance, 0 to 1", SLAB_PANEL)
+    np.testing.assert_array_equal(slab_mips(NOISE, SPACING_MM, 1e3, SHARES, axis=axis), expected)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.6])
+@pytest.mark.parametrize("slab_mm", [None, 5.0])
+def test_the_sheet_is_its_three_projections(slab_mm: float | None, threshold: float) -> None:
+    """Titles, outlines, one window for the three, and the threshold, against a sheet that is put together here.
+
+    Along one axis all rays are dark, so that a window of one view is none of all.
+    """
+    image = np.random.default_rng(1).uniform(0, 0.2, SHAPE)
+    image[:, :, 7] += np.linspace(0, 5, 24)[:, None]  # bright from the head, a line from the front and from the side
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[4:12, 3:9, 6:9], labels[15:20, 10:16, 7:10] = 1, 2
+    parts = {0: slice(None), 1: slice(None), 2: slice(None)}
+    titles = {2: "axial MIP", 1: "coronal MIP", 0: "sagittal MIP"}
+    if slab_mm is not None:  # 2 slices of 2 mm, 3 of 1.5 mm and 5 of 1 mm around voxel (11.5, 9, 7.5)
+        parts = {2: slice(7, 9), 1: slice(8, 11), 0: slice(10, 15)}
+        titles = {2: "axial MIP, 4 mm", 1: "coronal MIP, 4.5 mm", 0: "sagittal MIP, 5 mm"}
+    cut = {axis: (*(slice(None),) * axis, part) for axis, part in parts.items()}
+    window = find_window(np.concatenate([project(image[cut[axis]], axis).ravel() for axis in (2, 1, 0)]))
+    assert window != find_window(project(image[cut[2]], 2))
+    panels = []
+    for axis in (2, 1, 0):
+        scan, shares, classes = image[cut[axis]], SHARES[cut[axis]], labels[cut[axis]]
+        grey = grey_levels(project(scan, axis), window)
+        rgb = blend(grey, project_at_brightest(shares, scan, axis), threshold)
+        outlines = [project(classes == value, axis) for value in (1, 2)]
+        panels.append(Panel(rgb, titles[axis], outlines, pixel_mm(SPACING_MM, axis), EDGE_LETTERS[axis]))
+    bar = bar_colours(threshold)
+    expected = draw_panels(panels, colour_map=bar, colour_label="importance, 0 to 1", longest=LARGEST_PANEL)
+    sheet = mips(image, SPACING_MM, SHARES, labels, slab_mm, (11.5, 9, 7.5) if slab_mm else None, threshold=threshold)
+    np.testing.assert_array_equal(sheet, expected)
+
+
+def test_each_class_is_outlined_in_each_view() -> None:
+    """Cyan pixels are there, lie around the shadow of the class, and go with it."""
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[6:18, 6:14, 4:10] = 2  # 12 mm a side, the middle of the volume but for Z
+    plain, outlined = (
+        views(mips(NOISE, SPACING_MM, None, segmentation), SHAPE, SPACING_MM)
+        for segmentation in (np.zeros_like(labels), labels)
     )
+    pixels_a_mm = LARGEST_PANEL / 32
+    for without, picture in zip(plain, outlined, strict=True):
+        cyan = (picture[..., 2].astype(int) - picture[..., 0]) > 100
+        assert not ((without[..., 2].astype(int) - without[..., 0]) > 100).any()
+        rows, columns = np.nonzero(cyan)
+        assert np.ptp(rows) == pytest.approx(12 * pixels_a_mm, abs=4)
+        assert np.ptp(columns) == pytest.approx(12 * pixels_a_mm, abs=4)
+        # Corners are cut by half a voxel of the largest size.
+        assert not cyan[rows.min() + 20 : rows.max() - 20, columns.min() + 20 : columns.max() - 20].any()
 
 
 def test_leaves_its_input_alone() -> None:

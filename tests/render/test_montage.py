@@ -5,10 +5,16 @@ from itertools import product
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import montage, to_canonical
+from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, pixel_mm
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.layout import BAR_WIDTH, GAP, SMALLEST_PANEL, TITLE_HEIGHT
 from unoise_monai.render.montage import foreground, spread, widen
-from unoise_monai.render.panels import BAR_WIDTH, GAP, TITLE_HEIGHT
+from unoise_monai.render.overlay import bar_colours, blend
+from unoise_monai.render.panels import Panel, draw_panels
 
 SHAPE = (24, 20, 16)
 SPACING_MM = (1.0, 1.5, 3.0)
@@ -60,8 +66,8 @@ def test_a_cube_in_mm_is_a_square(axis: int) -> None:
 
 
 def test_the_same_picture_however_the_file_is_stored(volumes: tuple[np.ndarray, ...]) -> None:
-    affine = np.diag([*SPACING_MM, 1])
-    affine[:3, 3] = [-30, 20, 7]
+    # Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps.
+    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
     options = {"axis": 2, "count": 4, "crop_mm": 5.0}
     expected = montage(volumes[0], SPACING_MM, volumes[1], volumes[2], **options)
     for axes, flips in product([(1, 2, 0), (2, 1, 0), (0, 2, 1)], [(1, -1, -1), (-1, 1, 1)]):
@@ -69,8 +75,31 @@ def test_the_same_picture_however_the_file_is_stored(volumes: tuple[np.ndarray, 
         stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
         stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in volumes]
         (image, spacing_mm), (importance, _), (segmentation, _) = stored
-        rgb = montage(image, spacing_mm, importance, segmentation, **options)
+        rgb = montage(image, tuple(np.round(spacing_mm, 9)), importance, segmentation, **options)
         np.testing.assert_array_equal(rgb, expected)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.6])
+@pytest.mark.parametrize("axis", range(3))
+def test_the_sheet_is_its_slices(axis: int, threshold: float, volumes: tuple[np.ndarray, ...]) -> None:
+    """Titles, outlines, the window of the whole volume and the threshold, against a sheet that is put together here."""
+    image, importance, segmentation = volumes
+    image = image + np.linspace(0, 5, 24)[:, None, None]  # so that no slice's own window is that of the volume
+    panels = []
+    for index in (5, 9):
+        grey = grey_levels(display_slice(image, axis, index), find_window(image))
+        labels = display_slice(segmentation, axis, index)
+        panels.append(
+            Panel(
+                blend(grey, display_slice(importance, axis, index), threshold),
+                f"slice {index + 1} of {SHAPE[axis]}",
+                [labels == value for value in (1, 2) if (labels == value).any()],
+            )
+        )
+    bar, label = bar_colours(threshold), "importance, 0 to 1"
+    expected = draw_panels(panels, pixel_mm(SPACING_MM, axis), EDGE_LETTERS[axis], bar, label, SMALLEST_PANEL)
+    options = {"axis": axis, "count": 2, "slices": (3, 11), "threshold": threshold}
+    np.testing.assert_array_equal(montage(image, SPACING_MM, importance, segmentation, **options), expected)
 
 
 def test_slices_spread_over_an_extent() -> None:

@@ -4,38 +4,20 @@ import numpy as np
 import pytest
 
 from unoise_monai.render.canonical import EDGE_LETTERS
-from unoise_monai.render.panels import (
+from unoise_monai.render.layout import (
+    BAR_WIDTH,
     GAP,
     LARGEST_PANEL,
+    LETTERS_ROOM,
     SMALLEST_PANEL,
-    Panel,
-    draw_panels,
-    longest_side,
-    panel_sizes,
-    sheet_columns,
+    TITLE_HEIGHT,
 )
-
-
-def test_panels_have_the_proportions_of_their_pictures_in_mm() -> None:
-    assert panel_sizes([(40, 40)], [(5.0, 1.0)], 300) == [(300, 60)]
-    assert panel_sizes([(10, 50)], [(5.0, 1.0)], 300) == [(300, 300)]
-    assert panel_sizes([(1, 1000)], [(1.0, 1.0)], 300) == [(1, 300)]
-
-
-def test_panels_of_one_sheet_have_one_scale() -> None:
-    """Axial, coronal and sagittal pictures of 100 x 60 x 40 mm."""
-    shapes, pixels_mm = [(60, 50), (20, 50), (20, 60)], [(1.0, 2.0), (2.0, 2.0), (2.0, 1.0)]
-    assert panel_sizes(shapes, pixels_mm, 500) == [(300, 500), (200, 500), (200, 300)]
+from unoise_monai.render.panels import Panel, draw_panels, longest_side
 
 
 def test_longest_side_shows_every_voxel_within_bounds() -> None:
     sides = [longest_side([Panel(np.zeros((rows, 30, 3))), Panel(np.zeros((5, 5, 3)))]) for rows in (40, 500, 2000)]
     assert sides == [SMALLEST_PANEL, 500, LARGEST_PANEL]
-
-
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (10, 5), (12, 4)])
-def test_sheet_of_square_panels_has_no_empty_place(count: int, columns: int) -> None:
-    assert sheet_columns(count, 100, 100) == columns
 
 
 def test_slice_fills_its_place_exactly() -> None:
@@ -98,3 +80,78 @@ def test_letters_and_bar_are_drawn() -> None:
     barred = draw_panels([panel], (1.0, 1.0), EDGE_LETTERS[2], "inferno", "importance, 0 to 1")
     assert barred.shape[1] > plain.shape[1]
     np.testing.assert_array_equal(barred[:, : plain.shape[1] - GAP], plain[:, :-GAP])
+
+
+def runs(lit: np.ndarray) -> list[tuple[int, int]]:
+    """First and last of every stretch of True that no gap as wide as between two words interrupts."""
+    at = np.flatnonzero(lit)
+    breaks = np.flatnonzero(np.diff(at) > 12)
+    return list(zip(at[[0, *(breaks + 1)]].tolist(), at[[*breaks, -1]].tolist(), strict=True))
+
+
+def test_titles_of_narrow_panels_stand_apart_and_above_their_panels() -> None:
+    title = "slice 101 of 120"
+    rgb = draw_panels([Panel(np.ones((90, 4, 3)), title)] * 5)
+    titles = runs(rgb[: GAP + TITLE_HEIGHT - 2].any(axis=(0, 2)))
+    pictures = runs(rgb[GAP + TITLE_HEIGHT : -GAP].all(axis=(0, 2)))
+    assert len(titles) == len(pictures) == 5
+    assert titles[0][0] >= GAP
+    assert titles[-1][1] < rgb.shape[1] - GAP
+    for (start, stop), (left, right) in zip(titles, pictures, strict=True):
+        assert right - left + 1 == 16  # of 360 high
+        assert (start + stop) / 2 == pytest.approx((left + right) / 2, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "longest"), [((4, 200), 200), ((200, 4), 200), ((1, 1), 16), ((1, 200), 200), ((4, 12), 60), ((3, 3), 60)]
+)
+@pytest.mark.parametrize("sides", ["R L A P", "RA LP S I"])
+def test_letters_stand_apart_however_small_the_panel(shape: tuple[int, int], longest: int, sides: str) -> None:
+    letters = dict(zip(("left", "right", "top", "bottom"), sides.split(), strict=True))
+    panel = Panel(np.zeros((*shape, 3)), "title")
+
+    def lit(*shown: str) -> np.ndarray:
+        kept = {edge: letters[edge] if edge in shown else "" for edge in letters}
+        return draw_panels([panel], letters=kept, longest=longest).any(axis=2)
+
+    title = lit()
+    each = [lit(edge) & ~title for edge in letters]
+    band = GAP + TITLE_HEIGHT - 2
+    assert not title[band:].any()
+    for letter in each:
+        assert letter.sum() > 5
+        assert not letter[:band].any()
+        assert not letter[-1].any()
+        assert not letter[:, [0, -1]].any()
+    assert np.sum(each, axis=0).max() == 1
+    np.testing.assert_array_equal(lit(*letters), np.any([title, *each], axis=0))
+
+
+def test_a_flat_panel_keeps_its_proportions() -> None:
+    rgb = draw_panels([Panel(np.ones((4, 80, 3)))], letters=dict.fromkeys(EDGE_LETTERS[0], ""), longest=400)
+    white = (rgb == 255).all(axis=2)
+    rows = np.flatnonzero(white.any(axis=1))
+    assert rgb.shape[0] == LETTERS_ROOM + 2 * GAP
+    assert rows[0] + rows[-1] == rgb.shape[0] - 1
+    assert white.sum() == rows.size * 400 == 20 * 400
+
+
+@pytest.mark.parametrize(("shape", "longest"), [((4, 80), 300), ((16, 16), 16)])
+def test_the_bar_is_whole_beside_a_low_sheet(shape: tuple[int, int], longest: int) -> None:
+    """As many pixels of ticks and label as beside a tall one."""
+
+    def bar(shape: tuple[int, int], longest: int) -> np.ndarray:
+        options = {"colour_map": "gray", "colour_label": "importance, 0 to 1", "longest": longest}
+        sheet = draw_panels([Panel(np.zeros((*shape, 3)))], **options)  # type: ignore[arg-type]
+        return sheet[:, -BAR_WIDTH + 26 :]
+
+    low, tall = bar(shape, longest), bar((16, 16), 360)
+    assert not low[[0, -1]].any()
+    assert low.any(axis=2).sum() == pytest.approx(tall.any(axis=2).sum(), rel=0.05)
+
+
+def test_sheets_of_other_titles_may_be_of_one_size() -> None:
+    black = np.zeros((10, 4, 3))
+    short, long = (draw_panels([Panel(black, title)], narrowest=150) for title in ("A", "from the left"))
+    assert short.shape == long.shape
+    assert short.shape[1] == 150 + 2 * GAP

@@ -11,8 +11,9 @@ from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render.canonical import to_canonical
 from unoise_monai.render.grey import grey_levels
+from unoise_monai.render.layout import BAR_WIDTH, GAP, TITLE_HEIGHT
 from unoise_monai.render.overlay import bar_colours, blend
-from unoise_monai.render.panels import BAR_WIDTH, GAP, TITLE_HEIGHT, Panel, draw_panels
+from unoise_monai.render.panels import Panel, draw_panels
 from unoise_monai.render.projection import project, project_at_brightest
 from unoise_monai.render.rotation import rotating_mip
 from unoise_monai.render.turning import view_letters
@@ -39,10 +40,10 @@ def centre_of(picture: np.ndarray) -> tuple[float, float]:
 
 def test_frames_are_pictures_of_one_size() -> None:
     volume = np.random.default_rng(0).random(SHAPE)
-    frames = rotating_mip(volume, SPACING_MM, frames=5, longest=150)
+    frames = rotating_mip(volume, SPACING_MM, frames=5, longest=200)
     assert frames.dtype == np.uint8
     # 14 mm by 18 mm have a diagonal of 22.8 mm, here 24 voxels of 1 mm; 10 voxels of 3 mm are the longest side.
-    assert inner(frames).shape == (5, 150, 150 * 24 // 30, 3)
+    assert inner(frames).shape == (5, 200, 200 * 24 // 30, 3)
 
 
 def test_a_marker_at_the_patients_right_goes_round() -> None:
@@ -128,6 +129,15 @@ def test_a_large_volume_keeps_its_thin_vessels_in_small_pictures() -> None:
     frames = inner(rotating_mip(volume, (0.5, 0.5, 0.5), frames=6, longest=60, window=(0, 100)))
     for frame in frames:
         assert (frame[14:-10, 5:-5].max(axis=(1, 2)) > 100).all()  # below the letter at the top
+
+
+def test_small_frames_have_room_for_the_longest_title() -> None:
+    """Titles of one letter and of two, of one digit and of three."""
+    frames = rotating_mip(np.random.default_rng(5).random(SHAPE), SPACING_MM, frames=8, longest=16)
+    widest = max(np.ptp(np.flatnonzero(frame[: GAP + TITLE_HEIGHT - 2].any(axis=(0, 2)))) for frame in frames)
+    assert frames.shape[2] > widest + 2 * GAP
+    assert not frames[:, :, :GAP].any()
+    assert not frames[:, :, -GAP:].any()
 
 
 def test_leaves_its_input_alone() -> None:

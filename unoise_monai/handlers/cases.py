@@ -13,6 +13,9 @@ from torch import Tensor
 
 from unoise_monai.data import case_name
 
+LARGEST_LABEL = 2**24
+"""Up to which float32 holds every whole number."""
+
 
 def output_items(engine: Engine) -> list[dict[str, Any]]:
     """The items of the engine's last iteration, one dictionary each.
@@ -56,16 +59,26 @@ def to_numpy(volume: Tensor) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return np.asarray(voxels.numpy()), affine
 
 
-def label_voxels(volume: Tensor, key: str) -> NDArray[np.int64]:
-    """The class indices ``(X, Y, Z)`` of a MetaTensor ``(1, X, Y, Z)``, which may be stored as floats.
+def label_voxels(volume: Tensor, key: str) -> NDArray[Any]:
+    """The class indices ``(X, Y, Z)`` of a MetaTensor ``(1, X, Y, Z)``: integers in the type that they have, whole
+    numbers stored as floats in the smallest that holds them.
 
     Raises:
-        ValueError: when a value is not a whole number.
+        ValueError: when a value is not a whole number, or is a float above ``LARGEST_LABEL``.
     """
     voxels, _ = to_numpy(volume)
-    if voxels.dtype.kind == "f" and not (np.isfinite(voxels) & (voxels == np.rint(voxels))).all():
-        raise ValueError(f"{key!r} must hold class indices, whole numbers, got fractions, NaN or infinity")
-    return voxels.astype(np.int64)
+    if voxels.dtype.kind != "f":
+        return voxels
+    low, high = voxels.min(), voxels.max()
+    rule = f"{key!r} must hold class indices, whole numbers of at most {LARGEST_LABEL}"
+    # Asked so that NaN, which the extremes are where there is one, is refused.
+    if not (low >= -LARGEST_LABEL and high <= LARGEST_LABEL):
+        raise ValueError(f"{rule}, got values from {low} to {high}")
+    # Plane by plane, so that nothing of the volume's size is made.
+    if not all(np.array_equal(plane, np.rint(plane)) for plane in voxels):
+        raise ValueError(f"{rule}, got fractions")
+    # Signed types reach one further below 0 than above it.
+    return voxels.astype(np.min_scalar_type(int(high) if low >= 0 else min(int(low), -1 - int(high))))
 
 
 class CaseFolders:

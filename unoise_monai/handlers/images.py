@@ -118,11 +118,11 @@ class PictureSaver:
             scan = self.load(source)
             image, spacing_mm = to_canonical(*to_numpy(scan))
             voxels, _ = to_numpy(importance)
-            volumes = {"importance": canonical(voxels, importance, scan, self.importance_key, source)}
+            volumes = {"importance": on_scan_grid(voxels, importance, scan, self.importance_key, source)}
             if self.segmentation_key is not None:
                 segmentation = item_volume(item, self.segmentation_key)
                 labels = label_voxels(segmentation, self.segmentation_key)
-                volumes["segmentation"] = canonical(labels, segmentation, scan, self.segmentation_key, source)
+                volumes["segmentation"] = on_scan_grid(labels, segmentation, scan, self.segmentation_key, source)
             for picture in self.pictures:
                 rgb = PICTURES[picture](image, spacing_mm, **volumes, **self.options[picture])
                 if picture == "rotation":
@@ -132,8 +132,11 @@ class PictureSaver:
             logger.info("%s: wrote %s", name, " and ".join(self.pictures))
 
 
-def canonical(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:
+def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:
     """A map's voxels in RAS order, once it is known to lie on the grid of its scan.
+
+    They are turned as the scan's: of a volume near 45 degrees the closest axes hang on the affine's last digits, in
+    which the map's may differ.
 
     Raises:
         ValueError: when its shape or its affine is not the scan's.
@@ -145,4 +148,4 @@ def canonical(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, sour
     difference = np.abs(affine - scan_affine).max()
     if difference > GRID_LIMIT:
         raise ValueError(f"{rule}, got an affine that differs by {difference:.3g}")
-    return to_canonical(voxels, affine)[0]
+    return to_canonical(voxels, scan_affine)[0]

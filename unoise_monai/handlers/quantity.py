@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice, check_sigma_range
-from unoise_monai.render.canonical import check_importance
+from unoise_monai.render.checks import check_importance
 
 QUANTITIES: Mapping[str, str] = MappingProxyType(
     {

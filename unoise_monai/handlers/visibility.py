@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor, decollate_batch
+from monai.data import decollate_batch
 
 from unoise_monai.atomic import atomic_path
+from unoise_monai.checks import check_fraction
 from unoise_monai.data import case_name
+from unoise_monai.handlers.cases import to_numpy
 from unoise_monai.metrics import VisibilityCurve
-from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, plot_visibility, save_png, to_canonical
+from unoise_monai.render import DECILES, PAPER_THRESHOLDS, decile_pictures, plot_visibility, save_png, to_canonical
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +39,32 @@ class VisibilityReport:
         curves: names of the engine's metrics that are a `VisibilityCurve`.
         class_names: of the task, background first; they name the columns.
         pictures: how many volumes get pictures.
+        mip: show maximum intensity projections in place of the most important slice, which hardly shows vessels.
+        picture_shares: shares of the voxels that the deciles' picture shows; small structures need small ones.
+
+    Raises:
+        ValueError: when ``pictures`` is below 0, or a share is not above 0 and at most 1.
     """
 
     def __init__(
-        self, output_dir: str | Path, curves: Sequence[str], class_names: Sequence[str], pictures: int = 2
+        self,
+        output_dir: str | Path,
+        curves: Sequence[str],
+        class_names: Sequence[str],
+        pictures: int = 2,
+        mip: bool = False,
+        picture_shares: Sequence[float] = DECILES,
     ) -> None:
         if pictures < 0:
             raise ValueError(f"pictures must be at least 0, got {pictures}")
+        for share in picture_shares:
+            check_fraction("picture_shares", share)
         self.output_dir = Path(output_dir)
         self.curves = tuple(curves)
         self.class_names = tuple(class_names)
         self.pictures = pictures
+        self.mip = mip
+        self.picture_shares = tuple(picture_shares)
         self._drawn = 0
 
     def attach(self, engine: Engine) -> None:
@@ -68,11 +85,11 @@ class VisibilityReport:
         for image, importance in list(zip(images, maps, strict=True))[:left]:
             self._drawn += 1
             case = case_name(image.meta["filename_or_obj"])
-            grey, spacing_mm = canonical(image[:1])
-            values, _ = canonical(importance)
-            rgb = decile_pictures(grey, values, spacing_mm)
+            grey, spacing_mm = to_canonical(*to_numpy(image[:1]))
+            values, _ = to_canonical(*to_numpy(importance))
+            rgb = decile_pictures(grey, values, spacing_mm, shares=self.picture_shares, mip=self.mip)
             save_png(rgb, self.output_dir / f"{case}_deciles.png")
-            rgb = decile_pictures(grey, values, spacing_mm, thresholds=PAPER_THRESHOLDS)
+            rgb = decile_pictures(grey, values, spacing_mm, thresholds=PAPER_THRESHOLDS, mip=self.mip)
             save_png(rgb, self.output_dir / f"{case}_thresholds.png")
 
     def write(self, engine: Engine) -> None:
@@ -125,8 +142,3 @@ def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> N
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({key: f"{value:.6f}" for key, value in row.items()} for row in rows)
-
-
-def canonical(volume: MetaTensor) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """The voxels ``(X, Y, Z)`` of a ``(1, X, Y, Z)`` volume in RAS order, and their size in mm."""
-    return to_canonical(volume[0].cpu().numpy(), np.asarray(volume.affine.cpu()))

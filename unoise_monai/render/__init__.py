@@ -3,7 +3,7 @@
 from unoise_monai.render.animation import save_animation
 from unoise_monai.render.canonical import to_canonical
 from unoise_monai.render.curves import plot_visibility
-from unoise_monai.render.deciles import PAPER_THRESHOLDS, decile_pictures
+from unoise_monai.render.deciles import DECILES, PAPER_THRESHOLDS, decile_pictures
 from unoise_monai.render.layers import layer_grid
 from unoise_monai.render.mip import mips, slab_mips
 from unoise_monai.render.montage import montage
@@ -12,6 +12,7 @@ from unoise_monai.render.png import save_png
 from unoise_monai.render.rotation import rotating_mip
 
 __all__ = [
+    "DECILES",
     "PAPER_THRESHOLDS",
     "decile_pictures",
     "layer_grid",

@@ -9,17 +9,12 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from unoise_monai.checks import check_choice
-
 EDGE_LETTERS: tuple[dict[str, str], ...] = (
     {"left": "A", "right": "P", "top": "S", "bottom": "I"},
     {"left": "R", "right": "L", "top": "S", "bottom": "I"},
     {"left": "R", "right": "L", "top": "A", "bottom": "P"},
 )
 """What lies at each edge of a picture, by the axis that the slice is taken along."""
-
-RANGE_SLACK = 1e-3
-"""How far resampling may have carried importance out of [0, 1]; it is clipped there."""
 
 
 def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, float, float]]:
@@ -92,53 +87,6 @@ def pixel_mm(spacing_mm: tuple[float, float, float], axis: int) -> tuple[float, 
     return height, width
 
 
-def check_volumes(
-    spacing_mm: tuple[float, float, float], axis: int, image: NDArray[Any], **others: NDArray[Any] | None
-) -> None:
-    """Refuse what cannot be drawn.
-
-    Raises:
-        ValueError: when ``image`` is not 3-D or empty, another volume has another shape, or one holds NaN or infinity.
-        ValueError: when ``axis`` is not 0, 1 or 2, or ``spacing_mm`` is not three finite numbers above 0.
-    """
-    check_choice("axis", axis, (0, 1, 2))
-    if len(spacing_mm) != 3 or not all(np.isfinite(size) and size > 0 for size in spacing_mm):
-        raise ValueError(f"spacing_mm must be three finite numbers above 0, got {spacing_mm}")
-    if image.ndim != 3 or image.size == 0:
-        raise ValueError(f"image must be 3-D and not empty, got shape {image.shape}")
-    for name, volume in {"image": image, **others}.items():
-        if volume is None:
-            continue
-        if volume.shape != image.shape:
-            raise ValueError(f"{name} must be of the image's shape {image.shape}, got {volume.shape}")
-        # The extremes tell, without a copy of the volume: NaN is both, infinity one of them.
-        if volume.dtype.kind == "f" and not (np.isfinite(volume.min()) and np.isfinite(volume.max())):
-            raise ValueError(f"{name} must hold finite values only, got NaN or infinity")
-
-
-def check_contrast(image: NDArray[Any]) -> None:
-    """Refuse an image in which there is nothing to see.
-
-    Raises:
-        ValueError: when all of its voxels hold the same value.
-    """
-    value = image[0, 0, 0]
-    # Nearly always the first planes tell.
-    if not any((plane != value).any() for plane in image):
-        raise ValueError(f"image must hold more than one value, got {value} in every voxel")
-
-
-def check_unit_range(importance: NDArray[Any]) -> None:
-    """Refuse importance that lies further outside [0, 1] than resampling carries it, 1e-3.
-
-    Raises:
-        ValueError: when a value lies further outside, or is NaN.
-    """
-    lowest, highest = importance.min(), importance.max()
-    if not (lowest >= -RANGE_SLACK and highest <= 1 + RANGE_SLACK):
-        raise ValueError(f"importance must lie in [0, 1], got values from {lowest} to {highest}")
-
-
 def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
     """An affine, ``(4, 4)``, as float64.
 
@@ -153,13 +101,3 @@ def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
     if not np.isfinite(matrix).all() or not sizes.all() or np.linalg.matrix_rank(matrix[:3, :3] / sizes) < 3:
         raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
     return matrix
-
-
-def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
-    """Importance as float64, clipped where resampling carried it out of [0, 1] by at most 1e-3.
-
-    Raises:
-        ValueError: when a value lies further outside [0, 1], or is NaN.
-    """
-    check_unit_range(importance)
-    return np.asarray(importance, dtype=np.float64).clip(0, 1)

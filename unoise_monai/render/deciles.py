@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_fraction
-from unoise_monai.render.canonical import (
-    EDGE_LETTERS,
-    check_contrast,
-    check_importance,
-    check_volumes,
-    display_slice,
-    pixel_mm,
-)
+from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, pixel_mm, upright
+from unoise_monai.render.checks import check_picture
 from unoise_monai.render.grey import find_window, grey_levels
 from unoise_monai.render.overlay import blend
 from unoise_monai.render.panels import Panel, draw_panels
@@ -86,47 +80,54 @@ def decile_pictures(
         ValueError: when a share is not above 0 and at most 1, or a threshold is not in [0, 1].
         ValueError: when ``axis``, ``index``, ``spacing_mm`` or ``window`` is out of range.
     """
-    check_volumes(spacing_mm, axis, image, importance=importance)
-    check_contrast(image)
-    values = check_importance(importance)
+    check_picture(spacing_mm, axis, image, importance, None, window)
+    for share in shares if thresholds is None else ():
+        check_fraction("share", share)
+    for threshold in thresholds if thresholds is not None else ():
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
+    values = np.clip(importance, 0, 1, dtype=np.float32)
     if index is None:
         index = _most_important_slice(values, axis)
     if not 0 <= index < image.shape[axis]:
         raise ValueError(f"index must be at least 0 and below {image.shape[axis]}, got {index}")
-    window = find_window(project(image, axis) if mip else image, window)
 
-    masks = []
-    if thresholds is None:
-        for share in shares:
-            visible = most_important(values, share)
-            ties = "" if visible.mean() - share < 0.005 else f" (ties: {_percent(visible.mean())})"
-            masks.append((f"top {_percent(share)}{ties}", visible))
-    else:
-        for threshold in thresholds:
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
-            # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
-            visible = values >= 1 - threshold
-            masks.append((f"B ≤ {threshold:g} ({_percent(visible.mean())})", visible))
-    masks.append(("all", np.ones(image.shape, dtype=bool)))
+    window = find_window(project(image, axis) if mip else image, window)
+    darkest = image.min()
     panels = []
-    for title, visible in masks:
+    for title, visible in _steps(values, shares, thresholds):
         if mip:
             # Hidden voxels are black, so below every visible one.
-            shown = project(np.where(visible, image, image.min()), axis)
-            seen = project(visible, axis)
+            shown, seen = upright(image.max(axis, where=visible, initial=darkest)), project(visible, axis)
         else:
             shown, seen = display_slice(image, axis, index), display_slice(visible, axis, index)
         panels.append(Panel(blend(grey_levels(shown, window) * seen, None), title))
     return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], longest=280)
 
 
+def _steps(
+    importance: NDArray[np.float32], shares: Sequence[float], thresholds: Sequence[float] | None
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The title of each panel and the voxels that it shows, one after the other: masks of large volumes are large."""
+    if thresholds is None:
+        for share in shares:
+            visible = most_important(importance, share)
+            ties = "" if visible.mean() - share < 0.005 else f" (ties: {_percent(visible.mean())})"
+            yield f"top {_percent(share)}{ties}", visible
+    else:
+        for threshold in thresholds:
+            # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
+            visible = importance >= np.float32(1 - threshold)
+            yield f"B ≤ {threshold:g} ({_percent(visible.mean())})", visible
+    yield "all", np.ones(importance.shape, dtype=bool)
+
+
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def _most_important_slice(importance: NDArray[np.float64], axis: int) -> int:
+def _most_important_slice(importance: NDArray[np.float32], axis: int) -> int:
     others = tuple(other for other in range(3) if other != axis)
-    score = importance.sum(axis=others)
+    score = importance.sum(axis=others, dtype=np.float64)
     best = np.flatnonzero(np.isclose(score, score.max()))
     return int(best[len(best) // 2])

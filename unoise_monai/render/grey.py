@@ -36,7 +36,8 @@ def find_window(image: NDArray[Any], window: tuple[float, float] | None = None) 
     others = sample[sample > background]
     if others.size < sample.size / 2:
         low = background
-        high = float(np.percentile(others, WINDOW_PERCENTILES[1])) if others.size else low
+        # What is bright may lie between the voxels looked at.
+        high = float(np.percentile(others, WINDOW_PERCENTILES[1]) if others.size else image.max())
     return low, high if high > low else low + 1
 
 

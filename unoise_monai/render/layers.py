@@ -7,22 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from unoise_monai.render.canonical import EDGE_LETTERS, check_contrast, check_volumes, pixel_mm
-from unoise_monai.render.grey import check_window, grey_levels
+from unoise_monai.render.canonical import EDGE_LETTERS, pixel_mm
+from unoise_monai.render.checks import check_picture, check_view, check_volume
+from unoise_monai.render.grey import grey_levels
+from unoise_monai.render.layout import title_width
 from unoise_monai.render.overlay import blend, scale_map
-from unoise_monai.render.panels import DPI, Panel, draw_panels
+from unoise_monai.render.panels import Panel, draw_panels
 from unoise_monai.render.projection import project
 
 PANEL_WIDTH = 280
 """Pixels, enough for a layer's name and range."""
-TITLE_FONT = FontProperties(size=11)
-"""Of the panels' titles."""
-TITLE_SHARE = 0.94
-"""Of the width, that a title takes at most, to stand apart from the next one."""
 
 
 def layer_grid(
@@ -58,18 +54,13 @@ def layer_grid(
     """
     if not maps:
         raise ValueError("maps must hold at least one layer, got none")
+    check_view(spacing_mm, axis, window)
     for name, values in maps.items():
-        if values.ndim != 3 or values.size == 0:
-            raise ValueError(f"map of {name!r} must be 3-D and not empty, got shape {values.shape}")
-        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
-            raise ValueError(f"map of {name!r} must hold finite values only, got NaN or infinity")
-    finest = max(maps.values(), key=lambda values: values.size) if image is None else image
-    check_volumes(spacing_mm, axis, finest)
+        check_volume(f"map of {name!r}", values)
     if image is not None:
-        check_contrast(image)
-    if window is not None:
-        check_window(window)
+        check_picture(spacing_mm, axis, image)
 
+    finest = max(maps.values(), key=lambda values: values.size) if image is None else image
     extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
     pictures: list[tuple[str, NDArray[Any], tuple[int, ...]]]
     pictures = [] if image is None else [("image", grey_levels(project(image, axis), window), image.shape)]
@@ -95,10 +86,6 @@ def _title(name: str, values: str) -> str:
     def shortened(kept: int) -> str:
         return f"{name[: kept // 2]}…{name[len(name) - (kept - kept // 2) :]}: {values}"
 
-    def points(title: str) -> float:
-        return float(text_to_path.get_text_width_height_descent(title, TITLE_FONT, ismath=False)[0])
-
-    room = TITLE_SHARE * PANEL_WIDTH / DPI * 72
-    if points(f"{name}: {values}") <= room:
+    if title_width(f"{name}: {values}") <= PANEL_WIDTH:
         return f"{name}: {values}"
-    return shortened(bisect(range(1, len(name)), room, key=lambda kept: points(shortened(kept))))
+    return shortened(bisect(range(1, len(name)), PANEL_WIDTH, key=lambda kept: title_width(shortened(kept))))

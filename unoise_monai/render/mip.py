@@ -10,17 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
-from unoise_monai.render.canonical import (
-    EDGE_LETTERS,
-    check_contrast,
-    check_unit_range,
-    check_volumes,
-    foreground_box,
-    pixel_mm,
-)
-from unoise_monai.render.grey import check_window, find_window, grey_levels
-from unoise_monai.render.overlay import bar_colours, blend, check_style
-from unoise_monai.render.panels import LARGEST_PANEL, Panel, draw_panels
+from unoise_monai.render.canonical import EDGE_LETTERS, foreground_box, pixel_mm
+from unoise_monai.render.checks import check_picture
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.layout import LARGEST_PANEL
+from unoise_monai.render.overlay import bar_colours, blend
+from unoise_monai.render.panels import Panel, draw_panels
 from unoise_monai.render.projection import project, project_at_brightest, silhouettes, slab
 
 VIEWS = ("sagittal", "coronal", "axial")
@@ -108,7 +103,7 @@ def mips(
         ValueError: when ``spacing_mm``, ``slab_mm``, ``centre``, ``window``, ``style``, ``threshold`` or ``depth`` is
             out of range.
     """
-    check_volumes(spacing_mm, 2, image, importance=importance, segmentation=segmentation)
+    check_picture(spacing_mm, 2, image, importance, segmentation, window, style, threshold)
     views = [View(axis, slice(None), f"{VIEWS[axis]} MIP") for axis in (2, 1, 0)]
     if slab_mm is not None:
         check_slab(slab_mm)
@@ -148,7 +143,7 @@ def slab_mips(
 
     The other arguments, what is returned and what is raised are those of ``mips``.
     """
-    check_volumes(spacing_mm, axis, image, importance=importance, segmentation=segmentation)
+    check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_slab(slab_mm)
     size, count = image.shape[axis], max(1, round(slab_mm / spacing_mm[axis]))
     parts = [slice(start, min(start + count, size)) for start in range(0, size, count)]
@@ -168,13 +163,7 @@ def check_slab(slab_mm: float) -> None:
 
 
 def _sheet(volumes: Volumes, spacing_mm: Spacing, views: Sequence[View], look: Look, longest: int) -> NDArray[np.uint8]:
-    check_style(look.style, look.threshold)
     check_choice("depth", look.depth, DEPTHS)
-    if look.window is not None:
-        check_window(look.window)
-    check_contrast(volumes.image)
-    if volumes.importance is not None:
-        check_unit_range(volumes.importance)
     slabs = [volumes.slab(view) for view in views]
     shown = [project(part.image, view.axis) for part, view in zip(slabs, views, strict=True)]
     window = find_window(np.concatenate([pixels.ravel() for pixels in shown]), look.window)

@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unoise_monai.render.canonical import (
-    EDGE_LETTERS,
-    check_contrast,
-    check_unit_range,
-    check_volumes,
-    display_slice,
-    foreground_box,
-    pixel_mm,
-)
-from unoise_monai.render.grey import check_window, find_window, grey_levels
-from unoise_monai.render.overlay import bar_colours, blend, check_style
+from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, foreground_box, pixel_mm
+from unoise_monai.render.checks import check_picture
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.overlay import bar_colours, blend
 from unoise_monai.render.panels import Panel, draw_panels, longest_side
 
 BACKGROUND = 0.1
@@ -73,18 +66,12 @@ def montage(
         ValueError: when ``spacing_mm``, ``axis``, ``count``, ``slices``, ``crop_mm``, ``window``, ``style`` or
             ``threshold`` is out of range.
     """
-    check_volumes(spacing_mm, axis, image, importance=importance, segmentation=segmentation)
+    check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_layout(count, crop_mm)
-    check_style(style, threshold)
     if slices is not None and not (len(slices) == 2 and 0 <= slices[0] <= slices[1] < image.shape[axis]):
         raise ValueError(
             f"slices must be (first, last), from 0, within the {image.shape[axis]} of axis {axis}, got {tuple(slices)}"
         )
-    if window is not None:
-        check_window(window)
-    check_contrast(image)
-    if importance is not None:
-        check_unit_range(importance)
     window = find_window(image, window)
     box = foreground(image, importance, segmentation, window)
     crop = tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from unoise_monai.render.layout import (
+    BAR_LENGTH,
+    BAR_WIDTH,
+    DPI,
+    GAP,
+    LABEL_FONT,
+    LARGEST_PANEL,
+    LETTERS_ROOM,
+    SMALLEST_PANEL,
+    TITLE_FONT,
+    TITLE_HEIGHT,
+    cell_size,
+    panel_sizes,
+    sheet_columns,
+    text_width,
+)
 from unoise_monai.render.png import figure_to_rgb
 
-DPI = 100
-GAP = 6
-TITLE_HEIGHT = 26
-BAR_WIDTH = 84
-"""Pixels."""
-SMALLEST_PANEL, LARGEST_PANEL = 360, 640
-"""Pixels of the longest side of a sheet's panels; between the two, one for each voxel."""
-SHEET_SHAPE = 1.6
-"""Width to height that the sheet comes close to."""
 TEXT_COLOUR = "#f2f2f2"
 OUTLINE_COLOUR = "#00e5ff"
 
@@ -45,36 +51,10 @@ class Panel:
     """What lies at the ``left``, ``right``, ``top`` and ``bottom`` edge; the sheet's where it is None."""
 
 
-def panel_sizes(
-    shapes: Sequence[tuple[int, int]], pixels_mm: Sequence[tuple[float, float]], longest: int
-) -> list[tuple[int, int]]:
-    """Heights and widths, in square pixels of one size in mm, of panels whose longest side is ``longest``.
-
-    Args:
-        shapes: rows and columns of each panel's picture.
-        pixels_mm: height and width of each picture's pixels, mm.
-        longest: pixels of the longest side of all.
-    """
-    pairs = zip(shapes, pixels_mm, strict=True)
-    sides_mm = [(rows * height, columns * width) for (rows, columns), (height, width) in pairs]
-    scale = longest / max(side for sides in sides_mm for side in sides)
-    return [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sides_mm]
-
-
 def longest_side(panels: Sequence[Panel]) -> int:
     """Pixels of the panels' longest side that show every voxel, within ``SMALLEST_PANEL`` and ``LARGEST_PANEL``."""
     voxels = max(side for panel in panels for side in panel.rgb.shape[:2])
     return min(max(SMALLEST_PANEL, voxels), LARGEST_PANEL)
-
-
-def sheet_columns(count: int, height: int, width: int) -> int:
-    """Columns that bring a sheet of ``count`` panels closest to ``SHEET_SHAPE``, with few empty places."""
-
-    def cost(columns: int) -> float:
-        rows = -(-count // columns)
-        return abs(math.log(columns * width / (rows * height) / SHEET_SHAPE)) + 4 * (rows * columns - count) / count
-
-    return min(range(1, count + 1), key=cost)
 
 
 def draw_panels(
@@ -84,8 +64,11 @@ def draw_panels(
     colour_map: str | Colormap | None = None,
     colour_label: str = "",
     longest: int = 360,
+    narrowest: int = 0,
 ) -> NDArray[np.uint8]:
     """Draw pictures on a sheet, all at the same number of mm a pixel.
+
+    A column is as wide as its titles need. A picture too small for its letters has them outside.
 
     Args:
         panels: the pictures, from the top left; they may differ in shape.
@@ -96,18 +79,25 @@ def draw_panels(
         colour_map: the colour map, or matplotlib's name of it, that a bar from 0 to 1 shows; no bar where it is None.
         colour_label: what the bar shows, with its unit.
         longest: pixels of the longest side of all panels.
+        narrowest: pixels that a column is wide at least, so that sheets whose titles differ are of one size.
 
     Returns:
         RGB, ``(H, W, 3)``.
     """
     shapes = [panel.rgb.shape[:2] for panel in panels]
     sizes = panel_sizes(shapes, [panel.pixel_mm or pixel_mm for panel in panels], longest)
-    columns = sheet_columns(len(panels), max(height for height, _ in sizes), max(width for _, width in sizes))
+    cells = [
+        cell_size(size, panel.title, bool(panel.letters or letters), narrowest)
+        for panel, size in zip(panels, sizes, strict=True)
+    ]
+    columns = sheet_columns(len(panels), max(height for height, _ in cells), max(width for _, width in cells))
     title = TITLE_HEIGHT if any(panel.title for panel in panels) else 0
-    row_heights = [title + max(size[0] for size in sizes[k : k + columns]) for k in range(0, len(sizes), columns)]
-    column_widths = [max(size[1] for size in sizes[k::columns]) for k in range(columns)]
+    row_heights = [title + max(cell[0] for cell in cells[k : k + columns]) for k in range(0, len(cells), columns)]
+    column_widths = [max(cell[1] for cell in cells[k::columns]) for k in range(columns)]
     sheet_width = sum(column_widths) + GAP * (columns + 1) + (BAR_WIDTH if colour_map else 0)
-    sheet_height = sum(row_heights) + GAP * (len(row_heights) + 1)
+    bar_length = max(BAR_LENGTH, text_width(colour_label, LABEL_FONT)) if colour_map else 0
+    rows_height = sum(row_heights) + GAP * (len(row_heights) + 1)
+    sheet_height = max(rows_height, title + bar_length + 2 * GAP)
     figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="black")
 
     def place(left: int, top: int, box_width: int, box_height: int) -> Axes:
@@ -116,17 +106,18 @@ def draw_panels(
             (left / sheet_width, bottom / sheet_height, box_width / sheet_width, box_height / sheet_height)
         )
 
-    for number, (panel, (height, width)) in enumerate(zip(panels, sizes, strict=True)):
+    for number, (panel, (height, width), (cell_height, _)) in enumerate(zip(panels, sizes, cells, strict=True)):
         row, column = divmod(number, columns)
-        left = GAP * (column + 1) + sum(column_widths[:column])
-        top = GAP * (row + 1) + sum(row_heights[:row]) + title
+        left = GAP * (column + 1) + sum(column_widths[:column]) + (column_widths[column] - width) // 2
+        top = GAP * (row + 1) + sum(row_heights[:row]) + title + (cell_height - height) // 2
+        top += (sheet_height - rows_height) // 2
         _draw_panel(place(left, top, width, height), panel, panel.letters or letters)
     if colour_map:
-        length = min(sheet_height - 2 * GAP - title, 2 * longest)
+        length = min(sheet_height - 2 * GAP - title, max(2 * longest, bar_length))
         top = title + (sheet_height - title - length) // 2
         axes = place(sheet_width - BAR_WIDTH + GAP, top, 14, length)
         bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colour_map), cax=axes)
-        bar.set_label(colour_label, color=TEXT_COLOUR, fontsize=10)
+        bar.set_label(colour_label, color=TEXT_COLOUR, fontproperties=LABEL_FONT)
         bar.ax.tick_params(colors=TEXT_COLOUR, labelsize=9)
         bar.outline.set_edgecolor(TEXT_COLOUR)
     return figure_to_rgb(figure)
@@ -145,10 +136,14 @@ def _draw_panel(axes: Axes, panel: Panel, letters: dict[str, str] | None) -> Non
     text: dict[str, Any] = {"transform": axes.transAxes, "color": TEXT_COLOUR, "fontsize": 9}
     # A dark rim keeps the letters legible on bone and on bright MR.
     text["path_effects"] = [withStroke(linewidth=2, foreground="black")]
+    # How far the letters' room reaches beyond a picture that is smaller, as shares of its sides.
+    width, height = axes.bbox.size
+    across, down = (max(0.0, LETTERS_ROOM - side) / 2 / side for side in (width, height))
     if letters:
-        axes.text(0.012, 0.5, letters["left"], ha="left", va="center", **text)
-        axes.text(0.988, 0.5, letters["right"], ha="right", va="center", **text)
-        axes.text(0.5, 0.988, letters["top"], ha="center", va="top", **text)
-        axes.text(0.5, 0.012, letters["bottom"], ha="center", va="bottom", **text)
+        axes.text(0.012 - across, 0.5, letters["left"], ha="left", va="center", **text)
+        axes.text(0.988 + across, 0.5, letters["right"], ha="right", va="center", **text)
+        axes.text(0.5, 0.988 + down, letters["top"], ha="center", va="top", **text)
+        axes.text(0.5, 0.012 - down, letters["bottom"], ha="center", va="bottom", **text)
     if panel.title:
-        axes.set_title(panel.title, color=TEXT_COLOUR, fontsize=11, pad=5)
+        pad = 5 + (down * height / DPI * 72 if letters else 0)
+        axes.set_title(panel.title, color=TEXT_COLOUR, fontproperties=TITLE_FONT, pad=pad)

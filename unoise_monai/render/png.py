@@ -34,4 +34,4 @@ def save_png(rgb: NDArray[Any], path: str | os.PathLike[str]) -> None:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"rgb must be uint8 of shape (H, W, 3), got {rgb.dtype} of shape {rgb.shape}")
     with atomic_path(path) as temporary:
-        Image.fromarray(rgb).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(rgb).save(temporary, format="PNG")

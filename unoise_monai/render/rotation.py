@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unoise_monai.render.canonical import check_contrast, check_unit_range, check_volumes
-from unoise_monai.render.grey import check_window, grey_levels
-from unoise_monai.render.overlay import bar_colours, blend, check_style
+from unoise_monai.render.checks import check_picture
+from unoise_monai.render.grey import grey_levels
+from unoise_monai.render.layout import title_width
+from unoise_monai.render.overlay import bar_colours, blend
 from unoise_monai.render.panels import Panel, draw_panels
 from unoise_monai.render.turning import turned_mips, view_letters
 
@@ -44,7 +45,7 @@ def rotating_mip(
         frames: pictures in one turn.
         axis: the axis of rotation: 2 the patient's long axis, 0 from right to left, 1 from front to back.
         importance: ``(X, Y, Z)``, 0 to 1.
-        window: intensities that turn black and white; the 1st and 99th percentile of all projections where it is None.
+        window: intensities that turn black and white; found in all projections where it is None (``find_window``).
         style: of the importance, one of ``overlay.STYLES``.
         threshold: importance up to which ``style="colour"`` shows the scan alone.
         label: what the colour bar shows, with its unit.
@@ -60,13 +61,7 @@ def rotating_mip(
         ValueError: when ``frames`` is below 1, or ``longest`` is below 16.
         ValueError: when ``axis``, ``spacing_mm``, ``window`` or ``threshold`` is out of range, or ``style`` unknown.
     """
-    check_volumes(spacing_mm, axis, image, importance=importance)
-    check_contrast(image)
-    check_style(style, threshold)
-    if importance is not None:
-        check_unit_range(importance)
-    if window is not None:
-        check_window(window)
+    check_picture(spacing_mm, axis, image, importance, None, window, style, threshold)
     for name, value, lowest in (("frames", frames, 1), ("longest", longest, 16)):
         if value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
@@ -79,10 +74,12 @@ def rotating_mip(
     inside = np.isfinite(turn.peaks)
     grey[inside] = grey_levels(turn.peaks[inside], window)
     bar = None if importance is None else bar_colours(threshold, style)
+    views = [view_letters(angle, axis) for angle in degrees]
+    titles = [f"from {viewer}, {angle:.0f}°" for (viewer, _), angle in zip(views, degrees, strict=True)]
+    widest = max(title_width(title) for title in titles)
     pictures = []
-    for number, angle in enumerate(degrees):
+    for number, (title, (_, edges)) in enumerate(zip(titles, views, strict=True)):
         shares = None if turn.shares is None else turn.shares[number]
-        viewer, edges = view_letters(angle, axis)
-        panel = Panel(blend(grey[number], shares, threshold, style), f"from {viewer}, {angle:.0f}°")
-        pictures.append(draw_panels([panel], turn.pixel_mm, edges, bar, label, longest))
+        panel = Panel(blend(grey[number], shares, threshold, style), title)
+        pictures.append(draw_panels([panel], turn.pixel_mm, edges, bar, label, longest, widest))
     return np.stack(pictures)
