@@ -1,13 +1,14 @@
-"""Draws the pictures of docs/rendering.md and of the vessel bundle's page, from a real angiogram.
+"""Draws the pictures of docs/rendering.md and of the bundles' pages, with the shipped weights, by `inference.yaml`.
 
     python benchmarks/gallery.py
 
-Reads ../shared/data/tof_mra/chris_MRA.nii.gz (C. Rorden, CC BY-NC 4.0) and explains it with the vessel bundle's shipped
-weights by the command of the bundle's docs. Writes PNG and GIF to docs/images and to the bundle's docs.
+Explains a real angiogram (chris_MRA, C. Rorden, CC BY-NC 4.0), the first validation case of Task04 (CC BY-SA 4.0), both
+read from ../shared/data, and an oblique, left-handed phantom. Writes to docs/images and to the bundles' docs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
@@ -19,7 +20,8 @@ from torch import nn
 from vessels import shipped
 from visibility import ROOT, run
 
-from unoise_monai.data import preprocessing, segmentation_task
+from unoise_monai.data import abdomen_phantom, preprocessing, segmentation_task
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.render import (
     PAPER_THRESHOLDS,
     decile_pictures,
@@ -29,44 +31,55 @@ from unoise_monai.render import (
     rotating_mip,
     save_animation,
     save_png,
+    scale_map,
     slab_mips,
     to_canonical,
 )
 
-BUNDLE = "vessel_tof_mra_unoise"
-SCAN = ROOT.parent / "shared" / "data" / "tof_mra" / "chris_MRA.nii.gz"
+VESSELS = "vessel_tof_mra_unoise"
+SHARED = ROOT.parent / "shared" / "data"
+SCAN = SHARED / "tof_mra" / "chris_MRA.nii.gz"
 IMAGES = ROOT / "docs" / "images"
-BUNDLE_DOCS = ROOT / "bundles" / BUNDLE / "docs"
 TASK = segmentation_task("TOF_MRA")
 OUT = ROOT / "runs" / "gallery"
 
 
 def main() -> None:
-    run(
-        BUNDLE,
-        "run",
-        "configs/inference.yaml",
-        dataset_dir=SCAN,
-        output_dir=OUT,
-        pictures="['montage','mip','rotation']",
-    )
-    case = OUT / "chris_MRA" / "chris_MRA"
-    for picture in ("montage.png", "mip.png", "rotation.gif"):
-        copyfile(f"{case}_{picture}", BUNDLE_DOCS / picture)
+    hippocampus, pancreas = (ROOT / "bundles" / name for name in ("hippocampus_mr_unoise", "pancreas_ct_unoise"))
+    first = json.loads((hippocampus / "models" / "split.json").read_text())["validation"][0]
+    explained(hippocampus, SHARED / "Task04_Hippocampus" / "imagesTr" / f"{first}.nii.gz", ["montage.png", "mip.png"])
+    phantom = abdomen_phantom(3, (120, 100, 60), (2.5, 3.0, 5.0), oblique_degrees=12, left_handed=True)
+    write_nifti(OUT / "phantom.nii.gz", phantom.image, phantom.affine)
+    explained(pancreas, OUT / "phantom.nii.gz", ["montage.png"], prefix="phantom_")
+    case = explained(ROOT / "bundles" / VESSELS, SCAN, ["montage.png", "mip.png", "rotation.gif"])
 
     image, spacing_mm = canonical(SCAN)
-    importance, _ = canonical(Path(f"{case}_importance.nii.gz"))
-    segmentation, _ = canonical(Path(f"{case}_seg.nii.gz"))
+    importance, _ = canonical(case.with_name(f"{case.name}_importance.nii.gz"))
+    segmentation, _ = canonical(case.with_name(f"{case.name}_seg.nii.gz"))
     IMAGES.mkdir(exist_ok=True)
-    save_png(mips(image, spacing_mm, importance, style="red"), IMAGES / "mip_red.png")
+    # The importance that this network gives to background is 0.77: above it lies what differs.
+    above = scale_map(importance, (0.8, 1.0))
+    save_png(mips(image, spacing_mm, above, style="red", label="importance, 0.8 to 1 scaled to 0 to 1"), IMAGES / "mip_red.png")
     save_png(mips(image, spacing_mm, segmentation=segmentation, slab_mm=20), IMAGES / "mip_slab.png")
-    save_png(slab_mips(image, spacing_mm, slab_mm=13, importance=importance), IMAGES / "slabs.png")
-    save_png(montage(image, spacing_mm, importance, segmentation, count=8, crop_mm=3), IMAGES / "montage.png")
+    save_png(slab_mips(image, spacing_mm, slab_mm=13, importance=importance, threshold=0.8), IMAGES / "slabs.png")
+    save_png(
+        montage(image, spacing_mm, importance, segmentation, count=8, crop_mm=3, threshold=0.8), IMAGES / "montage.png"
+    )
     thresholds = decile_pictures(image, importance, spacing_mm, thresholds=PAPER_THRESHOLDS, mip=True)
     save_png(thresholds, IMAGES / "thresholds.png")
-    frames = rotating_mip(image, spacing_mm, frames=24, importance=importance, longest=320)
+    frames = rotating_mip(image, spacing_mm, frames=24, importance=importance, longest=320, threshold=0.8)
     save_animation(frames, IMAGES / "rotation.gif")
     save_png(layer_grid(activations(SCAN), spacing_mm=TASK.spacing_mm), IMAGES / "layers.png")
+
+
+def explained(bundle: Path, image: Path, pictures: list[str], prefix: str = "") -> Path:
+    """Explain an image, copy its pictures to the bundle's docs, and say how the paths of its files begin."""
+    kinds = [picture.split(".")[0] for picture in pictures]
+    run(bundle.name, "run", "configs/inference.yaml", dataset_dir=image, output_dir=OUT, pictures=str(kinds))
+    name = image.name.removesuffix(".nii.gz")
+    for picture in pictures:
+        copyfile(OUT / name / f"{name}_{picture}", bundle / "docs" / f"{prefix}{picture}")
+    return OUT / name / name
 
 
 def activations(path: Path) -> dict[str, np.ndarray]:

@@ -54,10 +54,10 @@ def test_engine_writes_the_pictures_of_each_case(tmp_path: Path) -> None:
     """The second case is left-handed and stored in another order of axes."""
     items = [item(tmp_path / "a.nii.gz"), item(tmp_path / "b.nii.gz", np.array([[2, -1], [0, 1], [1, -1]]))]
     engine = Engine(lambda _, batch: [batch])
-    options = {"axis": 1, "count": 2, "crop_mm": 2.0, "slab_mm": 6.0, "style": "red", "window": [-100, 100]}
+    options = {"axis": 1, "count": 2, "crop_mm": 2.0, "slab_mm": 6.0, "window": [-100, 100], "threshold": 0.6}
     PictureSaver(tmp_path / "out", **options).attach(engine)  # type: ignore[arg-type]
     engine.run(items)
-    look = {"style": "red", "window": (-100, 100)}
+    look = {"window": (-100, 100), "threshold": 0.6}
     volumes = (SCAN, SPACING_MM, IMPORTANCE, SEGMENTATION)
     slices = montage(*volumes, axis=1, count=2, crop_mm=2.0, **look)
     projections = mips(*volumes, slab_mm=6.0, **look)

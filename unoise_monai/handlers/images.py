@@ -62,6 +62,7 @@ class PictureSaver:
         pictures: which to write, of ``montage``, ``mip`` and ``rotation``.
         window: intensities that turn black and white (HU in CT); found in what each picture shows where it is None.
         style: ``colour``, a perceptually uniform colour map, or ``red``, as Chatterjee et al., ISMRM 2021.
+        threshold: importance up to which ``colour`` shows the scan alone, at least 0 and below 1.
         axis: that the slices are taken along: 0 sagittal, 1 coronal, 2 axial.
         count: how many slices.
         crop_mm: margin around the foreground that slices are cropped to, mm; None for whole slices.
@@ -81,6 +82,7 @@ class PictureSaver:
         pictures: Sequence[str] = ("montage", "mip"),
         window: tuple[float, float] | None = None,
         style: str = "colour",
+        threshold: float = 0.1,
         axis: int = 2,
         count: int = 6,
         crop_mm: float | None = None,
@@ -90,7 +92,7 @@ class PictureSaver:
     ) -> None:
         for picture in pictures:
             check_choice("picture", picture, tuple(PICTURES))
-        check_style(style)
+        check_style(style, threshold)
         check_choice("axis", axis, (0, 1, 2))
         check_layout(count, crop_mm)
         if slab_mm is not None:
@@ -98,9 +100,16 @@ class PictureSaver:
         window = None if window is None else check_window(window)
         self.folders = CaseFolders(output_dir)
         self.options: dict[str, dict[str, Any]] = {
-            "montage": {"axis": axis, "count": count, "crop_mm": crop_mm, "window": window, "style": style},
-            "mip": {"slab_mm": slab_mm, "window": window, "style": style},
-            "rotation": {"window": window, "style": style},
+            "montage": {
+                "axis": axis,
+                "count": count,
+                "crop_mm": crop_mm,
+                "window": window,
+                "style": style,
+                "threshold": threshold,
+            },
+            "mip": {"slab_mm": slab_mm, "window": window, "style": style, "threshold": threshold},
+            "rotation": {"window": window, "style": style, "threshold": threshold},
         }
         self.pictures = tuple(pictures)
         self.importance_key = importance_key
