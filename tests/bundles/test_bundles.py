@@ -116,7 +116,7 @@ def test_shipped_weights_export_to_torchscript(bundle: Path, tmp_path: Path) -> 
     scripted = torch.jit.load(tmp_path / "model.ts").eval()
     network = workflow(bundle, "inference").parser.get_parsed_content("network_def").eval()
     network.load_state_dict(torch.load(weights, weights_only=True))
-    image = torch.randn(1, 1, 16, 16, 24)
+    image = torch.randn(1, 1, *(network.stride * factor for factor in (2, 2, 3)))
     with torch.no_grad():
         expected = network(image)
         torch.testing.assert_close(scripted(image), expected, atol=1e-4, rtol=1e-4)

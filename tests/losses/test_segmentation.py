@@ -125,6 +125,8 @@ def test_soft_labels() -> None:
     torch.testing.assert_close(soft_labels(torch.tensor([[[0.25, 1.0]]]), 1), torch.tensor([[[0.25, 1.0]]]))
     with pytest.raises(ValueError, match=re.escape("target must have 1 channel or 3, got shape (1, 2, 4)")):
         soft_labels(torch.zeros(1, 2, 4), 3)
+    rounded = torch.tensor([[[-1e-7, 1 + 1.2e-7]]])
+    assert soft_labels(rounded, 1) is rounded
     with pytest.raises(ValueError, match=re.escape("target must hold shares in [0, 1], got 0.0 to 2.0")):
         soft_labels(torch.tensor([[[0.0, 2.0]]]), 1)
 

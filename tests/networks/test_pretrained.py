@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.networks import UNet, copy_matching_layers
+from unoise_monai.networks import UNet, UNetMSS, copy_matching_layers
 
 
 def trained(out_channels: int = 3, depth: int = 2, in_channels: int = 1) -> dict[str, Tensor]:
@@ -47,7 +47,15 @@ def test_another_head_name() -> None:
     target = torch.nn.Sequential()
     target.add_module("body", torch.nn.Linear(2, 2, bias=False))
     target.add_module("final", torch.nn.Linear(2, 1, bias=False))
-    assert copy_matching_layers(source, target, head="final") == ["body.weight"]
+    assert copy_matching_layers(source, target, heads=["final"]) == ["body.weight"]
+
+
+def test_a_noise_model_starts_from_a_network_with_side_heads() -> None:
+    source = UNetMSS(2, 1, 3, channels=(2, 4, 8)).state_dict()
+    target = UNet(2, 1, 1, 3, channel_factor=1)
+    copied = copy_matching_layers(source, target)
+    assert set(copied) == {name for name in source if "head" not in name}
+    assert all(torch.equal(target.state_dict()[name], source[name]) for name in copied)
 
 
 @pytest.mark.parametrize(

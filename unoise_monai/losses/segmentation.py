@@ -17,6 +17,9 @@ from unoise_monai.types import LabelMap, Logits
 SMALLEST_LOSS = 1e-6
 """The power of a loss of 0 has an infinite slope; below this the slope is 0."""
 
+ROUNDING = 1e-4
+"""How far interpolation may have carried a share out of [0, 1]."""
+
 
 def soft_labels(target: LabelMap | Tensor, classes: int) -> Tensor:
     """The share of every class in each voxel, as float32.
@@ -33,7 +36,7 @@ def soft_labels(target: LabelMap | Tensor, classes: int) -> Tensor:
     if target.shape[1] != classes:
         return one_hot(target.long(), num_classes=classes)
     shares = target.float()
-    if shares.numel() and not (shares.min() >= 0 and shares.max() <= 1):
+    if shares.numel() and not (shares.min() >= -ROUNDING and shares.max() <= 1 + ROUNDING):
         raise ValueError(f"target must hold shares in [0, 1], got {float(shares.min())} to {float(shares.max())}")
     return shares
 
