@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from torch import nn
-from vessels import shipped
-from visibility import ROOT, run
+from vessels import REAL_THRESHOLD, shipped
+from visibility import ROOT, machine, run
 
 from unoise_monai.data import abdomen_phantom, preprocessing, segmentation_task
 from unoise_monai.data.nifti import write_nifti
@@ -59,7 +59,8 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     # The importance that this network gives to background is 0.77: above it lies what differs.
     above = scale_map(importance, (0.8, 1.0))
-    save_png(mips(image, spacing_mm, above, style="red", label="importance, 0.8 to 1 scaled to 0 to 1"), IMAGES / "mip_red.png")
+    red = mips(image, spacing_mm, above, style="red", label="importance, 0.8 to 1 scaled to 0 to 1")
+    save_png(red, IMAGES / "mip_red.png")
     save_png(mips(image, spacing_mm, segmentation=segmentation, slab_mm=20), IMAGES / "mip_slab.png")
     save_png(slab_mips(image, spacing_mm, slab_mm=13, importance=importance, threshold=0.8), IMAGES / "slabs.png")
     save_png(
@@ -70,6 +71,10 @@ def main() -> None:
     frames = rotating_mip(image, spacing_mm, frames=24, importance=importance, longest=320, threshold=0.8)
     save_animation(frames, IMAGES / "rotation.gif")
     save_png(layer_grid(activations(SCAN), spacing_mm=TASK.spacing_mm), IMAGES / "layers.png")
+    means = {"vessels": importance[image > REAL_THRESHOLD].mean(), "background": importance[image == 0].mean()}
+    result = {"command": "python benchmarks/gallery.py", "volume": SCAN.name, "machine": machine()}
+    result["mean importance"] = {name: round(float(mean), 3) for name, mean in means.items()}
+    (ROOT / "benchmarks" / "results" / "gallery.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def explained(bundle: Path, image: Path, pictures: list[str], prefix: str = "") -> Path:
