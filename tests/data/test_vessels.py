@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,11 +204,7 @@ def test_other_formats_are_checked_too(tmp_path: Path) -> None:
         list_vessel_cases(tmp_path)
 
 
-def test_a_series_is_a_case_and_finds_the_label_that_was_made_for_it(tmp_path: Path) -> None:
-    source = SHARED / "dicom_series"
-    if not source.is_dir():
-        pytest.skip(f"real data is not there: {source}")
-    series = Path(shutil.copytree(source, tmp_path / "series"))
+def test_a_series_is_a_case_and_finds_the_label_that_was_made_for_it(tmp_path: Path, series: Path) -> None:
     assert list_vessel_cases(series, "keep") == [{"case": "series", "image": str(series)}]
     cases = list_vessel_cases(series, "make")
     label = tmp_path / "series_desc-semiauto_mask.nii.gz"
