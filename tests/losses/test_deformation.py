@@ -74,6 +74,12 @@ def test_the_first_two_planes_at_each_end_of_the_first_two_axes_stay() -> None:
     assert field.select(4, 0).abs().max() > 0
 
 
+def test_a_constant_velocity_moves_every_voxel_as_far_at_the_border_too() -> None:
+    velocity = torch.zeros(1, 3, 6, 7, 8)
+    velocity[:, 2] = 1.5
+    torch.testing.assert_close(RandomDeformation().integrate(velocity), velocity)
+
+
 def test_no_displacement_is_the_identity() -> None:
     deformation = RandomDeformation(max_displacement=(0.0, 0.0))
     image = torch.randn(2, 1, 8, 9, 10)
