@@ -9,7 +9,8 @@ import torch
 from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor, nn
 
-from unoise_monai.losses.segmentation import FocalTverskyLoss, full_resolution, probabilities, soft_labels
+from unoise_monai.losses.segmentation import FocalTverskyLoss, full_resolution, soft_labels
+from unoise_monai.networks.outputs import probabilities
 from unoise_monai.types import Image, LabelMap
 
 FIXED_PLANES = 2

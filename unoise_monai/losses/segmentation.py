@@ -12,6 +12,7 @@ from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unoise_monai.networks.outputs import probabilities
 from unoise_monai.types import LabelMap, Logits
 
 SMALLEST_LOSS = 1e-6
@@ -39,11 +40,6 @@ def soft_labels(target: LabelMap | Tensor, classes: int) -> Tensor:
     if shares.numel() and not (shares.min() >= -ROUNDING and shares.max() <= 1 + ROUNDING):
         raise ValueError(f"target must hold shares in [0, 1], got {float(shares.min())} to {float(shares.max())}")
     return shares
-
-
-def probabilities(logits: Logits) -> Tensor:
-    """Sigmoid of one channel, softmax over more, ``(B, K, *spatial)``, float32."""
-    return torch.sigmoid(logits.float()) if logits.shape[1] == 1 else torch.softmax(logits.float(), dim=1)
 
 
 def full_resolution(pred: Any) -> Logits:

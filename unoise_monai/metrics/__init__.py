@@ -1,6 +1,6 @@
 """What a map is worth, in numbers."""
 
-from unoise_monai.metrics.dice import foreground_dice, segmentation, segmentation_pair
+from unoise_monai.metrics.dice import foreground_dice, segmentation_pair
 from unoise_monai.metrics.tolerance import MeanTolerance
 from unoise_monai.metrics.visibility import VisibilityCurve, VisibleDice
 
@@ -9,6 +9,5 @@ __all__ = [
     "VisibilityCurve",
     "VisibleDice",
     "foreground_dice",
-    "segmentation",
     "segmentation_pair",
 ]

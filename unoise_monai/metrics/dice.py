@@ -6,16 +6,8 @@ from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
 from torch import Tensor
 
+from unoise_monai.networks.outputs import segmentation
 from unoise_monai.types import LabelMap, Logits
-
-
-def segmentation(logits: Logits) -> LabelMap:
-    """Class indices from logits: the threshold 0 of one channel, the largest of more.
-
-    Shape:
-        ``(B, K, *spatial)`` to ``(B, 1, *spatial)``.
-    """
-    return (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1, keepdim=True)
 
 
 def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:

@@ -1,0 +1,147 @@
+"""Targets give the scalar that their formula says, of the voxels that the unperturbed image chose."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from unoise_monai.attribution import Difference, Region, SoftDice, border, border_mean, class_logits, class_sum, voxel
+from unoise_monai.networks import UNet
+
+
+def logits_of(classes: int, *size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, classes, *size, generator=torch.Generator().manual_seed(classes))
+
+
+def naive_border(labels: Tensor, label: int) -> Tensor:
+    found = torch.zeros_like(labels, dtype=torch.bool)
+    size = labels.shape[2:]
+    for item, *at in itertools.product(range(len(labels)), *map(range, size)):
+        for axis, step in itertools.product(range(len(size)), (-1, 1)):
+            near = list(at)
+            near[axis] += step
+            inside = 0 <= near[axis] < size[axis]
+            if inside and labels[(item, 0, *at)] == label and labels[(item, 0, *near)] == 0:
+                found[(item, 0, *at)] = True
+    return found
+
+
+def test_the_logit_of_a_class() -> None:
+    three, one = logits_of(3, 4, 4), logits_of(1, 4, 4)
+    assert torch.equal(class_logits(three, 2), three[:, 2:])
+    assert torch.equal(class_logits(one, 1), one)
+    assert torch.equal(class_logits(one, 0), -one)
+
+
+def test_class_sum_keeps_its_voxels_while_the_image_is_perturbed() -> None:
+    logits, perturbed = logits_of(3, 5, 4, 3), logits_of(3, 5, 4, 3).flip(2)
+    target = class_sum(logits, 1)
+    chosen = logits.argmax(dim=1) == 1
+    expected = torch.stack([perturbed[item, 1][chosen[item]].sum() for item in range(2)])
+    torch.testing.assert_close(target(perturbed), expected)
+
+
+def test_class_sum_of_one_channel() -> None:
+    logits = logits_of(1, 6, 6)
+    torch.testing.assert_close(class_sum(logits, 1)(logits), logits.clamp_min(0).flatten(1).sum(dim=1))
+    torch.testing.assert_close(class_sum(logits, 0)(logits), (-logits).clamp_min(0).flatten(1).sum(dim=1))
+
+
+@pytest.mark.parametrize("size", [(6, 7), (5, 4, 6)])
+@pytest.mark.parametrize("label", [1, 2])
+def test_border_is_the_naive_one(size: tuple[int, ...], label: int) -> None:
+    labels = torch.randint(0, 3, (2, 1, *size), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(border(labels, label), naive_border(labels, label))
+
+
+def test_neither_another_class_nor_the_image_s_edge_is_background() -> None:
+    labels = torch.tensor([[[[1, 1, 2, 2, 0]]]])
+    assert not border(labels, 1).any()
+    assert border(labels, 2).flatten().tolist() == [False, False, False, True, False]
+
+
+def test_border_mean() -> None:
+    logits, perturbed = logits_of(3, 8, 8), logits_of(3, 8, 8) + 1
+    where = naive_border(logits.argmax(dim=1, keepdim=True), 1)
+    expected = torch.stack([perturbed[item, 1][where[item, 0]].mean() for item in range(2)])
+    torch.testing.assert_close(border_mean(logits, 1)(perturbed), expected)
+
+
+def test_a_single_voxel() -> None:
+    logits = logits_of(2, 4, 5, 3)
+    torch.testing.assert_close(voxel((3, 0, 2), 1, (4, 5, 3))(logits), logits[:, 1, 3, 0, 2])
+
+
+def test_soft_dice() -> None:
+    labels = torch.randint(0, 3, (1, 1, 4, 4), generator=torch.Generator().manual_seed(1))
+    logits = logits_of(3, 4, 4)
+    p, y = torch.softmax(logits, dim=1)[:, 2], (labels[:, 0] == 2).float()
+    expected = 2 * (p * y).flatten(1).sum(dim=1) / (p.flatten(1).sum(dim=1) + y.sum())
+    torch.testing.assert_close(SoftDice(labels, 2)(logits), expected)
+    one = torch.where(labels == 1, 30.0, -30.0)
+    torch.testing.assert_close(SoftDice(labels, 1)(one), torch.ones(1))
+
+
+def test_difference_of_two_classes() -> None:
+    logits = logits_of(3, 6, 6)
+    tumour, organ = class_sum(logits, 2), class_sum(logits, 1)
+    torch.testing.assert_close(Difference(tumour, organ)(logits), tumour(logits) - organ(logits))
+
+
+def test_made_from_one_item_it_serves_many_copies() -> None:
+    logits = logits_of(3, 6, 6, batch=1)
+    copies = torch.cat([logits, 2 * logits, 3 * logits])
+    torch.testing.assert_close(class_sum(logits, 1)(copies), class_sum(logits, 1)(logits) * torch.tensor([1.0, 2, 3]))
+
+
+@pytest.mark.parametrize("kind", ["class sum", "border", "region", "voxel", "dice", "difference"])
+def test_the_gradient_reaches_the_image(kind: str) -> None:
+    torch.manual_seed(0)
+    network = UNet(2, 1, 3, depth=2, channel_factor=2).eval()
+    image = torch.randn(2, 1, 8, 8, requires_grad=True)
+    logits = torch.zeros(2, 3, 8, 8)
+    logits[:, 0] = 1
+    logits[:, 1, 2:6, 2:6] = 2
+    logits[:, 2, 5:7, 5:7] = 3
+    targets = {
+        "class sum": class_sum(logits, 1),
+        "border": border_mean(logits, 2),
+        "region": Region(torch.rand(2, 1, 8, 8) > 0.5, 2),
+        "voxel": voxel((3, 4), 1, (8, 8)),
+        "dice": SoftDice(torch.randint(0, 3, (2, 1, 8, 8)), 1),
+        "difference": Difference(class_sum(logits, 2), class_sum(logits, 1)),
+    }
+    values = targets[kind](network(image))
+    assert values.shape == (2,)
+    values.sum().backward()
+    assert bool((image.grad.flatten(1).abs().sum(dim=1) > 0).all())
+
+
+def test_the_mask_is_no_part_of_the_graph() -> None:
+    logits = logits_of(2, 6, 6).requires_grad_()
+    assert not class_sum(logits, 1).mask.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: class_sum(torch.full((2, 1, 3, 3), -1.0), 1), "at least one voxel of every item, got none of item 0"),
+        (lambda: class_sum(torch.zeros(1, 3, 3, 3), 3), "label must be a class of the network, 0 to 2, got 3"),
+        (lambda: class_sum(torch.zeros(1, 1, 3, 3), 2), "label must be a class of the network, 0 to 1, got 2"),
+        (lambda: border_mean(torch.zeros(1, 3, 3, 3), 0), "label must be above 0"),
+        (lambda: voxel((3, 0), 1, (3, 3)), "index must lie inside (3, 3), got (3, 0)"),
+        (
+            lambda: Region(torch.ones(1, 1, 3, 4), 1)(torch.zeros(1, 2, 3, 3)),
+            "region must lie on the grid of the logits (1, 2, 3, 3), got (1, 1, 3, 4)",
+        ),
+        (
+            lambda: SoftDice(torch.ones(2, 1, 3, 3), 1)(torch.zeros(3, 2, 3, 3)),
+            "label must lie on the grid of the logits (3, 2, 3, 3), got (2, 1, 3, 3)",
+        ),
+    ],
+)
+def test_refusals(make: object, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        make()
