@@ -172,6 +172,15 @@ def test_missing_labels_are_made_once(tmp_path: Path, write: Write, caplog: pyte
     assert Path(cases[0]["label"]).stat().st_mtime_ns == written.st_mtime_ns
 
 
+def test_a_semi_automatic_label_of_another_grid_is_refused(tmp_path: Path, write: Write, affine: np.ndarray) -> None:
+    write(tmp_path / "a.nii.gz", np.ones(SIZE, np.float32))
+    moved = affine.copy()
+    moved[:3, 3] += 5
+    write(tmp_path / "a_desc-semiauto_mask.nii.gz", np.ones(SIZE, np.uint8), moved)
+    with pytest.raises(CaseError, match=r"case a: label file .*semiauto.* must lie on the image's grid"):
+        list_vessel_cases(tmp_path, "make")
+
+
 def test_headers_are_checked(tmp_path: Path, write: Write, affine: np.ndarray) -> None:
     write(tmp_path / "a.nii.gz", np.ones(SIZE, np.float32))
     label = write(tmp_path / "a_mask.nii.gz", np.ones(SIZE, np.uint8))

@@ -74,9 +74,9 @@ def test_one_picture_of_them(tmp_path: Path) -> None:
 
 
 def test_the_rotation_is_an_animation(tmp_path: Path) -> None:
-    PictureSaver(tmp_path, pictures=["rotation"], style="red")(engine_with(item(tmp_path / "a.nii.gz")))
+    PictureSaver(tmp_path, pictures=["rotation"], threshold=0.6)(engine_with(item(tmp_path / "a.nii.gz")))
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["a_rotation.gif"]
-    frames = rotating_mip(SCAN, SPACING_MM, importance=IMPORTANCE, style="red")
+    frames = rotating_mip(SCAN, SPACING_MM, importance=IMPORTANCE, threshold=0.6)
     with Image.open(tmp_path / "a" / "a_rotation.gif") as animation:
         assert animation.n_frames == len(frames)
         assert animation.size == frames.shape[2:0:-1]

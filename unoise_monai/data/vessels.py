@@ -76,6 +76,8 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
             path = semi_automatic_path(case["image"])
             case["label"] = str(path if path.is_file() else label_vessels(case))
             logger.warning("case %s: its label is semi-automatic, %s", case["case"], case["label"])
+            if check_headers:
+                _check_headers(case)
     return cases
 
 
