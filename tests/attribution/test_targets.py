@@ -1,31 +1,27 @@
 """Targets give the scalar that their formula says, of the voxels that the unperturbed image chose."""
 
-import itertools
 import re
 
 import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.attribution import Difference, Region, SoftDice, border, border_mean, class_logits, class_sum, voxel
+from unoise_monai.attribution import (
+    Difference,
+    Region,
+    SoftDice,
+    border_mean,
+    class_logits,
+    class_sum,
+    foreground_sum,
+    voxel,
+)
+from unoise_monai.attribution.targets import of_item
 from unoise_monai.networks import UNet
 
 
 def logits_of(classes: int, *size: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, classes, *size, generator=torch.Generator().manual_seed(classes))
-
-
-def naive_border(labels: Tensor, label: int) -> Tensor:
-    found = torch.zeros_like(labels, dtype=torch.bool)
-    size = labels.shape[2:]
-    for item, *at in itertools.product(range(len(labels)), *map(range, size)):
-        for axis, step in itertools.product(range(len(size)), (-1, 1)):
-            near = list(at)
-            near[axis] += step
-            inside = 0 <= near[axis] < size[axis]
-            if inside and labels[(item, 0, *at)] == label and labels[(item, 0, *near)] == 0:
-                found[(item, 0, *at)] = True
-    return found
 
 
 def test_the_logit_of_a_class() -> None:
@@ -49,26 +45,6 @@ def test_class_sum_of_one_channel() -> None:
     torch.testing.assert_close(class_sum(logits, 0)(logits), (-logits).clamp_min(0).flatten(1).sum(dim=1))
 
 
-@pytest.mark.parametrize("size", [(6, 7), (5, 4, 6)])
-@pytest.mark.parametrize("label", [1, 2])
-def test_border_is_the_naive_one(size: tuple[int, ...], label: int) -> None:
-    labels = torch.randint(0, 3, (2, 1, *size), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(border(labels, label), naive_border(labels, label))
-
-
-def test_neither_another_class_nor_the_image_s_edge_is_background() -> None:
-    labels = torch.tensor([[[[1, 1, 2, 2, 0]]]])
-    assert not border(labels, 1).any()
-    assert border(labels, 2).flatten().tolist() == [False, False, False, True, False]
-
-
-def test_border_mean() -> None:
-    logits, perturbed = logits_of(3, 8, 8), logits_of(3, 8, 8) + 1
-    where = naive_border(logits.argmax(dim=1, keepdim=True), 1)
-    expected = torch.stack([perturbed[item, 1][where[item, 0]].mean() for item in range(2)])
-    torch.testing.assert_close(border_mean(logits, 1)(perturbed), expected)
-
-
 def test_a_single_voxel() -> None:
     logits = logits_of(2, 4, 5, 3)
     torch.testing.assert_close(voxel((3, 0, 2), 1, (4, 5, 3))(logits), logits[:, 1, 3, 0, 2])
@@ -90,13 +66,39 @@ def test_difference_of_two_classes() -> None:
     torch.testing.assert_close(Difference(tumour, organ)(logits), tumour(logits) - organ(logits))
 
 
+def test_foreground_is_every_voxel_s_own_class() -> None:
+    logits, perturbed = logits_of(3, 5, 4, 3), logits_of(3, 5, 4, 3).flip(2)
+    target = foreground_sum(logits)
+    torch.testing.assert_close(target(perturbed), class_sum(logits, 1)(perturbed) + class_sum(logits, 2)(perturbed))
+    one = logits_of(1, 5, 4)
+    torch.testing.assert_close(foreground_sum(one)(one), class_sum(one, 1)(one))
+
+
+@pytest.mark.parametrize("kind", ["class sum", "border", "dice", "difference", "foreground", "shared", "callable"])
+def test_the_target_of_one_item_is_that_item_s(kind: str) -> None:
+    logits = logits_of(3, 6, 6)
+    targets = {
+        "class sum": class_sum(logits, 1),
+        "border": border_mean(logits, 2),
+        "dice": SoftDice(torch.randint(0, 3, (2, 1, 6, 6), generator=torch.Generator().manual_seed(2)), 1),
+        "difference": Difference(class_sum(logits, 2), voxel((3, 4), 1, (6, 6))),
+        "foreground": foreground_sum(logits),
+        "shared": voxel((3, 4), 1, (6, 6)),
+        "callable": lambda logits: logits[:, 1].flatten(1).sum(dim=1),
+    }
+    both = targets[kind](logits)
+    for index in range(2):
+        single = of_item(targets[kind], index)(logits[index : index + 1].expand(3, -1, -1, -1))
+        torch.testing.assert_close(single, both[index].expand(3))
+
+
 def test_made_from_one_item_it_serves_many_copies() -> None:
     logits = logits_of(3, 6, 6, batch=1)
     copies = torch.cat([logits, 2 * logits, 3 * logits])
     torch.testing.assert_close(class_sum(logits, 1)(copies), class_sum(logits, 1)(logits) * torch.tensor([1.0, 2, 3]))
 
 
-@pytest.mark.parametrize("kind", ["class sum", "border", "region", "voxel", "dice", "difference"])
+@pytest.mark.parametrize("kind", ["class sum", "border", "region", "voxel", "dice", "difference", "foreground"])
 def test_the_gradient_reaches_the_image(kind: str) -> None:
     torch.manual_seed(0)
     network = UNet(2, 1, 3, depth=2, channel_factor=2).eval()
@@ -112,6 +114,7 @@ def test_the_gradient_reaches_the_image(kind: str) -> None:
         "voxel": voxel((3, 4), 1, (8, 8)),
         "dice": SoftDice(torch.randint(0, 3, (2, 1, 8, 8)), 1),
         "difference": Difference(class_sum(logits, 2), class_sum(logits, 1)),
+        "foreground": foreground_sum(logits),
     }
     values = targets[kind](network(image))
     assert values.shape == (2,)
@@ -130,7 +133,14 @@ def test_the_mask_is_no_part_of_the_graph() -> None:
         (lambda: class_sum(torch.full((2, 1, 3, 3), -1.0), 1), "at least one voxel of every item, got none of item 0"),
         (lambda: class_sum(torch.zeros(1, 3, 3, 3), 3), "label must be a class of the network, 0 to 2, got 3"),
         (lambda: class_sum(torch.zeros(1, 1, 3, 3), 2), "label must be a class of the network, 0 to 1, got 2"),
-        (lambda: border_mean(torch.zeros(1, 3, 3, 3), 0), "label must be above 0"),
+        (
+            lambda: foreground_sum(torch.full((1, 1, 3, 3), -1.0)),
+            "at least one voxel of every item, got none of item 0",
+        ),
+        (
+            lambda: foreground_sum(torch.ones(1, 1, 3, 4))(torch.zeros(1, 1, 3, 3)),
+            "segmentation must lie on the grid of the logits (1, 1, 3, 3), got (1, 1, 3, 4)",
+        ),
         (lambda: voxel((3, 0), 1, (3, 3)), "index must lie inside (3, 3), got (3, 0)"),
         (
             lambda: Region(torch.ones(1, 1, 3, 4), 1)(torch.zeros(1, 2, 3, 3)),

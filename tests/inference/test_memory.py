@@ -195,3 +195,14 @@ def test_container_limit_lowers_the_ram(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert default_budget(CPU) == 1_500_000
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
     assert default_budget(CPU) == 1024 * 4000
+
+
+def test_the_way_back_counts_where_gradients_are_asked_for() -> None:
+    layers = [nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1)) for _ in range(3)]
+    network = nn.Sequential(*layers).requires_grad_(False)
+    forward = measured(network).bytes_per_voxel
+    both = measure_pass(network, network, (1, 1, 16, 16), CPU, torch.float32, gradient=True).bytes_per_voxel
+    # Forward alone frees each map; the graph keeps the result of every ReLU, and the block's input.
+    assert both >= memory.WORKSPACE * 4 * (3 * 4 + 1)
+    assert both > forward
+    assert measured(network).bytes_per_voxel == forward

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.modes import attributing, evaluating
 
 
 def test_every_submodule_gets_its_own_mode_back_also_after_an_error() -> None:
@@ -18,4 +18,50 @@ def test_every_submodule_gets_its_own_mode_back_also_after_an_error() -> None:
         network(torch.ones(3, 5))
     assert (network.training, network[0].training, network[1].training) == (True, True, False)
     torch.testing.assert_close(network[0].running_mean, before, rtol=0, atol=0)
+    assert torch.is_grad_enabled()
+
+
+class Left(nn.Module):
+    """An activation in place, whose hooks a method leaves behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.layer(x))
+
+
+def test_attributing_leaves_no_trace_also_after_an_error() -> None:
+    network = Left().train()
+    network.layer.bias.requires_grad_(False)
+    calls: list[str] = []
+    network.relu.register_forward_hook(lambda *_: calls.append("own"))
+    x = torch.ones(1, 2, requires_grad=True)
+
+    def fail() -> None:
+        assert (network.training, network.relu.training, network.relu.inplace) == (False, False, False)
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+        for register in (network.relu.register_full_backward_hook, network.relu.register_forward_pre_hook):
+            register(lambda *_: calls.append("left"))
+        network(x).sum().backward()
+        network(torch.ones(1, 3))
+
+    with pytest.raises(RuntimeError, match="shapes"), attributing(network):
+        fail()
+    assert x.grad is not None
+    assert network.layer.weight.grad is None
+    assert calls == ["left", "own", "left"]
+    assert (network.training, network.relu.training, network.relu.inplace) == (True, True, True)
+    assert (network.layer.weight.requires_grad, network.layer.bias.requires_grad) == (True, False)
+    calls.clear()
+    network(torch.ones(1, 2)).sum().backward()
+    assert calls == ["own"]
+
+
+def test_attributing_enables_gradients_where_the_caller_has_none() -> None:
+    network = Left()
+    with torch.no_grad(), attributing(network):
+        assert network(torch.ones(1, 2, requires_grad=True)).requires_grad
     assert torch.is_grad_enabled()

@@ -8,17 +8,22 @@ from one item, it serves any number of perturbed copies.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unoise_monai.networks.outputs import probabilities, segmentation
 from unoise_monai.types import LabelMap, Logits, VoxelMap
 
 Target: TypeAlias = Callable[[Logits], Tensor]
+
+
+def of_item(target: Target, index: int) -> Target:
+    """The target of one item of a batch: its ``item(index)`` where it has one, else itself."""
+    item: Any = getattr(target, "item", None)
+    return target if item is None else item(index)
 
 
 def class_logits(logits: Logits, label: int) -> Tensor:
@@ -54,16 +59,16 @@ class Region:
     mean: bool = True
 
     def __post_init__(self) -> None:
-        voxels = self.mask.flatten(1).any(dim=1)
-        if not bool(voxels.all()):
-            empty = (~voxels).nonzero().flatten().tolist()
-            raise ValueError(f"the region must hold at least one voxel of every item, got none of item {empty[0]}")
+        _check_voxels(self.mask)
 
     def __call__(self, logits: Logits) -> Tensor:
         _check_grid("region", self.mask, logits)
-        mask = self.mask.to(logits.dtype)
+        mask = self.mask.to(logits)
         total = (class_logits(logits, self.label) * mask).flatten(1).sum(dim=1)
         return total / mask.flatten(1).sum(dim=1) if self.mean else total
+
+    def item(self, index: int) -> Region:
+        return replace(self, mask=_of_item(self.mask, index))
 
 
 def class_sum(logits: Logits, label: int) -> Region:
@@ -80,35 +85,6 @@ def class_sum(logits: Logits, label: int) -> Region:
     """
     class_logits(logits, label)
     return Region((segmentation(logits) == label).detach(), label, mean=False)
-
-
-def border_mean(logits: Logits, label: int) -> Region:
-    """The mean of a class's logit over its border: its voxels with a face-neighbour that is background.
-
-    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images": a border defines its segment.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class, above 0.
-
-    Raises:
-        ValueError: when an item has no such voxel, or the network no such class, or it is the background.
-    """
-    if label == 0:
-        raise ValueError("label must be above 0, the background has no border with itself, got 0")
-    class_logits(logits, label)
-    return Region(border(segmentation(logits).detach(), label), label)
-
-
-def border(labels: LabelMap, label: int) -> VoxelMap:
-    """Voxels of a class that have a face-neighbour (4 in 2D, 6 in 3D) of class 0, ``(B, 1, *spatial)``, bool."""
-    background = (labels == 0).float()
-    touched = torch.zeros_like(background, dtype=torch.bool)
-    for axis in range(2, labels.ndim):
-        window = [3 if other == axis else 1 for other in range(2, labels.ndim)]
-        pool = F.max_pool2d if labels.ndim == 4 else F.max_pool3d
-        touched |= pool(background, window, stride=1, padding=[side // 2 for side in window]) > 0
-    return touched & (labels == label)
 
 
 def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
@@ -144,9 +120,12 @@ class SoftDice:
         class_logits(logits, self.label)
         shares = probabilities(logits)
         predicted = shares if logits.shape[1] == 1 else shares[:, self.label : self.label + 1]
-        truth = (self.labels == self.label).to(predicted.dtype).expand_as(predicted)
+        truth = (self.labels == self.label).to(predicted).expand_as(predicted)
         overlap = (predicted * truth).flatten(1).sum(dim=1)
         return 2 * overlap / (predicted.flatten(1).sum(dim=1) + truth.flatten(1).sum(dim=1)).clamp_min(1e-6)
+
+    def item(self, index: int) -> SoftDice:
+        return replace(self, labels=_of_item(self.labels, index))
 
 
 @dataclass(frozen=True)
@@ -158,6 +137,59 @@ class Difference:
 
     def __call__(self, logits: Logits) -> Tensor:
         return self.first(logits) - self.second(logits)
+
+    def item(self, index: int) -> Difference:
+        return Difference(of_item(self.first, index), of_item(self.second, index))
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """The sum of every foreground voxel's logit of the class that it is segmented as: all classes at once.
+
+    Args:
+        labels: the segmentation of the unperturbed image, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
+
+    Raises:
+        ValueError: when an item has no foreground; in the call, when it lies on another grid than the logits, or is of
+            another number of items.
+    """
+
+    labels: LabelMap
+
+    def __post_init__(self) -> None:
+        _check_voxels(self.labels > 0)
+
+    def __call__(self, logits: Logits) -> Tensor:
+        _check_grid("segmentation", self.labels, logits)
+        labels = self.labels.to(logits.device).expand(len(logits), *self.labels.shape[1:])
+        chosen = logits if logits.shape[1] == 1 else logits.gather(1, labels)
+        return (chosen * (labels > 0)).flatten(1).sum(dim=1)
+
+    def item(self, index: int) -> Foreground:
+        return Foreground(_of_item(self.labels, index))
+
+
+def foreground_sum(logits: Logits) -> Foreground:
+    """What is segmented, all classes at once.
+
+    Args:
+        logits: of the unperturbed image, ``(B, K, *spatial)``.
+
+    Raises:
+        ValueError: when an item has no foreground.
+    """
+    return Foreground(segmentation(logits).detach())
+
+
+def _of_item(volume: Tensor, index: int) -> Tensor:
+    return volume if len(volume) == 1 else volume[index : index + 1]
+
+
+def _check_voxels(region: Tensor) -> None:
+    voxels = region.flatten(1).any(dim=1)
+    if not bool(voxels.all()):
+        empty = (~voxels).nonzero().flatten().tolist()
+        raise ValueError(f"the region must hold at least one voxel of every item, got none of item {empty[0]}")
 
 
 def _check_grid(name: str, volume: Tensor, logits: Logits) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,21 @@ class PassCost:
     out_channels: int
 
 
-class _LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive at once, without a hook on the network."""
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive at once, without a hook on the network.
 
-    def __init__(self, ignored_shapes: set[torch.Size]) -> None:
+    Args:
+        ignored_shapes: of tensors that don't count.
+        existing: tensors that were there before; views of them and writes into them don't count.
+    """
+
+    def __init__(self, ignored_shapes: Collection[torch.Size] = (), existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.peak = 0
-        self._live: dict[int, int] = {}
         self._ignored = ignored_shapes
+        # Kept, so that no new storage takes the id of one of them.
+        self._existing = [tensor.untyped_storage() for tensor in existing]
+        self._live = {id(storage): 0 for storage in self._existing}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -69,6 +76,7 @@ def measure_pass(
     block: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
+    gradient: bool = False,
 ) -> PassCost:
     """What a pass of ``network`` costs, measured once per network, channels, device and dtype on a block of zeros.
 
@@ -82,17 +90,21 @@ def measure_pass(
         block: ``(1, C, *spatial)``, a small input that the network takes.
         device: where it runs.
         dtype: the number format that ``predict`` runs in.
+        gradient: count the pass back to the input, too.
 
     Raises:
         ValueError: when the output is not one tensor ``(1, K, *spatial)`` on the input's grid.
     """
     costs = _COSTS.setdefault(network, {})
-    key = (block[1], len(block), str(device), dtype)
+    key = (block[1], len(block), str(device), dtype, gradient)
     if key in costs:
         return costs[key]
     parameters = list(network.parameters())
-    with torch.no_grad(), _LiveTensors({parameter.shape for parameter in parameters}) as tensors:
-        output = predict(torch.zeros(block, device=device))
+    with torch.set_grad_enabled(gradient), LiveTensors({parameter.shape for parameter in parameters}) as tensors:
+        image = torch.zeros(block, device=device, requires_grad=gradient)
+        output = predict(image)
+        if gradient and isinstance(output, Tensor):
+            torch.autograd.grad(output.sum(), image)
     if not isinstance(output, Tensor) or output.shape != (1, *output.shape[1:2], *block[2:]):
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"network must give one tensor (B, K, *spatial) on the input's grid {block}, got {got}")

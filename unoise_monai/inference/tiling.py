@@ -22,7 +22,7 @@ from unoise_monai.inference.precision import PRECISIONS, autocast, resolve_preci
 logger = logging.getLogger(__name__)
 
 _WHOLE_TILE_LAYERS = ("GroupNorm", "LayerNorm", "RMSNorm", "Attention", "SABlock", "Transformer", "Adaptive")
-_PROBE_SIDE = 16
+PROBE_SIDE = 16
 
 
 class TilingRule(NamedTuple):
@@ -142,7 +142,7 @@ class TiledInferer(Inferer):
         self, image: Tensor, network: nn.Module, predict: Callable[[Tensor], Tensor], stride: int, halo: int
     ) -> Tensor:
         batch, channels, *size = image.shape
-        block = (1, channels, *[stride * -(-_PROBE_SIDE // stride)] * len(size))
+        block = (1, channels, *[stride * -(-PROBE_SIDE // stride)] * len(size))
         cost = measure_pass(network, predict, block, image.device, resolve_precision(image.device, self.precision))
         ends = [-side % stride for side in size]
         padded = F.pad(image, [n for end in reversed(ends) for n in (0, end)], "replicate") if any(ends) else image

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 @contextmanager
@@ -20,3 +22,36 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def attributing(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, gradients for the input alone, nothing in place; everything comes back as it was.
+
+    Hooks on the result of an activation need it to be a tensor of its own, so activations don't write in place. Hooks
+    that the block leaves behind are removed, also when it fails.
+    """
+    modules = list(network.modules())
+    parameters = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    in_place = [module for module in modules if getattr(module, "inplace", False) is True]
+    hooks = [(getattr(module, name), dict(getattr(module, name))) for module in modules for name in _HOOKS]
+    with ExitStack() as stack, evaluating(network):
+        stack.callback(_restore, hooks, parameters, in_place)
+        for parameter, _ in parameters:
+            parameter.requires_grad_(False)
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
+        with torch.enable_grad():
+            yield
+
+
+def _restore(
+    hooks: list[tuple[dict, dict]], parameters: list[tuple[nn.Parameter, bool]], in_place: list[nn.Module]
+) -> None:
+    for current, before in hooks:
+        for key in current.keys() - before.keys():
+            del current[key]
+    for parameter, needed in parameters:
+        parameter.requires_grad_(needed)
+    for module in in_place:
+        module.inplace = True  # type: ignore[assignment]

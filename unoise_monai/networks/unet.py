@@ -64,7 +64,10 @@ class UNetBody(nn.Module):
         self.halo = receptive_halo(depth)
         """The voxels of context that a block on that grid needs beyond each of its faces."""
 
-        self.pool = Pool[Pool.MAX, spatial_dims](2)
+        # One for each level: DeepLIFT remembers what went through a module, and can remember one call.
+        self.pools = nn.ModuleList(
+            nn.Identity() if level == 0 else Pool[Pool.MAX, spatial_dims](2) for level in range(depth)
+        )
         self.encoder = nn.ModuleList(
             ConvBlock(spatial_dims, in_channels if level == 0 else channels[level - 1], channels[level])
             for level in range(depth)
@@ -77,10 +80,8 @@ class UNetBody(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """The decoder's features of every level, the finest first."""
         skips: list[Tensor] = []
-        for level, block in enumerate(self.encoder):
-            if level > 0:
-                x = self.pool(x)
-            x = block(x)
+        for pool, block in zip(self.pools, self.encoder):  # noqa: B905 - TorchScript knows no strict=
+            x = block(pool(x))
             skips.append(x)
         level = len(skips) - 1
         found = [x]

@@ -1,0 +1,133 @@
+"""What holds for all attributions: the call shape, signs, items, geometry, and nothing changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from unoise_monai.attribution import foreground_sum
+from unoise_monai.attribution.base import Attributor, Score, seeded, signed
+from unoise_monai.networks import UNet
+
+AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+class Gradient(Attributor):
+    """The plain gradient, by hand."""
+
+    name = "gradient"
+    default_sign = "signed"
+
+    def attribute(self, image: Tensor, score: Score) -> Tensor:
+        score.notes["score"] = float(score(image).detach())
+        return torch.autograd.grad(score(image).sum(), image)[0]
+
+
+class Failing(Gradient):
+    """Fails half way, with a hook left and the network in training."""
+
+    def attribute(self, image: Tensor, score: Score) -> Tensor:
+        self.network.head.register_forward_hook(lambda *_: None)
+        self.network.train()
+        raise RuntimeError("half way")
+
+
+def unet(spatial_dims: int = 3, in_channels: int = 1) -> UNet:
+    torch.manual_seed(0)
+    return UNet(spatial_dims, in_channels, 3, depth=2, channel_factor=2)
+
+
+def target_of(network: nn.Module, image: Tensor) -> Any:
+    with torch.no_grad():
+        return foreground_sum(network.eval()(image))
+
+
+def test_a_map_for_each_item_of_the_image_s_own_size() -> None:
+    network, image = unet(3, 2), torch.randn(2, 2, 6, 8, 4)
+    target = target_of(network, image)
+    maps = Gradient(network)(image, target)
+    copy = image.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(target(network(copy)).sum(), copy)
+    torch.testing.assert_close(maps.as_tensor(), expected.sum(dim=1, keepdim=True))
+    assert [note["method"] for note in maps.meta["attribution"]] == ["gradient", "gradient"]
+    scores = [note["score"] for note in maps.meta["attribution"]]
+    assert scores == pytest.approx(target(network(image)).tolist())
+
+
+def test_signs_are_taken_of_each_channel() -> None:
+    values = torch.tensor([[[[1.0, -2.0]], [[-3.0, -4.0]]]])
+    assert signed(values, "signed").flatten().tolist() == [-2, -6]
+    assert signed(values, "absolute").flatten().tolist() == [4, 6]
+    assert signed(values, "positive").flatten().tolist() == [1, 0]
+    network, image = unet(2), torch.randn(1, 1, 8, 8)
+    maps = {sign: Gradient(network, sign=sign)(image, target_of(network, image)) for sign in ("absolute", "positive")}
+    assert float(maps["absolute"].min()) >= 0
+    assert maps["absolute"].meta["attribution"][0]["sign"] == "absolute"
+    assert not torch.equal(maps["absolute"].as_tensor(), maps["positive"].as_tensor())
+
+
+def test_geometry_goes_with_the_map() -> None:
+    network = unet()
+    image = MetaTensor(torch.randn(1, 1, 6, 8, 4), affine=AFFINE, meta={"filename_or_obj": "scan.nii.gz"})
+    result = Gradient(network)(image, target_of(network, image.as_tensor()))
+    torch.testing.assert_close(result.affine, image.affine)
+    assert result.meta["filename_or_obj"] == "scan.nii.gz"
+    assert "attribution" not in image.meta
+    assert type(image.as_tensor()) is Tensor
+
+
+def state(network: nn.Module) -> list[Any]:
+    hooks = [len(module._forward_hooks) + len(module._backward_hooks) for module in network.modules()]
+    modes = [module.training for module in network.modules()]
+    gradients = [(parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
+    return [hooks, modes, gradients]
+
+
+@pytest.mark.parametrize("method", [Gradient, Failing])
+def test_network_and_image_come_back_untouched(method: type[Attributor]) -> None:
+    network, image = unet(2), torch.randn(1, 1, 8, 8)
+    target = target_of(network, image)
+    network.train()
+    network.head.eval()
+    network.head.bias.requires_grad_(False)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    before, pixels = state(network), image.clone()
+    if method is Failing:
+        with pytest.raises(RuntimeError, match="half way"):
+            method(network)(image, target)
+    else:
+        with torch.no_grad():
+            method(network)(image, target)
+    assert state(network) == before
+    assert torch.equal(image, pixels)
+    assert not image.requires_grad
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_a_seed_leaves_the_global_state() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    with seeded(0, torch.device("cpu")):
+        first = torch.rand(3)
+    with seeded(0, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), first)
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(7)
+    with seeded(None, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), expected)
+
+
+def test_refusals() -> None:
+    network = unet(2)
+    with pytest.raises(ValueError, match="sign must be one of 'signed', 'absolute', 'positive', got 'both'"):
+        Gradient(network, sign="both")
+    with pytest.raises(ValueError, match="image must hold finite values only, got 1 NaN"):
+        Gradient(network)(torch.full((1, 1, 1, 1), torch.nan), lambda logits: logits.sum())
+    with pytest.raises(ValueError, match=r"target must give one scalar an item, \(1,\), got \(\)"):
+        Gradient(network)(torch.zeros(1, 1, 8, 8), lambda logits: logits.sum())

@@ -1,0 +1,137 @@
+"""The one call shape of all attributions: ``attributor(image, target)`` to a map of the image's own size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from unoise_monai.attribution.targets import Target, of_item
+from unoise_monai.checks import check_choice, check_finite
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.networks.modes import attributing
+from unoise_monai.types import Image, VoxelMap
+
+SIGNS = ("signed", "absolute", "positive")
+
+
+class Score(nn.Module):
+    """A target as a function of images: what attribution methods differentiate, perturb and hook.
+
+    Args:
+        volume: the network over whole volumes.
+        target: from logits to one scalar an item, made for one item.
+        copies: how many copies of the volume may go through at once.
+
+    Shape:
+        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume.
+
+    Raises:
+        ValueError: in the call, when the target does not give one scalar an item.
+    """
+
+    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1) -> None:
+        super().__init__()
+        self.volume = volume
+        self.target = target
+        self.copies = copies
+        self.notes: dict[str, Any] = {}
+        """What a method has to say about its map, such as a convergence delta: ends up in the map's metadata."""
+
+    def forward(self, images: Image) -> Tensor:
+        scores = self.target(self.volume(images))
+        if scores.shape != images.shape[:1]:
+            raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
+        return scores
+
+
+class Attributor(ABC):
+    """A method that says how much each voxel of an image contributes to a target of a segmentation.
+
+    The network and the image come back untouched. The network runs in evaluation mode, in ``precision``; where a
+    volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`).
+
+    Args:
+        network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
+        sign: ``"signed"`` keeps the method's values, ``"absolute"`` their magnitude, ``"positive"`` what speaks for the
+            target; taken of each channel, which are then summed. None for the method's own default.
+        memory_gb: what a pass may take, in 1e9 bytes, which also says how many copies of a volume go through at once;
+            None for 80% of the free CUDA memory or half the free RAM.
+        precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`.
+
+    Shape:
+        called with an image ``(B, C, *spatial)`` and a target, to a `MetaTensor` ``(B, 1, *spatial)``, float32, with
+        the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, and what
+        there is to say about it.
+
+    Raises:
+        ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, or the
+            target does not give one scalar an item.
+    """
+
+    name: ClassVar[str]
+    """Of the method in the registry."""
+    default_sign: ClassVar[str] = "absolute"
+    clips: ClassVar[bool] = False
+    """Whether the method clips gradients within the network, see `VolumeNetwork`."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sign: str | None = None,
+        memory_gb: float | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.sign = self.default_sign if sign is None else sign
+        check_choice("sign", self.sign, SIGNS)
+        self.network = network
+        self.volume = VolumeNetwork(network, memory_gb, precision, self.clips)
+
+    def __call__(self, image: Image, target: Target) -> VoxelMap:
+        plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().float()
+        check_finite(plain, "image")
+        maps, notes = [], []
+        for index in range(len(plain)):
+            item = plain[index : index + 1].clone().requires_grad_()
+            with attributing(self.network):
+                # Measured now, before a method's hooks change what a pass takes.
+                score = Score(self.volume, of_item(target, index), self.volume.copies(item))
+                values = self.attribute(item, score)
+            maps.append(signed(values.detach().float(), self.sign))
+            notes.append({"method": self.name, "sign": self.sign, **score.notes})
+        result = MetaTensor(torch.cat(maps))
+        if isinstance(image, MetaTensor):
+            result.copy_meta_from(image, copy_attr=False)
+        result.meta["attribution"] = notes
+        return result
+
+    @abstractmethod
+    def attribute(self, image: Image, score: Score) -> Tensor:
+        """The map of one item, ``(1, C, *spatial)`` or ``(1, 1, *spatial)``, with its sign.
+
+        Called with the network ready for gradients of the input (`attributing`), which ``image`` requires already.
+        What there is to say about the map goes into ``score.notes``.
+        """
+
+
+def signed(values: Tensor, sign: str) -> VoxelMap:
+    """The sum over channels, ``(B, 1, *spatial)``, of the values, their magnitude or their positive part."""
+    part = {"signed": values, "absolute": values.abs(), "positive": values.clamp_min(0)}[sign]
+    return part.sum(dim=1, keepdim=True)
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from a seed within the block and leave the global random state as it was; None draws from that state."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
