@@ -1,4 +1,4 @@
-"""Which voxels stay visible, what Dice is left of them, and the curve of both, against naive sorting and counting."""
+"""What Dice is left of the visible voxels, over volumes, against naive sorting and counting."""
 
 import math
 import re
@@ -10,8 +10,10 @@ from ignite.exceptions import NotComputableError
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics import VisibilityCurve, VisibleDice, foreground_dice
-from unoise_monai.metrics.visibility import importance_order, top_share
+from unoise_monai.metrics.dice import foreground_dice
+from unoise_monai.metrics.hiding import Hiding
+from unoise_monai.metrics.scorer import VisibilityScorer
+from unoise_monai.metrics.visibility import VisibleDice
 
 
 class Bright(nn.Module):
@@ -43,25 +45,6 @@ def naive_visible(importance: Tensor, share: float) -> Tensor:
 
 def dice_of(image: Tensor, visible: Tensor, label: Tensor) -> Tensor:
     return foreground_dice(Bright()(torch.where(visible, image, 0.0)), label).double()
-
-
-@pytest.mark.parametrize("spatial", [(6, 5), (3, 4, 5)])
-@pytest.mark.parametrize("ties", [False, True])
-def test_quantile_order_equals_a_naive_sort(spatial: tuple[int, ...], ties: bool) -> None:
-    importance = cohort(3, spatial)[1]
-    if ties:
-        importance = (importance * 3).round() / 3
-    order = importance_order(importance)
-    assert order.shape == importance.shape
-    for share in (0.0, 0.05, 0.1, 1 / 3, 0.5, 0.77, 1.0):
-        visible = top_share(order, share)
-        assert torch.equal(visible, naive_visible(importance, share))
-        assert visible.flatten(1).sum(dim=1).tolist() == [round(share * importance[0].numel())] * 3
-
-
-def test_constant_map_shows_the_exact_share() -> None:
-    visible = top_share(importance_order(torch.full((2, 1, 10, 10), 0.3)), 0.37)
-    assert visible.flatten(1).sum(dim=1).tolist() == [37, 37]
 
 
 @pytest.mark.parametrize("order", ["quantile", "threshold"])
@@ -185,57 +168,6 @@ def test_value_of_an_engine_run(value: str | float) -> None:
         assert result == pytest.approx(curve.area if value == "area" else curve.at(value))
 
 
-def curve_of(share: list[float], dice: list[float]) -> VisibilityCurve:
-    points = torch.tensor(share, dtype=torch.float64)
-    return VisibilityCurve(points, points, torch.tensor(dice, dtype=torch.float64)[:, None])
-
-
-def test_mean_dice_leaves_out_classes_that_are_nan() -> None:
-    points = torch.tensor([0.0, 1.0])
-    curve = VisibilityCurve(points, points, torch.tensor([[0.2, math.nan], [0.4, 0.8]]))
-    assert curve.mean_dice.tolist() == pytest.approx([0.2, 0.6])
-
-
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)],
-)
-@pytest.mark.parametrize("shuffled", [False, True])
-def test_at_is_linear_between_the_points(share: float, expected: float, shuffled: bool) -> None:
-    points, dice = [0.0, 0.2, 0.5, 1.0], [0.1, 0.3, 0.6, 1.0]
-    order = [2, 0, 3, 1] if shuffled else [0, 1, 2, 3]
-    assert curve_of([points[i] for i in order], [dice[i] for i in order]).at(share) == pytest.approx(expected)
-
-
-def test_at_outside_the_points_is_the_nearest() -> None:
-    curve = curve_of([0.2, 0.8], [0.3, 0.9])
-    assert [curve.at(share) for share in (0.0, 0.1, 0.9, 1.0)] == pytest.approx([0.3, 0.3, 0.9, 0.9])
-    assert curve_of([0.4], [0.7]).at(0.1) == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.75, 1.0])
-def test_at_and_area_bear_repeated_shares(share: float) -> None:
-    """Two thresholds between which there is no voxel show the same share."""
-    curve = curve_of([0.0, 0.0, 0.5, 0.5, 0.5, 1.0, 1.0], [0.2, 0.2, 0.6, 0.6, 0.6, 1.0, 1.0])
-    assert curve.at(share) == pytest.approx(0.2 + 0.8 * share)
-    assert curve.area == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize(
-    ("share", "dice", "area"),
-    [
-        ([0.0, 1.0], [0.0, 1.0], 0.5),
-        ([0.0, 0.5, 1.0], [0.0, 1.0, 1.0], 0.75),
-        ([1.0, 0.0, 0.5], [1.0, 0.0, 1.0], 0.75),
-        ([0.2, 0.6], [0.4, 0.8], 0.6),
-        ([0.3], [0.7], 0.7),
-        ([0.3, 0.3], [0.7, 0.7], 0.7),
-    ],
-)
-def test_area_of_known_curves(share: list[float], dice: list[float], area: float) -> None:
-    assert curve_of(share, dice).area == pytest.approx(area)
-
-
 def test_network_and_inputs_come_back_as_they_were() -> None:
     network = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 3, 1), nn.Dropout(0.5)).train()
     network[2].eval()
@@ -251,6 +183,40 @@ def test_network_and_inputs_come_back_as_they_were() -> None:
     torch.testing.assert_close(metric.compute().dice[1], expected)
 
 
+@pytest.mark.parametrize("mode", ["insertion", "deletion"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_option_reaches_the_scores(mode: str, batch: int) -> None:
+    """Over two updates it is the mean of what `VisibilityScorer` says of each volume."""
+    image, importance, label = cohort(3)
+    options: dict = {"hiding": Hiding("noise", sigma=0.7), "spacing_mm": (1.0, 2.5)}
+    metric = VisibleDice(Bright(), measure="surface_distance", mode=mode, batch=batch, **options)
+    passes = []
+    metric.network.register_forward_hook(lambda _, inputs, output: passes.append(len(inputs[0])))
+    metric.update((image[:2], importance[:2], label[:2]))
+    metric.update((MetaTensor(image[2:]), MetaTensor(importance[2:]), MetaTensor(label[2:])))
+    assert passes == [2 * batch] * (12 // batch) + [batch] * (12 // batch)
+    curves = []
+    for item in range(3):
+        one = slice(item, item + 1)
+        scorer = VisibilityScorer(Bright(), image[one], label[one], measures=("surface_distance",), **options)
+        curves.append(scorer(importance[one], mode=mode).curve("surface_distance"))
+    curve = metric.compute()
+    torch.testing.assert_close(curve.score, torch.stack([single.score for single in curves]).nanmean(dim=0))
+    torch.testing.assert_close(curve.share, torch.stack([single.share for single in curves]).mean(dim=0))
+    assert type(curve.score) is type(curve.share) is Tensor
+
+
+def test_deletion_scores_by_the_visible_share() -> None:
+    whole = cohort(2)
+    shown, hidden = (VisibleDice(Bright(), (0.2,), mode=mode, value="curve") for mode in ("insertion", "deletion"))
+    for metric in (shown, hidden):
+        metric.update(whole)
+    assert (shown.compute().share.tolist(), hidden.compute().share.tolist()) == ([0.2], [0.8])
+    inverted = VisibleDice(Bright(), (0.8,))
+    inverted.update((whole[0], -whole[1], whole[2]))
+    torch.testing.assert_close(hidden.compute().score, inverted.compute().score)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -260,6 +226,12 @@ def test_network_and_inputs_come_back_as_they_were() -> None:
         ({"levels": ()}, "levels must be numbers in [0, 1], at least one, got ()"),
         ({"levels": (0.5, 1.1)}, "levels must be numbers in [0, 1], at least one, got (0.5, 1.1)"),
         ({"levels": (-0.1, 1.0)}, "levels must be numbers in [0, 1], at least one, got (-0.1, 1.0)"),
+        ({"levels": (math.nan,)}, "levels must be numbers in [0, 1], at least one, got (nan,)"),
+        ({"mode": "both"}, "mode must be one of 'insertion', 'deletion', got 'both'"),
+        ({"measure": "f1"}, "measure must be one of 'dice', 'soft_dice', 'iou', 'surface_distance', got 'f1'"),
+        ({"measure": "surface_distance"}, "spacing_mm must be given for measure 'surface_distance', got None"),
+        ({"spacing_mm": (1.0, 0.0)}, "spacing_mm must be finite numbers above 0, got (1.0, 0.0)"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
 def test_refuses_bad_arguments(changed: dict, says: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from ignite.exceptions import NotComputableError
@@ -12,46 +12,14 @@ from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
-from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.metrics.dice import foreground_dice
+from unoise_monai.checks import check_choice
+from unoise_monai.metrics.curve import SHARES, VisibilityCurve
+from unoise_monai.metrics.hiding import ZERO, Hiding
+from unoise_monai.metrics.overlap import check_measures
+from unoise_monai.metrics.ranking import MODES, ORDERS
+from unoise_monai.metrics.scorer import VisibilityScorer, check_batch, check_levels
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, LabelMap, VoxelMap
-
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-ORDERS = ("quantile", "threshold")
-
-
-class VisibilityCurve(NamedTuple):
-    """Dice against the visible share, averaged over volumes."""
-
-    level: Tensor
-    """What was asked for, ``(N,)``: the share, or the threshold of the tolerance."""
-    share: Tensor
-    """Share of the voxels that stayed visible, mean over volumes, ``(N,)``."""
-    dice: Tensor
-    """Mean over volumes, one column a foreground class, ``(N, classes)``."""
-
-    @property
-    def mean_dice(self) -> Tensor:
-        """Mean over the classes, ``(N,)``."""
-        return self.dice.nanmean(dim=1)
-
-    def at(self, share: float) -> float:
-        """Mean Dice at a visible share, linear between the points measured."""
-        order = self.share.argsort()
-        x, y = self.share[order], self.mean_dice[order]
-        right = int(torch.searchsorted(x, torch.tensor(share, dtype=x.dtype)).clamp(1, len(x) - 1))
-        width = x[right] - x[right - 1]
-        weight = (share - x[right - 1]) / width if width > 0 else torch.ones(())
-        return float(torch.lerp(y[right - 1], y[right], weight.clamp(0, 1).to(y.dtype)))
-
-    @property
-    def area(self) -> float:
-        """Area under mean Dice against share, trapezoids over the range measured, divided by its width."""
-        order = self.share.argsort()
-        x, y = self.share[order], self.mean_dice[order]
-        width = float(x[-1] - x[0])
-        return float(torch.trapezoid(y, x)) / width if width > 0 else float(y.mean())
 
 
 class VisibleDice(Metric):
@@ -60,22 +28,31 @@ class VisibleDice(Metric):
     Koker et al., "U-Noise", 2021, section 4.3 and Fig. 3a: the hidden voxels are zeroed (in normalised intensity), by
     one threshold of the tolerance for all volumes (``order="threshold"``: visible where ``B <= level``), or, so that
     maps of any scale compare, by rank within each volume (``order="quantile"``: the top share of the importance, exact
-    to the voxel; ties go in the order of the voxels).
+    to the voxel; ties go in the order of the voxels). Hiding the most important ones in place of the others
+    (``mode="deletion"``) asks the reverse: how soon the segmentation breaks down. `VisibilityScorer` does the same for
+    many maps of one image.
 
     Args:
         network: the utility network; it runs in evaluation mode and comes back in the mode that it had.
-        levels: shares to leave visible, or thresholds of the tolerance, each in [0, 1].
+        levels: shares to leave visible (to hide, in deletion), or thresholds of the tolerance, each in [0, 1].
         order: ``"quantile"`` or ``"threshold"``.
         value: what ``compute`` returns: ``"curve"`` (a `VisibilityCurve`), ``"area"`` under it, or a share, for the
-            mean Dice there.
+            mean Dice there. It is the share that is visible, in deletion too.
         inferer: how the network is run; the plain call by default.
         output_transform: from the engine's output to ``(image, importance, label)``: ``(B, C, *spatial)``,
             ``(B, 1, *spatial)`` in [0, 1] and class indices ``(B, 1, *spatial)``.
         device: where the results are kept.
+        hiding: what hidden voxels become; zero by default.
+        measure: another name of `MEASURES` in place of Dice.
+        mode: ``"insertion"``, the top voxels stay visible, or ``"deletion"``, they are hidden.
+        spacing_mm: voxel sizes of all volumes, one an axis, for ``measure="surface_distance"``.
+        batch: how many levels a pass takes, each with all items of the batch.
 
     Raises:
-        ValueError: when ``order`` or ``value`` is unknown, or a level or ``value`` lies outside [0, 1]; in ``update``,
-            when the importance holds NaN or infinite voxels, or is not one channel on the image's grid.
+        ValueError: when ``order``, ``value``, ``measure`` or ``mode`` is unknown, a level or ``value`` lies outside
+            [0, 1], ``batch`` is below 1, or the measure needs ``spacing_mm`` and it is None; in ``update``, when the
+            importance or the image holds NaN or infinite voxels, or the importance or the label is not one channel on
+            the image's grid.
         NotComputableError: on ``compute`` before any volume was seen.
     """
 
@@ -88,66 +65,57 @@ class VisibleDice(Metric):
         inferer: Inferer | None = None,
         output_transform: Callable = lambda x: x,
         device: str | torch.device = "cpu",
+        hiding: Hiding = ZERO,
+        measure: str = "dice",
+        mode: str = "insertion",
+        spacing_mm: Sequence[float] | None = None,
+        batch: int = 1,
     ) -> None:
         check_choice("order", order, ORDERS)
+        check_choice("mode", mode, MODES)
         if isinstance(value, str):
             check_choice("value", value, ("curve", "area"))
         elif not 0 <= value <= 1:
             raise ValueError(f"value must be 'curve', 'area' or a share in [0, 1], got {value}")
-        if not levels or min(levels) < 0 or max(levels) > 1:
-            raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
-        self.network, self.order, self.value = network, order, value
+        check_levels(levels)
+        check_measures((measure,), spacing_mm)
+        check_batch(batch)
+        self.network, self.order, self.value, self.mode = network, order, value, mode
         self.levels = tuple(float(level) for level in levels)
         self.inferer = SimpleInferer() if inferer is None else inferer
+        self.hiding, self.measure, self.spacing_mm, self.batch = hiding, measure, spacing_mm, batch
         super().__init__(output_transform=output_transform, device=device)
 
     @reinit__is_reduced
     def reset(self) -> None:
         self._shares: list[Tensor] = []
-        self._dice: list[Tensor] = []
+        self._scores: list[Tensor] = []
 
     @reinit__is_reduced
     def update(self, output: tuple[Image, VoxelMap, LabelMap]) -> None:
         image, importance, label = output
-        expected = (image.shape[0], 1, *image.shape[2:])
-        if tuple(importance.shape) != expected:
-            raise ValueError(
-                f"importance must be one channel on the image's grid, {expected}, got {tuple(importance.shape)}"
-            )
-        check_finite(importance, "importance")
-        order = importance_order(importance) if self.order == "quantile" else None
-        shares, scores = [], []
-        for level in self.levels:
-            visible = importance >= 1 - level if order is None else top_share(order, level)
-            with evaluating(self.network):
-                logits = self.inferer(image * visible, self.network)
-            shares.append(visible.flatten(1).double().mean(dim=1))
-            scores.append(foreground_dice(logits, label).double())
-        self._shares += torch.stack(shares, dim=1).to(self._device).unbind()
-        self._dice += torch.stack(scores, dim=1).to(self._device).unbind()
+        scorer = VisibilityScorer(
+            lambda images: self.inferer(images, self.network),
+            image,
+            label,
+            hiding=self.hiding,
+            measures=(self.measure,),
+            spacing_mm=self.spacing_mm,
+            batch=self.batch,
+        )
+        with evaluating(self.network):
+            result = scorer(importance, self.levels, mode=self.mode, order=self.order)
+        self._shares += result.share.to(self._device).unbind()
+        self._scores += result.score[self.measure].to(self._device).unbind()
 
     def compute(self) -> Any:
-        if not self._dice:
+        if not self._scores:
             raise NotComputableError("VisibleDice needs at least one volume, got none")
         curve = VisibilityCurve(
             level=torch.tensor(self.levels, dtype=torch.float64),
             share=torch.stack(self._shares).mean(dim=0).cpu(),
-            dice=torch.stack(self._dice).nanmean(dim=0).cpu(),
+            score=torch.stack(self._scores).nanmean(dim=0).cpu(),
         )
         if self.value == "curve":
             return curve
         return curve.area if self.value == "area" else curve.at(float(self.value))
-
-
-def importance_order(importance: VoxelMap) -> VoxelMap:
-    """Rank of every voxel within its volume, 0 the most important, ``(B, 1, *spatial)``."""
-    flat = importance.flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
-    return ranks.view_as(importance)
-
-
-def top_share(order: VoxelMap, share: float) -> VoxelMap:
-    """Which voxels are among the top share of their volume, by the ranks of `importance_order`; bool."""
-    return order < round(share * order[0].numel())

@@ -1,0 +1,96 @@
+"""Whether a map depends on what the network has learned: does it change when the weights become random?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unoise_monai.attribution.targets import Target
+from unoise_monai.metrics.agreement import rank_correlation, structural_similarity
+from unoise_monai.metrics.infidelity import checked_map
+from unoise_monai.metrics.random_weights import kept_weights, order_of_calls, randomise, weighted_layers
+from unoise_monai.types import Image, VoxelMap
+
+
+class Randomisation(NamedTuple):
+    """The map of a network that is random from its last layer down, compared with the map of the trained one."""
+
+    layers: tuple[str, ...]
+    """Down to which layer the network was random, one name a step, from the last layer to the first."""
+    correlation: Tensor
+    """Spearman's rank correlation of the maps' magnitudes, ``where`` they are compared, ``(steps, B)``."""
+    ssim: Tensor
+    """Structural similarity of the maps' magnitudes, each scaled to [0, 1], ``(steps, B)``."""
+    unchanged: Tensor
+    """Whether the correlation is above ``limit`` when all weights are random, ``(B,)``, bool."""
+
+
+def randomisation(
+    attributor: Callable[[Image, Target], VoxelMap],
+    image: Image,
+    target: Target,
+    where: VoxelMap | None,
+    *,
+    seed: int,
+    network: nn.Module | None = None,
+    steps: int | None = None,
+    limit: float = 0.5,
+) -> Randomisation:
+    """Compare a map with those of the same network, its weights made random layer by layer, from the last to the first.
+
+    Adebayo et al., "Sanity checks for saliency maps", 2018, section 3.1, cascading randomisation. A map that stays as
+    it was shows the image, not the network.
+
+    In a segmentation, a target that lies in one place makes maps alike whatever the weights: far from it every
+    network's gradient fades. Over the whole volume that alone can keep the correlation above 0.5, so it is taken
+    ``where`` the target lies, such as in the segmented voxels. SSIM is of the whole volume, which its windows need.
+
+    A layer is a convolution with the norms and activations that follow it in the pass (`weighted_layers`); random is
+    what its modules' own initialisation gives (`randomise`). A map without contrast counts as correlated by 0, two such
+    by 1.
+
+    Args:
+        attributor: from an image and a target to a map.
+        image: ``(B, C, *spatial)``.
+        target: what the map explains, made from the logits of the trained network.
+        where: the voxels whose ranks are compared, ``(B, 1, *spatial)``, bool; None for all.
+        seed: of the random weights; those of a layer don't depend on ``steps`` or the device.
+        network: whose weights count: the attributor's ``network`` by default. For a learned attributor, its noise
+            model.
+        steps: how many maps to make, of about equally many layers each; None for one a layer.
+        limit: of the rank correlation, above which a map is called unchanged.
+
+    Raises:
+        TypeError: when ``network`` is not given and the attributor has none.
+        ValueError: when ``steps`` is below 1, ``where`` holds no voxel of an item, the network has no weights, or a map
+            is not one channel on the image's grid or not finite.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if where is not None:
+        where = checked_map(where, image, "where").bool()
+        if not bool(where.flatten(1).any(dim=1).all()):
+            raise ValueError("where must hold at least one voxel of every item, got an item without")
+    network = getattr(attributor, "network", None) if network is None else network
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be given where the attributor has none, got {type(network).__name__}")
+
+    def explain() -> VoxelMap:
+        return checked_map(attributor(image, target), image, "the attributor's map").abs()
+
+    with order_of_calls(network) as called:
+        original = explain()
+    layers = weighted_layers(network, called)
+    names, correlations, similarities = [], [], []
+    with kept_weights(network):
+        for step in torch.arange(len(layers)).tensor_split(min(steps or len(layers), len(layers))):
+            for index in step.tolist():
+                randomise(layers[index], seed + index)
+            changed = explain()
+            names.append(layers[step[-1]][0][0] or type(network).__name__)
+            correlations.append(rank_correlation(original, changed, where))
+            similarities.append(structural_similarity(original, changed))
+    return Randomisation(tuple(names), torch.stack(correlations), torch.stack(similarities), correlations[-1] > limit)
