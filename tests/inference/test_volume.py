@@ -79,6 +79,13 @@ def test_a_network_that_cannot_be_tiled_names_the_memory_it_needs() -> None:
         VolumeNetwork(unet(), 0.001)(torch.randn(1, 1, 40, 40, 40))
 
 
+def test_a_network_given_in_training_mode_is_tiled_as_it_runs() -> None:
+    network = unet().train()
+    volume = VolumeNetwork(network, 0.04)
+    network.eval()
+    assert len(volume.tiles(torch.zeros(1, 1, 50, 38, 40).requires_grad_()) or []) > 1
+
+
 def test_a_foreign_network_goes_through_in_one_pass() -> None:
     network, image = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 9, 7)
     torch.testing.assert_close(VolumeNetwork(network, memory_gb=1e-6)(image), network(image), rtol=0, atol=0)
@@ -93,6 +100,19 @@ def test_copies_fill_the_memory_that_is_given() -> None:
     assert 1 < few < many
     assert many / few == pytest.approx(2, rel=0.2)
     assert VolumeNetwork(network, 1e-5).copies(image) == 1
+
+
+def test_what_was_measured_is_not_measured_again() -> None:
+    network, image = unet(2), torch.randn(1, 1, 32, 32)
+    calls: list[bool] = []
+    volume = VolumeNetwork(network, 0.01)
+    volume.measure(image)
+    network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    volume.copies(image)
+    gradient(volume, image)
+    with torch.no_grad():
+        volume(image)
+    assert calls == [True, False]
 
 
 def test_bf16_is_near_fp32() -> None:

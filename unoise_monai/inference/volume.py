@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.memory import PassCost, default_budget, fitting_tile, measure_pass
 from unoise_monai.inference.precision import PRECISIONS, autocast, resolve_precision, to_fast_layout
-from unoise_monai.inference.tiling import PROBE_SIDE, tiles_of, tiling_rule
+from unoise_monai.inference.tiling import PROBE_SIDE, TilingRule, tiles_of, tiling_rule
 from unoise_monai.types import Image, Logits
 
 Slices: TypeAlias = tuple[Any, ...]
@@ -53,8 +53,7 @@ class VolumeNetwork(nn.Module):
         if memory_gb is not None and not memory_gb > 0:
             raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
         self.network, self.memory_gb, self.precision, self.clips = network, memory_gb, precision, clips
-        self.rule = tiling_rule(network)
-        self.stride = self.rule.stride or 1
+        self.stride = tiling_rule(network).stride or 1
         """The grid, in voxels, that volumes are padded to."""
 
     def forward(self, image: Image) -> Logits:
@@ -64,6 +63,11 @@ class VolumeNetwork(nn.Module):
         for axis, side in enumerate(image.shape[2:]):
             logits = logits.narrow(axis + 2, 0, side)
         return logits
+
+    @property
+    def rule(self) -> TilingRule:
+        """How the network is tiled in the mode that it is in: norms in training mode see the whole tile."""
+        return tiling_rule(self.network)
 
     def predict(self, window: Image) -> Logits:
         """One pass over a window whose sides are multiples of the stride; float32 out."""
@@ -87,19 +91,27 @@ class VolumeNetwork(nn.Module):
             need = self._cost(image).bytes_per_voxel * self.pad(image[:1])[0, 0].numel()
         return max(1, int(self._budget(image.device) // need))
 
+    def measure(self, image: Image) -> None:
+        """Find out now what passes over such an image take, so that no later pass has to; in evaluation mode."""
+        if self.rule.stride is not None:
+            for gradient in (False, True):
+                with torch.set_grad_enabled(gradient):
+                    self._cost(image)
+
     def tiles(self, padded: Image) -> Tiles | None:
         """The tiles of a padded volume (see `tiles_of`), None where one pass fits."""
-        stride, halo = self.rule.stride, self.rule.halo
+        rule = self.rule
+        stride, halo = rule.stride, rule.halo
         if stride is None:
             return None
         cost, budget = self._cost(padded), self._budget(padded.device)
         need = cost.fixed_bytes + cost.bytes_per_voxel * len(padded) * padded[0, 0].numel()
         if need <= budget:
             return None
-        if not self.rule.exact or halo is None:
+        if not rule.exact or halo is None:
             raise MemoryError(
                 f"memory_gb must be at least {need / 1e9:.3f} for an image {tuple(padded.shape)}, got "
-                f"{budget / 1e9:.3f}: the network cannot be tiled exactly ({self.rule.reason})"
+                f"{budget / 1e9:.3f}: the network cannot be tiled exactly ({rule.reason})"
             )
         # Back from a voxel, outputs are a halo away, and what they see is another halo away.
         context = 2 * -(-halo // stride) * stride if self.clips else halo

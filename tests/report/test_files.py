@@ -1,0 +1,59 @@
+"""Maps, pictures and scores lie where they belong, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from unoise_monai.data import SegmentationTask
+from unoise_monai.data.decathlon import list_cases
+from unoise_monai.report.cases import load_case
+from unoise_monai.report.files import CaseFiles, shares
+
+
+def test_a_map_on_the_file_s_grid_and_its_pictures(cohort: Path, task: SegmentationTask, tmp_path: Path) -> None:
+    case = list_cases(cohort)[0]
+    volumes = load_case(case, task, torch.device("cpu"))
+    files = CaseFiles(tmp_path)
+    assert volumes.label is not None
+    files.start(volumes, volumes.label)
+    importance = volumes.image.as_tensor().clamp_min(0)
+    files.write_map("saliency", volumes, importance)
+    folder = tmp_path / volumes.name / "saliency"
+    assert {path.name for path in folder.iterdir()} == {
+        f"{volumes.name}_saliency{end}" for end in (".nii.gz", "_mip.png", "_montage.png")
+    }
+    written, scan = nib.load(folder / f"{volumes.name}_saliency.nii.gz"), nib.load(case["image"])
+    assert written.shape == scan.shape
+    np.testing.assert_allclose(written.affine, scan.affine, atol=1e-5)
+    assert np.corrcoef(written.get_fdata().ravel(), np.clip(scan.get_fdata(), 59.5, 215).ravel())[0, 1] > 0.9
+
+
+def test_done_is_what_has_scores_of_the_same_settings_and_did_not_fail(tmp_path: Path) -> None:
+    files = CaseFiles(tmp_path)
+    result = {"case": "a", "method": "rise", "settings": {"options": {"masks": 3}}, "scores": {}}
+    assert not files.done("a", "rise", result["settings"])
+    files.write(result)
+    assert files.read("a", "rise") == result
+    assert files.done("a", "rise", {"options": {"masks": 3}})
+    assert not files.done("a", "rise", {"options": {"masks": 4}})
+    assert not files.done("b", "rise", {"options": {"masks": 3}})
+    files.write({**result, "failed": "MemoryError: too large"})
+    assert not files.done("a", "rise", {"options": {"masks": 3}})
+
+
+def test_pictures_show_shares_of_the_high_values() -> None:
+    values = np.arange(-1000.0, 9001.0)
+    shown = shares(values)
+    assert shown[1000] == 0
+    assert shown[:1000].max() == 0
+    assert shown[-1] == 1
+    assert shown[5500] == pytest.approx(4500 / np.percentile(values, 99.9))
+    assert shares(np.array([-3.0, -2.0, -1.0])).tolist() == pytest.approx([0, 0.5, 1], abs=0.01)
+    assert shares(np.zeros(4)).tolist() == [0, 0, 0, 0]
+    # One voxel that is not 0 is shown, though no percentile reaches it.
+    assert shares((np.arange(10000) == 7).astype(float)).max() == 1

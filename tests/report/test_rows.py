@@ -1,0 +1,72 @@
+"""Means, ranks and failures of every method, by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from unoise_monai.report.rows import method_rows
+
+
+def result(method: str, case: str = "a", **scores: float) -> dict[str, Any]:
+    return {
+        "method": method,
+        "case": case,
+        "scores": scores,
+        "seconds": 2.0,
+        "forward_passes": 1.0,
+        "backward_passes": 1.0,
+    }
+
+
+def test_ranks_go_by_each_score_s_own_direction_and_ties_share() -> None:
+    rows = method_rows(
+        [
+            result("good", insertion_zero=0.9, deletion_zero=0.1, sensitivity=0.5),
+            result("equal", insertion_zero=0.9, deletion_zero=0.3, sensitivity=0.1),
+            result("poor", insertion_zero=0.2, deletion_zero=0.8, sensitivity=0.2),
+        ]
+    )
+    assert [row.method for row in rows] == ["good", "equal", "poor"]
+    assert [dict(row.ranks) for row in rows] == [
+        {"insertion_zero": 1.5, "deletion_zero": 1, "sensitivity": 3},
+        {"insertion_zero": 1.5, "deletion_zero": 2, "sensitivity": 1},
+        {"insertion_zero": 3, "deletion_zero": 3, "sensitivity": 2},
+    ]
+    # Robustness is no faithfulness: it has no part in the overall rank.
+    assert [row.overall for row in rows] == [1.25, 1.75, 3]
+
+
+def test_controls_come_last_and_take_no_rank() -> None:
+    rows = method_rows([result("random", insertion_zero=0.99), result("saliency", insertion_zero=0.5)])
+    assert [row.method for row in rows] == ["saliency", "random"]
+    assert rows[0].ranks == {"insertion_zero": 1}
+    assert rows[1].ranks == {}
+    assert math.isnan(rows[1].overall)
+    assert rows[1].scores["insertion_zero"].mean == 0.99
+
+
+def test_a_failure_counts_and_leaves_the_means() -> None:
+    failed = {"method": "rise", "case": "b", "failed": "MemoryError: too large"}
+    rows = method_rows([result("rise", insertion_zero=0.4), failed, result("rise", "c", insertion_zero=0.6)])
+    assert (rows[0].cases, rows[0].failed) == (2, 1)
+    assert rows[0].scores["insertion_zero"].mean == pytest.approx(0.5)
+    assert rows[0].scores["insertion_zero"].missing == 1
+    assert rows[0].seconds == 2
+    only = method_rows([failed])
+    assert (only[0].cases, only[0].failed) == (0, 1)
+    assert math.isnan(only[0].overall)
+
+
+def test_a_score_that_one_method_lacks_ranks_the_others() -> None:
+    rows = method_rows([result("a", insertion_zero=0.4), result("b", insertion_zero=0.5, infidelity=0.3)])
+    by_name = {row.method: row for row in rows}
+    assert by_name["a"].ranks == {"insertion_zero": 2}
+    assert by_name["b"].ranks == {"insertion_zero": 1, "infidelity": 1}
+
+
+def test_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="results must be at least one, got none"):
+        method_rows([])

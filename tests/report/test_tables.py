@@ -1,0 +1,42 @@
+"""The tables say what the rows say, and what failed."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from unoise_monai.report.rows import method_rows
+from unoise_monai.report.tables import csv_table, markdown_table
+
+RESULTS = [
+    {
+        "method": "saliency",
+        "case": case,
+        "scores": {"insertion_zero": value, "unchanged": 1.0},
+        "seconds": 0.25,
+        "forward_passes": 1.5,
+        "backward_passes": 1.0,
+        "constant": False,
+    }
+    for case, value in (("a", 0.5), ("b", 0.7))
+] + [{"method": "lime", "case": "a", "failed": "ValueError: no supervoxel"}]
+
+
+def test_csv_holds_means_intervals_and_ranks() -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_table(method_rows(RESULTS)))))
+    assert [row["method"] for row in rows] == ["saliency", "lime"]
+    assert float(rows[0]["insertion_zero"]) == 0.6
+    assert float(rows[0]["insertion_zero_low"]) >= 0.5
+    assert float(rows[0]["insertion_zero_high"]) <= 0.7
+    assert (rows[0]["insertion_zero_rank"], rows[0]["cases"], rows[0]["failed"]) == ("1", "2", "0")
+    assert (rows[1]["insertion_zero"], rows[1]["failed"]) == ("", "1")
+
+
+def test_markdown_names_what_failed_and_what_did_not_change() -> None:
+    text = markdown_table(method_rows(RESULTS), RESULTS)
+    lines = text.splitlines()
+    assert lines[0].startswith("| method | rank | seconds | passes | insertion zero |")
+    assert lines[2].startswith("| saliency | 1.0 | 0.25 | 2 + 1 | 0.600 (0.500-0.700) |")
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert "- lime on a: ValueError: no supervoxel" in lines
+    assert "Unchanged by random weights: saliency" in lines

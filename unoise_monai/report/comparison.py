@@ -1,0 +1,179 @@
+"""Explains volumes by many methods, scores every map, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.registry import make_attributor, method_names
+from unoise_monai.attribution.targets import foreground_sum
+from unoise_monai.checks import check_choice
+from unoise_monai.data import SegmentationTask
+from unoise_monai.data.decathlon import Case
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.metrics.cost import measure_cost
+from unoise_monai.metrics.ranking import distance_map
+from unoise_monai.networks.modes import attributing, evaluating
+from unoise_monai.networks.outputs import segmentation
+from unoise_monai.report.cases import CaseVolumes, load_case
+from unoise_monai.report.files import CaseFiles
+from unoise_monai.report.rows import MethodRow
+from unoise_monai.report.scoreboard import write_scoreboard
+from unoise_monai.report.scoring import MapScorer, per_intensity, truth_figures
+from unoise_monai.unoise import ExplainedSegmenter
+
+logger = logging.getLogger(__name__)
+
+CEILING = "label_distance"
+"""Not a method: voxels ranked by their distance to the label, which a network without need of context would follow."""
+
+
+class Comparison:
+    """Runs every method on every case: writes maps and pictures, scores them, and makes the scoreboard.
+
+    ``OUTPUT/<case>/<method>/`` gets the map as NIfTI on the input file's grid, pictures, and ``scores.json``, which is
+    written last: what has it is done, and a run that was interrupted goes on with what has not, or was made with other
+    options. A method that fails on a case is noted there, reported in the table, and tried again by the next run.
+    Cases without a label are scored against the network's own segmentation of the whole image.
+
+    Args:
+        segmenter: the network to explain and its noise model, on their device.
+        task: how volumes are read.
+        cases: see `find_cases`.
+        methods: names of `METHODS`, or ``"label_distance"``, the ceiling.
+        output_dir: where all is written.
+        options: of single methods, by name.
+        scorer: what is measured.
+        robust_cases: on how many cases sensitivity and randomisation are measured, which take many maps each.
+        pictures: write MIP and montage of every map.
+        truth_dir: folder with ``<case>.nii.gz``, what every voxel of a phantom is (`Truth`).
+        memory_gb: see `Attributor`.
+        precision: see `Attributor`.
+
+    Raises:
+        ValueError: when there is no method or case, or a method is unknown.
+    """
+
+    def __init__(
+        self,
+        segmenter: ExplainedSegmenter,
+        task: SegmentationTask,
+        cases: Sequence[Case],
+        methods: Sequence[str],
+        output_dir: str | Path,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        scorer: MapScorer | None = None,
+        robust_cases: int = 5,
+        pictures: bool = True,
+        truth_dir: str | Path | None = None,
+        memory_gb: float | None = None,
+        precision: str = "auto",
+    ) -> None:
+        if not cases or not methods:
+            raise ValueError(f"cases and methods must be at least one each, got {len(cases)} and {len(methods)}")
+        for method in methods:
+            check_choice("method", method, (*method_names(), CEILING))
+        self.segmenter, self.task, self.cases, self.methods = segmenter, task, list(cases), list(dict.fromkeys(methods))
+        self.files = CaseFiles(output_dir, pictures)
+        self.options = {name: dict(chosen) for name, chosen in (options or {}).items()}
+        self.scorer = MapScorer() if scorer is None else scorer
+        self.robust_cases = robust_cases
+        self.truth_dir = None if truth_dir is None else Path(truth_dir)
+        self.running = {"memory_gb": memory_gb, "precision": precision}
+        self.volume = VolumeNetwork(segmenter.utility, memory_gb, precision)
+        self.device = next(segmenter.parameters()).device
+
+    def run(self) -> list[MethodRow]:
+        """Do what is missing, then write the scoreboard of all that is there."""
+        for number, case in enumerate(tqdm(self.cases, desc="cases")):
+            settings = {name: self._settings(name, number) for name in self.methods}
+            missing = [name for name in self.methods if not self.files.done(case["case"], name, settings[name])]
+            if missing:
+                self._explain(case, missing, settings)
+        results = [self.files.read(case["case"], name) for case in self.cases for name in self.methods]
+        return write_scoreboard(results, self.files.output_dir)
+
+    def _settings(self, method: str, number: int) -> dict[str, Any]:
+        """All that a result hangs on, as JSON gives it back."""
+        settings = {
+            "options": self.options.get(method, {}),
+            "scorer": repr(self.scorer),
+            "robust": number < self.robust_cases,
+            **self.running,
+        }
+        return json.loads(json.dumps(settings, default=repr))
+
+    def _explain(self, case: Case, methods: Sequence[str], settings: Mapping[str, dict[str, Any]]) -> None:
+        volumes = load_case(case, self.task, self.device)
+        with evaluating(self.volume):
+            logits = self.volume(volumes.image.as_subclass(Tensor))
+        outline = segmentation(logits)
+        label = outline if volumes.label is None else volumes.label
+        visibility = self.scorer.visibility(self.volume, volumes.image, label, volumes.spacing_mm)
+        truth = None if self.truth_dir is None else volumes.labels_from(self.truth_dir / f"{volumes.name}.nii.gz")
+        self.files.start(volumes, outline)
+        for method in tqdm(methods, desc=volumes.name, leave=False):
+            result: dict[str, Any] = {
+                "case": volumes.name,
+                "method": method,
+                "settings": settings[method],
+                "label": "own segmentation" if volumes.label is None else "label",
+            }
+            # Whatever goes wrong with a method on one case, the others count: it is noted, and logged with its trace.
+            try:
+                importance, found, scores = self._map(method, volumes, logits, label, settings[method]["robust"])
+                result |= found
+                result["curves"], areas = visibility(importance)
+                result["scores"] = {**areas, **scores}
+                if truth is not None:
+                    result["scores"] |= truth_figures(importance, truth)
+                self.files.write_map(method, volumes, importance)
+            except Exception as error:
+                logger.exception("%s failed on %s", method, volumes.name)
+                result |= {"failed": f"{type(error).__name__}: {error}"}
+            self.files.write(result)
+
+    def _map(
+        self, method: str, volumes: CaseVolumes, logits: Tensor, label: Tensor, robust: bool
+    ) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
+        """The map that ranks voxels, what is to be said of it, and the scores that need the method again."""
+        if method == CEILING:
+            return distance_map(label, volumes.spacing_mm), {}, {}
+        image, target = volumes.image, foreground_sum(logits)
+        attributor = self.attributor(method)
+        with attributing(attributor.network):
+            attributor.volume.measure(image)
+        with measure_cost(attributor.network, image) as cost:
+            values = attributor(image, target)
+        notes = values.meta["attribution"][0]
+        contribution = values.as_tensor()
+        importance = signed(contribution, type(attributor).default_sign)
+        if attributor.contributes:
+            contribution = per_intensity(contribution, image)
+        scores = self.scorer.faithfulness(Score(self.volume, target), image, contribution)
+        if robust:
+            own = self.attributor(method, sign=None)
+            scores |= self.scorer.robustness(own, image, target, label > 0)
+        found = {
+            "seconds": cost.seconds,
+            "forward_passes": cost.forward_passes,
+            "backward_passes": cost.backward_passes,
+            "notes": notes,
+            "constant": bool(importance.amax() == importance.amin()),
+        }
+        return importance, found, {name: value for name, value in scores.items() if math.isfinite(value)}
+
+    def attributor(self, method: str, sign: str | None = "signed") -> Attributor:
+        """The method as it is run here."""
+        options = {**self.running, **self.options.get(method, {}), "sign": sign}
+        if method == "unoise":
+            options["noise_model"] = self.segmenter.noise_model
+        return make_attributor(method, self.segmenter.utility, **options)

@@ -1,0 +1,110 @@
+"""Every method over all cases: means with intervals, ranks for each score and overall."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+
+CONTROLS = ("random", "intensity", "edges", "label_distance")
+"""Rankings that ask no network: shown beside the methods, and not ranked among them."""
+LOWER_IS_BETTER = (
+    "deletion",
+    "infidelity",
+    "sensitivity",
+    "randomisation",
+    "unchanged",
+    "truth_top_distractor",
+    "truth_top_irrelevant",
+    "truth_top_outside",
+)
+"""Beginnings of the scores that are better when low."""
+RANKED = ("insertion", "deletion", "infidelity")
+"""Beginnings of the scores whose ranks make the overall rank: they say whether a map is faithful to the network."""
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method over all cases."""
+
+    method: str
+    cases: int
+    failed: int
+    scores: Mapping[str, Interval]
+    ranks: Mapping[str, float]
+    """For each score, 1 the best; equal means share their mean rank. Empty for controls."""
+    overall: float
+    """Mean rank over the scores of faithfulness; NaN for controls."""
+    seconds: float
+    forward_passes: float
+    backward_passes: float
+
+
+def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
+    """One row a method, the best overall first and the controls last.
+
+    Args:
+        results: what a `Comparison` wrote for each case and method.
+
+    Raises:
+        ValueError: when there is no result.
+    """
+    if not results:
+        raise ValueError("results must be at least one, got none")
+    by_method = {
+        name: [result for result in results if result["method"] == name]
+        for name in dict.fromkeys(result["method"] for result in results)
+    }
+    scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
+    means = {name: _means(found, scores) for name, found in by_method.items()}
+    ranked = [name for name in by_method if name not in CONTROLS]
+    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
+    rows = [
+        _row(name, found, means[name], {score: ranks[score][name] for score in scores if name in ranks[score]})
+        for name, found in by_method.items()
+    ]
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
+
+
+def _means(results: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> dict[str, Interval]:
+    values = {score: [result.get("scores", {}).get(score, math.nan) for result in results] for score in scores}
+    return {score: bootstrap_mean(found) for score, found in values.items()}
+
+
+def _row(
+    method: str, results: Sequence[Mapping[str, Any]], scores: Mapping[str, Interval], ranks: Mapping[str, float]
+) -> MethodRow:
+    done = [result for result in results if "failed" not in result]
+    faithful = [rank for name, rank in ranks.items() if name.startswith(RANKED) and math.isfinite(rank)]
+
+    def mean(name: str) -> float:
+        values = [result[name] for result in done if name in result]
+        return float(np.mean(values)) if values else math.nan
+
+    return MethodRow(
+        method=method,
+        cases=len(done),
+        failed=len(results) - len(done),
+        scores=scores,
+        ranks=ranks,
+        overall=float(np.mean(faithful)) if faithful else math.nan,
+        seconds=mean("seconds"),
+        forward_passes=mean("forward_passes"),
+        backward_passes=mean("backward_passes"),
+    )
+
+
+def _ranks(means: Mapping[str, float], score: str) -> dict[str, float]:
+    """1 for the best; equal values share their mean rank; NaN gets none."""
+    there = {name: value for name, value in means.items() if math.isfinite(value)}
+    towards = 1 if score.startswith(LOWER_IS_BETTER) else -1
+    values = sorted(towards * value for value in there.values())
+    return {
+        name: (values.index(towards * value) + len(values) - values[::-1].index(towards * value) + 1) / 2
+        for name, value in there.items()
+    }
