@@ -106,7 +106,7 @@ def test_what_was_measured_is_not_measured_again() -> None:
     network, image = unet(2), torch.randn(1, 1, 32, 32)
     calls: list[bool] = []
     volume = VolumeNetwork(network, 0.01)
-    volume.measure(image)
+    volume.copies(image)
     network.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     volume.copies(image)
     gradient(volume, image)

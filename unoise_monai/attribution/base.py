@@ -79,6 +79,10 @@ class Attributor(ABC):
     default_sign: ClassVar[str] = "absolute"
     clips: ClassVar[bool] = False
     """Whether the method clips gradients within the network, see `VolumeNetwork`."""
+    differentiates: ClassVar[bool] = True
+    """Whether the method asks for gradients of the network; if not, more copies of a volume fit the memory."""
+    contributes: bool = False
+    """Whether each value is a voxel's own contribution against its baseline, rather than a change per intensity."""
 
     def __init__(
         self,
@@ -92,7 +96,7 @@ class Attributor(ABC):
         self.network = network
         self.volume = VolumeNetwork(network, memory_gb, precision, self.clips)
 
-    def __call__(self, image: Image, target: Target) -> VoxelMap:
+    def __call__(self, image: Image, target: Target) -> MetaTensor:
         plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().float()
         check_finite(plain, "image")
         maps, notes = [], []
@@ -100,13 +104,13 @@ class Attributor(ABC):
             item = plain[index : index + 1].clone().requires_grad_()
             with attributing(self.network):
                 # Measured now, before a method's hooks change what a pass takes.
-                score = Score(self.volume, of_item(target, index), self.volume.copies(item))
+                score = Score(self.volume, of_item(target, index), self.volume.copies(item, self.differentiates))
                 values = self.attribute(item, score)
             maps.append(signed(values.detach().float(), self.sign))
             notes.append({"method": self.name, "sign": self.sign, **score.notes})
         result = MetaTensor(torch.cat(maps))
         if isinstance(image, MetaTensor):
-            result.copy_meta_from(image, copy_attr=False)
+            result.copy_meta_from(image)
         result.meta["attribution"] = notes
         return result
 

@@ -14,6 +14,8 @@ def border_mean(logits: Logits, label: int) -> Region:
     """The mean of a class's logit over its border: its voxels with a face-neighbour that is background.
 
     Fazel et al., "Interpretability of U-Net model in the segmentation of medical images": a border defines its segment.
+    They take the mean of the maps of its voxels, which for most methods is the map of this mean; for the others, and
+    for the mean of magnitudes, `VoxelwiseMean` takes it.
 
     Args:
         logits: of the unperturbed image, ``(B, K, *spatial)``.

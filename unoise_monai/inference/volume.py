@@ -83,20 +83,20 @@ class VolumeNetwork(nn.Module):
         ends = [-side % self.stride for side in image.shape[2:]]
         return F.pad(image, [n for end in reversed(ends) for n in (0, end)], "replicate") if any(ends) else image
 
-    def copies(self, image: Image) -> int:
-        """How many copies of one volume a pass may take: one on a CPU that is given no bound, where more are slower."""
-        if self.rule.stride is None or (self.memory_gb is None and image.device.type == "cpu"):
-            return 1
-        with torch.enable_grad():
-            need = self._cost(image).bytes_per_voxel * self.pad(image[:1])[0, 0].numel()
-        return max(1, int(self._budget(image.device) // need))
+    def copies(self, image: Image, gradient: bool = True) -> int:
+        """How many copies of one volume a pass may take: one on a CPU that is given no bound, where more are slower.
 
-    def measure(self, image: Image) -> None:
-        """Find out now what passes over such an image take, so that no later pass has to; in evaluation mode."""
-        if self.rule.stride is not None:
-            for gradient in (False, True):
-                with torch.set_grad_enabled(gradient):
-                    self._cost(image)
+        What passes over such an image take, forward and (``gradient``) back, is measured here where it is not known
+        yet, so that no later pass has to, among a method's hooks.
+        """
+        if self.rule.stride is None:
+            return 1
+        for enabled in (False, True) if gradient else (False,):
+            with torch.set_grad_enabled(enabled):
+                need = self._cost(image).bytes_per_voxel * self.pad(image[:1])[0, 0].numel()
+        if self.memory_gb is None and image.device.type == "cpu":
+            return 1
+        return max(1, int(self._budget(image.device) // need))
 
     def tiles(self, padded: Image) -> Tiles | None:
         """The tiles of a padded volume (see `tiles_of`), None where one pass fits."""
@@ -119,7 +119,9 @@ class VolumeNetwork(nn.Module):
         return list(tiles_of(padded.shape[2:], tile, stride, context))
 
     def _cost(self, image: Image) -> PassCost:
-        block = (1, image.shape[1], *[self.stride * -(-PROBE_SIDE // self.stride)] * (image.ndim - 2))
+        # Two voxels a side at the coarsest level, which instance norms ask for.
+        side = self.stride * max(2, -(-PROBE_SIDE // self.stride))
+        block = (1, image.shape[1], *[side] * (image.ndim - 2))
         dtype = resolve_precision(image.device, self.precision)
         return measure_pass(self.network, self.predict, block, image.device, dtype, gradient=torch.is_grad_enabled())
 

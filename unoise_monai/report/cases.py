@@ -37,8 +37,8 @@ def find_cases(
         choice: the first so many, or cases by name; None for all.
 
     Raises:
-        ValueError: when ``part`` is unknown, or given for cases without labels or a split; when ``choice`` is below 1 or
-            names a case that is not there.
+        ValueError: when ``part`` is unknown, or given for cases without labels or a split.
+        ValueError: when ``choice`` is below 1 or names a case that is not there.
         CaseError: as `list_cases`, `find_images` and `split_cases`.
     """
     path = Path(path)

@@ -53,6 +53,7 @@ class Comparison:
         options: of single methods, by name.
         scorer: what is measured.
         robust_cases: on how many cases sensitivity and randomisation are measured, which take many maps each.
+        robust_seconds: methods whose map takes longer are left out of them.
         pictures: write MIP and montage of every map.
         truth_dir: folder with ``<case>.nii.gz``, what every voxel of a phantom is (`Truth`).
         memory_gb: see `Attributor`.
@@ -71,7 +72,8 @@ class Comparison:
         output_dir: str | Path,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         scorer: MapScorer | None = None,
-        robust_cases: int = 5,
+        robust_cases: int = 3,
+        robust_seconds: float = 10.0,
         pictures: bool = True,
         truth_dir: str | Path | None = None,
         memory_gb: float | None = None,
@@ -85,7 +87,7 @@ class Comparison:
         self.files = CaseFiles(output_dir, pictures)
         self.options = {name: dict(chosen) for name, chosen in (options or {}).items()}
         self.scorer = MapScorer() if scorer is None else scorer
-        self.robust_cases = robust_cases
+        self.robust_cases, self.robust_seconds = robust_cases, robust_seconds
         self.truth_dir = None if truth_dir is None else Path(truth_dir)
         self.running = {"memory_gb": memory_gb, "precision": precision}
         self.volume = VolumeNetwork(segmenter.utility, memory_gb, precision)
@@ -150,7 +152,7 @@ class Comparison:
         image, target = volumes.image, foreground_sum(logits)
         attributor = self.attributor(method)
         with attributing(attributor.network):
-            attributor.volume.measure(image)
+            attributor.volume.copies(image, attributor.differentiates)
         with measure_cost(attributor.network, image) as cost:
             values = attributor(image, target)
         notes = values.meta["attribution"][0]
@@ -159,7 +161,7 @@ class Comparison:
         if attributor.contributes:
             contribution = per_intensity(contribution, image)
         scores = self.scorer.faithfulness(Score(self.volume, target), image, contribution)
-        if robust:
+        if robust and cost.seconds <= self.robust_seconds:
             own = self.attributor(method, sign=None)
             scores |= self.scorer.robustness(own, image, target, label > 0)
         found = {

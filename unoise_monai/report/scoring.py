@@ -52,14 +52,14 @@ class MapScorer:
     """
 
     hidings: Mapping[str, Hiding] = field(default_factory=lambda: dict(HIDINGS))
-    shares: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+    shares: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
     measures: Sequence[str] = ("dice", "soft_dice", "iou", "surface_distance")
     infidelity_samples: int = 32
     infidelity_sigma: float = 0.5
     infidelity_box: int | None = 8
-    sensitivity_samples: int = 3
+    sensitivity_samples: int = 2
     sensitivity_radius: float = 0.05
-    randomisation_steps: int = 4
+    randomisation_steps: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,101 @@
+"""The scoreboard of attribution methods over real volumes: a bundle's explain.yaml over all its validation cases.
+
+    python benchmarks/scoreboard.py                     # Task04, hippocampus: about an hour on 2 CPU cores
+    python benchmarks/scoreboard.py --jobs 1 --cases 3  # a look
+
+Stopped, it goes on with what is missing. Writes benchmarks/results/scoreboard_<bundle>.{csv,md,json} and
+docs/images/scoreboard_*.png. Each of the jobs explains its own cases, on one core: seconds are those of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from visibility import REAL, ROOT, machine
+
+from unoise_monai.report import find_cases
+
+PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", nargs="?", default="hippocampus_mr_unoise", choices=sorted(REAL))
+    parser.add_argument("--data", type=Path, help="the Decathlon folder")
+    parser.add_argument("--out", type=Path, help="where the maps and scores of each case go")
+    parser.add_argument("--cases", type=int, help="the first so many; all validation cases by default")
+    parser.add_argument("--jobs", type=int, default=2, help="processes beside each other, of one core each")
+    arguments = parser.parse_args()
+    bundle = ROOT / "bundles" / arguments.bundle
+    data = (arguments.data or next(path for path in REAL[arguments.bundle] if path.is_dir())).resolve()
+    out = (arguments.out or ROOT / "runs" / f"scoreboard_{arguments.bundle}").resolve()
+    split = bundle / "models" / "split.json"
+    names = [case["case"] for case in find_cases(data, split, "validation", choice=arguments.cases)]
+
+    log = out / "logs"
+    log.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    jobs = []
+    for number in range(arguments.jobs):
+        # Robustness is measured on the first cases of each job.
+        mine = names[number :: arguments.jobs]
+        robust = len(range(number, ROBUST_CASES, arguments.jobs))
+        with (log / f"{number}.log").open("w") as file:
+            command = [
+                *explain(data, out / "cases", mine),
+                "--robust_cases",
+                str(robust),
+                "--robust_seconds",
+                "4",
+                "--pictures",
+                "False",
+            ]
+            jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
+    if any([job.wait() for job in jobs]):
+        sys.exit(f"a job failed, see {log}")
+    finish(arguments.bundle, out / "cases", names)
+
+
+ROBUST_CASES = 3
+
+
+def explain(data: Path, out: Path, names: list[str]) -> list[str]:
+    """The command that a user would give, for some of the cases."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/explain.yaml"]
+    return [*command, "--dataset_dir", str(data), "--output_dir", str(out), "--cases", repr(names)]
+
+
+def finish(bundle: str, out: Path, names: list[str]) -> None:
+    """The scoreboard over the cases of all jobs."""
+    from unoise_monai.report.files import CaseFiles
+    from unoise_monai.report.scoreboard import write_scoreboard
+
+    files = CaseFiles(out)
+    methods = sorted({path.parent.name for path in out.glob("*/*/scores.json")})
+    results = [files.read(case, method) for case in names for method in methods]
+    rows = write_scoreboard(results, out)
+    target = ROOT / "benchmarks" / "results"
+    for suffix in ("csv", "md"):
+        shutil.copy(out / f"scoreboard.{suffix}", target / f"scoreboard_{bundle}.{suffix}")
+    for picture in PICTURES:
+        shutil.copy(out / f"{picture}.png", ROOT / "docs" / "images" / f"scoreboard_{picture}.png")
+    summary = {
+        "command": " ".join(["python", "benchmarks/scoreboard.py", *sys.argv[1:]]),
+        "machine": f"{machine()}, one core a job",
+        "cases": names,
+        "seed": 0,
+        "settings": results[0]["settings"],
+        "ranks": {row.method: round(row.overall, 2) for row in rows if row.overall == row.overall},
+    }
+    (target / f"scoreboard_{bundle}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    sys.stdout.write((out / "scoreboard.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

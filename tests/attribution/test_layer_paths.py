@@ -1,0 +1,224 @@
+"""Contributions of a layer add up to what its features change, in one window or several."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import captum.attr
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from unoise_monai.attribution.baselines import baseline
+from unoise_monai.attribution.layer_paths import (
+    InternalInfluence,
+    LayerConductance,
+    LayerIntegratedGradients,
+    LayerPath,
+)
+from unoise_monai.attribution.targets import Region, SoftDice
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.networks import UNet
+
+METHODS = [LayerConductance, LayerIntegratedGradients, InternalInfluence]
+SIZES = {2: (8, 6), 3: (4, 6, 8)}
+LONG = {2: (151, 11), 3: (93, 5, 7)}
+AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def unet(dims: int) -> UNet:
+    """With features that are alive at every layer, and a batch norm that does something."""
+    torch.manual_seed(dims)
+    network = UNet(dims, 1, 3, 2, channel_factor=2).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.02, 0.1)
+    return network
+
+
+def picture(*size: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
+
+
+def region(*size: int) -> Region:
+    return Region(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.4, 1)
+
+
+def scores(network: UNet, image: Tensor, start: Tensor, path: str, target: Any) -> tuple[float, float, float]:
+    """Of the image, of the baseline, and of the image with the layer's features of the baseline."""
+    layer = network.get_submodule(path)
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        first = target(network(image))
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        second = target(network(start))
+        handle.remove()
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept[0])
+        third = target(network(image))
+        handle.remove()
+    return float(first), float(second), float(third)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("path", ["encoder.0", "encoder.1", "decoder.0"])
+def test_integrated_gradients_sum_to_what_the_layer_changes(dims: int, path: str) -> None:
+    network, image, target = unet(dims), picture(*SIZES[dims]), region(*SIZES[dims])
+    start = baseline(image, "blurred")
+    after, before, without = scores(network, image, start, path, target)
+    found = LayerIntegratedGradients(network, path, steps=200, baseline="blurred", sign="signed")(image, target)
+    note = found.meta["attribution"][0]
+    assert note["score_difference"] == pytest.approx(after - without, abs=1e-5)
+    assert abs(note["convergence_delta"]) < 0.01 * abs(after - without)
+    if path == "encoder.1":
+        assert abs(without - before) > 0.01
+    else:
+        assert without == pytest.approx(before, abs=1e-5)
+        # At full resolution the map is the layer's own.
+        assert float(found.sum()) == pytest.approx(after - without, rel=0.01)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_conductance_of_a_layer_that_all_goes_through_sums_to_the_difference(dims: int) -> None:
+    network, image, target = unet(dims), picture(*SIZES[dims]), region(*SIZES[dims])
+    for path in ("encoder.0", "decoder.0"):
+        after, before, _ = scores(network, image, torch.zeros_like(image), path, target)
+        found = LayerConductance(network, path, steps=200, sign="signed")(image, target)
+        assert float(found.sum()) == pytest.approx(after - before, rel=0.02)
+        note = found.meta["attribution"][0]
+        assert note["score_difference"] == pytest.approx(after - before, abs=1e-5)
+        assert note["convergence_delta"] == pytest.approx(float(found.sum()) - (after - before), abs=1e-5)
+        # Of the signed values, whatever the sign of the map.
+        absolute = LayerConductance(network, path, steps=200)(image, target).meta["attribution"][0]
+        assert absolute["convergence_delta"] == pytest.approx(note["convergence_delta"], abs=1e-6)
+
+
+def test_conductance_asks_captum_for_pairs_of_steps() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LayerConductance(unet(2), steps=3)(picture(8, 6), region(8, 6))
+
+
+def test_conductance_by_hand() -> None:
+    network, image, target = unet(2), picture(8, 6), region(8, 6)
+    kept: list[Tensor] = []
+    network.encoder[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    expected: Any = 0.0
+    before = None
+    for step in range(6):
+        score = target(network(step / 5 * image))
+        (gradient,) = torch.autograd.grad(score.sum(), kept[-1])
+        if before is not None:
+            expected = expected + before[1] * (kept[-1].detach() - before[0])
+        before = kept[-1].detach(), gradient
+    network.encoder[0]._forward_hooks.clear()
+    found = LayerConductance(network, "encoder.0", steps=5, sign="signed")(image, target)
+    torch.testing.assert_close(found.as_tensor(), expected.sum(dim=1, keepdim=True))
+
+
+def test_influence_is_the_mean_gradient_along_the_path() -> None:
+    network, image, target = unet(2), picture(8, 6), region(8, 6)
+    kept: list[Tensor] = []
+    network.decoder[0].up.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    expected: Any = 0.0
+    for step in range(4):
+        score = target(network((step + 0.5) / 4 * image))
+        expected = expected + torch.autograd.grad(score.sum(), kept[-1])[0] / 4
+    network.decoder[0].up._forward_hooks.clear()
+    options: dict[str, Any] = {"steps": 4, "rule": "riemann_middle"}
+    for sign, values in {"signed": expected, "absolute": expected.abs()}.items():
+        found = InternalInfluence(network, "decoder.0.up", sign=sign, **options)(image, target)
+        torch.testing.assert_close(found.as_tensor(), values.sum(dim=1, keepdim=True))
+        assert "convergence_delta" not in found.meta["attribution"][0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captum_does_the_same_in_one_go(method: type[LayerPath]) -> None:
+    network, image, target = unet(2), picture(8, 6), region(8, 6)
+    oracle = getattr(captum.attr, method.__name__)(lambda x: target(network(x)), network.encoder[0])
+    expected = oracle.attribute(image, n_steps=7, method=method.rules[0]).detach().sum(dim=1, keepdim=True)
+    found = method(network, "encoder.0", steps=7, sign="signed")(image, target)
+    torch.testing.assert_close(found.as_tensor(), expected, rtol=1e-4, atol=1e-6)
+    # With room for three copies at once, the steps go in groups.
+    with torch.enable_grad():
+        need = VolumeNetwork(network)._cost(image.requires_grad_()).bytes_per_voxel * image.numel()
+    grouped = method(network, "encoder.0", steps=7, sign="signed", memory_gb=3.5e-9 * need)
+    assert grouped.volume.copies(image) == 3
+    torch.testing.assert_close(grouped(image, target).as_tensor(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", ["encoder.0", "bottleneck"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_windows_equal_the_whole(method: type[LayerPath], path: str, dims: int) -> None:
+    network, image, target = unet(dims), picture(*LONG[dims]).requires_grad_(), region(*LONG[dims])
+    volume = VolumeNetwork(network)
+    budget = 0.65e-9 * volume._cost(image).bytes_per_voxel * volume.pad(image).numel() * method.copies
+    whole = method(network, path, steps=4, sign="signed")(image, target)
+    windows = method(network, path, steps=4, sign="signed", memory_gb=budget)
+    assert windows.volume.tiles(volume.pad(image).expand(method.copies, *volume.pad(image).shape[1:])) is not None
+    found = windows(image, target)
+    scale = float(whole.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found.as_tensor(), whole.as_tensor(), rtol=1e-5, atol=1e-5 * scale)
+    for key, value in whole.meta["attribution"][0].items():
+        expected = pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value
+        assert found.meta["attribution"][0][key] == expected
+    with pytest.raises(ValueError, match="target must be linear in the logits"):
+        windows(image, SoftDice(target.mask.long(), 1))
+    with torch.no_grad():
+        assert float(method(network, path, steps=4)(image, SoftDice(target.mask.long(), 1)).max()) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_geometry_and_precision(method: type[LayerPath]) -> None:
+    network, images, target = unet(3), picture(5, 6, 7, batch=2), region(5, 6, 7)
+    both = method(network, steps=8)(MetaTensor(images, affine=AFFINE), target)
+    assert both.shape == (2, 1, 5, 6, 7)
+    torch.testing.assert_close(both.affine, AFFINE.double())
+    for index in range(2):
+        single = method(network, steps=8)(images[index : index + 1], target)
+        assert torch.equal(both.as_tensor()[index : index + 1], single.as_tensor())
+    bf16 = method(network, steps=8, precision="bf16")(images, target)
+    near = torch.corrcoef(torch.stack([bf16.as_tensor().flatten(), both.as_tensor().flatten()]))
+    assert 0.9 < float(near[0, 1]) < 1
+
+
+def test_a_baseline_of_your_own() -> None:
+    network, image, target = unet(2), picture(9, 6), region(9, 6)
+    found = LayerConductance(network, baseline=image.clone())(image, target)
+    assert float(found.abs().max()) == 0
+    zero, blurred = (LayerConductance(network, baseline=kind)(image, target) for kind in ("zero", "blurred"))
+    assert not torch.equal(zero.as_tensor(), blurred.as_tensor())
+    noise = [LayerConductance(network, baseline="noise", seed=seed)(image, target).as_tensor() for seed in (0, 0, 1)]
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], noise[2])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (LayerConductance, {"steps": 1}, "steps must be at least 2, got 1"),
+        (LayerConductance, {"rule": "gausslegendre"}, "rule must be one of 'riemann_trapezoid', got 'gausslegendre'"),
+        (LayerIntegratedGradients, {"rule": "simpson"}, "rule must be one of 'gausslegendre', .*, got 'simpson'"),
+        (InternalInfluence, {"baseline": "nothing"}, "baseline must be one of .*, got 'nothing'"),
+    ],
+)
+def test_bad_options(method: type[LayerPath], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(unet(2), **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_stays_as_it_was(method: type[LayerPath]) -> None:
+    network, image = unet(2).train(), picture(8, 6)
+    method(network, steps=2)(image, region(8, 6))
+    with pytest.raises(ValueError, match="one scalar an item"):
+        method(network, steps=2)(image, lambda logits: logits)
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

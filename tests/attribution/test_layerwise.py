@@ -1,0 +1,177 @@
+"""Maps of a layer lie on the image's grid, where they belong, for one layer and for all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks import nets
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.cam import GradCAM, GuidedGradCAM
+from unoise_monai.attribution.layer_guided import LayerGuidedBackprop
+from unoise_monai.attribution.layerwise import LayerActivation, LayerAttributor, every_layer, on_image
+from unoise_monai.attribution.targets import Region
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.networks import UNet
+
+AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+class OnePlace(LayerAttributor):
+    """A single voxel of the layer."""
+
+    name = "one_place"
+    default_sign = "signed"
+    at: tuple[int, ...] = ()
+
+    def on_layer(self, image: Tensor, score: Score, layer: nn.Module) -> Tensor:
+        values = torch.zeros(1, 1, *[side // 4 for side in score.volume.pad(image).shape[2:]])
+        values[(0, 0, *self.at)] = 1
+        return values
+
+
+class TwoSigns(LayerAttributor):
+    """Plus one beside minus one, in two channels that cancel where both are there."""
+
+    name = "two_signs"
+
+    def on_layer(self, image: Tensor, score: Score, layer: nn.Module) -> Tensor:
+        return torch.tensor([[[[1.0, -1.0], [1.0, 1.0]], [[0.0, 0.0], [-1.0, 1.0]]]])
+
+
+def unet(dims: int, channels: int = 1) -> UNet:
+    torch.manual_seed(dims)
+    return UNet(dims, channels, 3, depth=3, channel_factor=1)
+
+
+def picture(*size: int, batch: int = 1, channels: int = 1) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def region(*size: int) -> Region:
+    return Region(torch.ones(1, 1, *size, dtype=torch.bool), 1)
+
+
+@pytest.mark.parametrize(("size", "place"), [((21, 13), (3, 1)), ((13, 18, 17), (1, 3, 3))])
+def test_a_blob_of_a_coarse_layer_lands_on_its_voxels(size: tuple[int, ...], place: tuple[int, ...]) -> None:
+    attributor = OnePlace(unet(len(size)))
+    attributor.at = place
+    found = attributor(picture(*size), region(*size)).as_tensor()
+    assert found.shape == (1, 1, *size)
+    # The highest values are those of the two middle voxels of the four that it stands for, at 7/8 along each axis.
+    expected = torch.zeros(size)
+    expected[tuple(slice(4 * at + 1, 4 * at + 3) for at in place)] = 0.875 ** len(size)
+    assert torch.equal(found[0, 0] == found.max(), expected > 0)
+    assert float(found.max()) == pytest.approx(float(expected.max()))
+    centre = [float((found[0, 0].movedim(axis, -1) * torch.arange(size[axis])).sum()) for axis in range(len(size))]
+    # Where a blob reaches the padding, a part of it is cut off: the last axis of the second.
+    for axis, at in enumerate(place):
+        if 4 * at + 6 <= size[axis]:
+            assert centre[axis] / float(found.sum()) == pytest.approx(4 * at + 1.5)
+
+
+def test_interpolation_is_linear_between_centres() -> None:
+    values = torch.tensor([[[[0.0, 4.0]]]])
+    expected = torch.tensor([[[[0.0, 1.0, 3.0]] * 2]])
+    torch.testing.assert_close(on_image(values, torch.Size([2, 4]), torch.zeros(1, 1, 2, 3)), expected)
+
+
+def test_the_sign_is_taken_of_each_channel_on_the_layer_s_grid() -> None:
+    image = picture(8, 8)
+    expected = {
+        "signed": torch.tensor([[1.0, -1.0], [0.0, 2.0]]),
+        "absolute": torch.tensor([[1.0, 1.0], [2.0, 2.0]]),
+        "positive": torch.tensor([[1.0, 0.0], [1.0, 2.0]]),
+    }
+    for sign, values in expected.items():
+        finer = F.interpolate(values[None, None], (8, 8), mode="bilinear")
+        torch.testing.assert_close(TwoSigns(unet(2), sign=sign)(image, region(8, 8)).as_tensor(), finer)
+
+
+@pytest.mark.parametrize("size", [(10, 7), (6, 9, 5)])
+@pytest.mark.parametrize("path", ["encoder.1.0", "bottleneck"])
+def test_activation_is_the_mean_magnitude_of_the_features(size: tuple[int, ...], path: str) -> None:
+    network, image = unet(len(size)).eval(), picture(*size)
+    padded = F.pad(image, [n for side in reversed(size) for n in (0, -side % 4)], mode="replicate")
+    with torch.no_grad():
+        fine = network.encoder[0](padded)
+        layers = {"encoder.1.0": network.encoder[1][0](network.pools[1](fine))}
+        layers["bottleneck"] = network.encoder[2](network.pools[2](network.encoder[1](network.pools[1](fine))))
+    mean = layers[path].abs().mean(dim=1, keepdim=True)
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    expected = F.interpolate(mean, padded.shape[2:], mode=mode)[(..., *map(slice, size))]
+    found = LayerActivation(network, path)(image, region(*size))
+    torch.testing.assert_close(found.as_tensor(), expected)
+    assert found.meta["attribution"][0] == {
+        "method": "layer_activation",
+        "sign": "absolute",
+        "layer": path.replace("bottleneck", "encoder.2"),
+    }
+
+
+def test_activation_in_windows_and_in_bf16() -> None:
+    network, image = unet(2).eval(), picture(297, 5)
+    whole = LayerActivation(network)(image, region(297, 5)).as_tensor()
+    with torch.enable_grad():
+        budget = 0.65e-9 * VolumeNetwork(network)._cost(image).bytes_per_voxel * 300 * 8
+    windows = LayerActivation(network, memory_gb=budget)
+    assert len(windows.volume.tiles(windows.volume.pad(image.requires_grad_())) or []) > 1
+    torch.testing.assert_close(windows(image, region(297, 5)).as_tensor(), whole, rtol=1e-5, atol=1e-6)
+    bf16 = LayerActivation(network, precision="bf16")(image, region(297, 5))
+    assert bf16.dtype == torch.float32
+    torch.testing.assert_close(bf16.as_tensor(), whole, rtol=0.05, atol=0.02 * float(whole.max()))
+    assert not torch.equal(bf16.as_tensor(), whole)
+
+
+def test_every_layer_from_first_to_last_with_the_image_s_geometry() -> None:
+    network = unet(3, 2)
+    image = MetaTensor(picture(9, 6, 5, batch=2, channels=2), affine=AFFINE)
+    maps = every_layer(GradCAM, network, image, region(9, 6, 5), sign="absolute")
+    assert list(maps) == ["encoder.0", "encoder.1", "bottleneck", "decoder.0", "decoder.1"]
+    for name, found in maps.items():
+        assert found.shape == (2, 1, 9, 6, 5)
+        torch.testing.assert_close(found.affine, AFFINE.double())
+        expected = GradCAM(network, name, sign="absolute")(image, region(9, 6, 5))
+        assert torch.equal(found.as_tensor(), expected.as_tensor())
+        assert float(found.max()) > 0
+    assert maps["bottleneck"].meta["attribution"][1]["layer"] == "encoder.2"
+
+
+@pytest.mark.parametrize("method", [GradCAM, GuidedGradCAM, LayerGuidedBackprop, LayerActivation])
+def test_every_layer_of_a_foreign_network(method: type) -> None:
+    torch.manual_seed(0)
+    network = nets.UNet(2, 1, 2, (2, 4, 8), (2, 2), num_res_units=1, act=("relu", {"inplace": True}))
+    maps = every_layer(method, network, picture(16, 12), region(16, 12), sign="absolute")
+    assert list(maps) == ["encoder.0", "bottleneck", "decoder.0", "decoder.1"]
+    assert all(found.shape == (1, 1, 16, 12) for found in maps.values())
+    assert any(float(found.max()) > 0 for found in maps.values())
+
+
+def test_a_module_with_the_name_of_another_stage() -> None:
+    class Misnamed(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bottleneck, self.down = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, 2, padding=1)
+            self.up, self.head = nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 1)
+
+    maps = every_layer(LayerActivation, Misnamed(), picture(8, 8), region(8, 8))
+    found = {name: values.meta["attribution"][0]["layer"] for name, values in maps.items()}
+    assert found == {"encoder.0": "bottleneck", "bottleneck": "down", "decoder.0": "up"}
+
+
+def test_an_unknown_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"layer must be one of encoder\.0, .*, or the path of .*, got 'encoder\.9'"):
+        LayerActivation(unet(2), "encoder.9")(picture(8, 8), region(8, 8))
+
+
+def test_the_network_stays_as_it_was() -> None:
+    network = unet(2).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    LayerActivation(network)(picture(8, 8), region(8, 8))
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

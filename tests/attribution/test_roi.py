@@ -1,0 +1,124 @@
+"""Regions against a loop over voxels, and what the paper says of its parameters."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from unoise_monai.attribution.roi import RegionOfInterest, binarised, proportional_box, smoothed
+
+
+def drawn(share: float, *size: int, seed: int = 0) -> Tensor:
+    return torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def naive(mask: Tensor, visible: Tensor, box: tuple[int, ...], passes: int, threshold: float) -> Tensor:
+    size = mask.shape[2:]
+    found = mask & visible
+    for _ in range(passes):
+        after = torch.zeros_like(found)
+        for at in itertools.product(*map(range, size)):
+            ranges = [
+                range(max(0, here - side // 2), min(length, here + side // 2 + 1))
+                for here, side, length in zip(at, box, size, strict=True)
+            ]
+            near = [bool(found[(0, 0, *n)]) for n in itertools.product(*ranges) if visible[(0, 0, *n)]]
+            after[(0, 0, *at)] = bool(visible[(0, 0, *at)]) and sum(near) / len(near) >= threshold
+        found = after
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize(
+    ("size", "box"), [((9, 14), (5, 5)), ((13, 6), (3, 11)), ((5, 7, 6), (3, 3, 3)), ((4, 5, 6), (1, 5, 3))]
+)
+def test_equals_the_loop(size: tuple[int, ...], box: tuple[int, ...], threshold: float) -> None:
+    mask, visible = drawn(threshold + 0.1, *size), drawn(0.8, *size, seed=1)
+    for passes in (0, 1, 3):
+        expected = naive(mask, visible, box, passes, threshold)
+        assert torch.equal(smoothed(mask, visible, box, passes, threshold), expected)
+        assert passes > 1 or 0 < int(expected.sum()) < int(visible.sum())
+
+
+def test_a_mean_right_at_the_threshold_is_in() -> None:
+    line = torch.tensor([[[[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]]]]).bool()
+    everything = torch.ones_like(line)
+    # A box over all ten voxels, of which three are in.
+    assert smoothed(line, everything, (1, 21), 1, 0.3).all()
+    assert not smoothed(line, everything, (1, 21), 1, 0.31).any()
+
+
+def test_most_neighbours_fill_holes_and_drop_specks() -> None:
+    mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
+    mask[..., 5:14, 5:14] = True
+    clean = smoothed(mask, torch.ones_like(mask), 5, 3, 0.5)
+    mask[..., 9, 9], mask[..., 1, 17] = False, True
+    assert torch.equal(smoothed(mask, torch.ones_like(mask), 5, 3, 0.5), clean)
+    assert bool(clean[..., 9, 9])
+    assert not bool(clean[..., 1, 17])
+
+
+def test_below_one_half_regions_grow_with_the_passes_and_the_box() -> None:
+    mask = torch.zeros(1, 1, 24, 24, 24, dtype=torch.bool)
+    mask[..., 9:14, 9:14, 9:14] = True
+    everything = torch.ones_like(mask)
+
+    def voxels(box: int, passes: int) -> int:
+        return int(smoothed(mask, everything, box, passes, 0.1).sum())
+
+    assert int(mask.sum()) < voxels(3, 1) < voxels(3, 3) < voxels(5, 3)
+
+
+def test_the_level_is_a_share_of_the_quantile_of_what_is_above_0() -> None:
+    saliency = torch.zeros(1, 1, 10, 20)
+    saliency.view(-1)[:100] = torch.arange(1.0, 101)
+    saliency.view(-1)[99] = 1e6
+    assert int(binarised(saliency, 0.5, 0.99).sum()) == 51
+    assert binarised(saliency, 0.5, 1.0).nonzero().tolist() == [[0, 0, 4, 19]]
+    assert not binarised(torch.zeros(1, 1, 3, 3), 0.5, 0.99).any()
+
+
+def test_the_scale_of_a_saliency_is_of_no_matter() -> None:
+    saliency = torch.rand(1, 1, 12, 12, 12, generator=torch.Generator().manual_seed(0)) ** 4
+    everything = torch.ones_like(saliency, dtype=torch.bool)
+    region = RegionOfInterest(threshold=0.3)(saliency, everything)
+    assert region.any()
+    assert torch.equal(RegionOfInterest(threshold=0.3)(1e-6 * saliency, everything), region)
+
+
+def test_hidden_voxels_neither_count_nor_come_back() -> None:
+    saliency = torch.ones(1, 1, 8, 8)
+    visible = torch.ones_like(saliency, dtype=torch.bool)
+    visible[..., :4] = False
+    saliency[..., :4] = 100.0
+    # All that is visible is equal: the full saliency is theirs, and hidden neighbours outvote none of them.
+    assert torch.equal(RegionOfInterest(box=7)(saliency, visible), visible)
+
+
+def test_the_paper_s_box_in_proportion() -> None:
+    assert proportional_box((224, 224)) == (11, 11)
+    assert proportional_box((512, 128, 35)) == (11, 7, 3)
+    assert all(side % 2 for side in proportional_box(tuple(range(1, 300))))
+    mask, everything = drawn(0.6, 20, 90), torch.ones(1, 1, 20, 90, dtype=torch.bool)
+    expected = smoothed(binarised(mask.float(), 0.25, 0.99), everything, (3, 5), 3, 0.5)
+    assert torch.equal(RegionOfInterest()(mask.float(), everything), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"level": 0.0}, "level must be above 0 and at most 1, got 0.0"),
+        ({"quantile": 1.5}, "quantile must be above 0 and at most 1, got 1.5"),
+        ({"threshold": -0.5}, "threshold must be above 0 and at most 1, got -0.5"),
+        ({"box": 4}, "box must hold odd numbers above 0, got 4"),
+        ({"box": (3, -1)}, "box must hold odd numbers above 0, got (3, -1)"),
+        ({"passes": -1}, "passes must be at least 0, got -1"),
+    ],
+)
+def test_refusals(options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        RegionOfInterest(**options)

@@ -1,0 +1,194 @@
+"""The mean of voxels' maps: a loop over voxels, and the map of the region where the method is linear."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unoise_monai.attribution.base import signed
+from unoise_monai.attribution.borders import border_mean
+from unoise_monai.attribution.composed import GRADIENT_METHODS
+from unoise_monai.attribution.smoothing import SmoothGrad
+from unoise_monai.attribution.targets import Region, class_sum, foreground_sum, voxel
+from unoise_monai.attribution.voxelwise import EachVoxel, VoxelwiseMean
+from unoise_monai.networks import UNet
+
+CHEAP = {"integrated_gradients": {"steps": 3}, "gradient_shap": {"samples": 3}}
+LINEAR = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deep_lift", "deep_lift_shap")
+
+
+def unet(spatial_dims: int = 2, in_channels: int = 1) -> UNet:
+    torch.manual_seed(0)
+    return UNet(spatial_dims, in_channels, 3, depth=2, channel_factor=2).eval()
+
+
+def image_of(*size: int) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(3))
+
+
+def blob(*size: int, batch: int = 1) -> Region:
+    """The border of a segment: of another size in each item."""
+    logits = torch.zeros(batch, 3, *size)
+    logits[:, 0] = 1
+    for item in range(batch):
+        logits[(item, 2, *[slice(1, 7 - len(size) - item)] * len(size))] = 2
+    return border_mean(logits, 2)
+
+
+@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize("size", [(7, 6), (6, 5, 6)])
+@pytest.mark.parametrize("memory_gb", [None, 0.001])
+def test_of_a_linear_method_it_is_the_map_of_the_region(
+    method: str, size: tuple[int, ...], memory_gb: float | None
+) -> None:
+    network, image, region = unet(len(size), 2), image_of(2, 2, *size), blob(*size, batch=2)
+    options = {"method_options": CHEAP.get(method), "sign": "signed", "memory_gb": memory_gb}
+    attributor = VoxelwiseMean(network, method, max_voxels=None, **options)
+    assert (attributor.volume.copies(image) > 1) is (memory_gb is not None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maps = attributor(image, region)
+    expected = GRADIENT_METHODS[method](network, sign="signed", **CHEAP.get(method, {}))(image, region)
+    torch.testing.assert_close(maps.as_tensor(), expected.as_tensor(), rtol=1e-4, atol=1e-6)
+    for notes, wanted in zip(maps.meta["attribution"], expected.meta["attribution"], strict=True):
+        for key in ("convergence_delta", "score_difference"):
+            assert notes.get(key) == (pytest.approx(wanted[key], abs=1e-5) if key in wanted else None)
+
+
+def loop(network: nn.Module, image: Tensor, region: Region, method: str, sign: str) -> Tensor:
+    """Each voxel's own attribution, one at a time."""
+    size = image.shape[2:]
+    attributor = GRADIENT_METHODS[method](network, sign=sign)
+    at = region.mask[0, 0].nonzero().tolist()
+    return torch.stack([attributor(image, voxel(index, region.label, size)).as_tensor() for index in at])
+
+
+@pytest.mark.parametrize("method", ["saliency", "guided_backprop", "deconvolution", "deep_lift"])
+@pytest.mark.parametrize("sign", ["absolute", "positive", "signed"])
+@pytest.mark.parametrize("memory_gb", [None, 0.0003])
+def test_equals_the_loop_over_voxels(method: str, sign: str, memory_gb: float | None) -> None:
+    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    maps = VoxelwiseMean(network, method, sign=sign, memory_gb=memory_gb)(image, region)
+    expected = loop(network, image, region, method, sign).mean(dim=0)
+    torch.testing.assert_close(maps.as_tensor(), expected, rtol=1e-4, atol=1e-6)
+    assert maps.meta["attribution"][0]["sign"] == sign
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvolution"])
+def test_clipped_gradients_of_voxels_are_not_those_of_the_region(method: str) -> None:
+    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    maps = VoxelwiseMean(network, method, sign="signed")(image, region).as_tensor()
+    direct = GRADIENT_METHODS[method](network, sign="signed")(image, region).as_tensor()
+    assert float((maps - direct).norm()) > 0.05 * float(direct.norm())
+
+
+def test_in_tiles() -> None:
+    network, image = unet(), image_of(1, 1, 119, 8)
+    mask = torch.zeros(1, 1, 119, 8)
+    mask[0, 0, [3, 50, 60, 118], [0, 4, 5, 7]] = 1
+    tiled = VoxelwiseMean(network, memory_gb=0.00025)
+    assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
+    whole = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
+    torch.testing.assert_close(tiled(image, Region(mask, 1)).as_tensor(), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_region_that_sums_gives_the_sum() -> None:
+    network, image, mask = unet(), image_of(1, 1, 6, 6), torch.rand(1, 1, 6, 6) > 0.5
+    mean = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
+    total = VoxelwiseMean(network)(image, Region(mask, 1, mean=False)).as_tensor()
+    torch.testing.assert_close(total, mean * mask.sum())
+
+
+def test_voxels_are_drawn_from_a_large_region() -> None:
+    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    every = loop(network, image, region, "saliency", "absolute")
+    attributor = VoxelwiseMean(network, "saliency", max_voxels=3)
+    maps = attributor(image, region)
+    torch.testing.assert_close(attributor(image, region).as_tensor(), maps.as_tensor())
+    notes = maps.meta["attribution"][0]
+    assert (notes["voxels"], notes["planned"], notes["evaluated"]) == (len(every), 3, 3)
+    # One of the means of three voxels' maps.
+    triples = torch.combinations(torch.arange(len(every)), 3)
+    errors = (every[triples].mean(dim=1) - maps.as_tensor()).abs().flatten(1).amax(dim=1)
+    assert int((errors < 1e-6).sum()) == 1
+    others = [VoxelwiseMean(network, "saliency", 3, seed)(image, region).as_tensor() for seed in (1, 2)]
+    assert not any(torch.allclose(other, maps.as_tensor()) for other in others)
+    summing = Region(region.mask, region.label, mean=False)
+    torch.testing.assert_close(attributor(image, summing).as_tensor(), maps.as_tensor() * len(every))
+    everything = VoxelwiseMean(network, "saliency", max_voxels=len(every) + 1)(image, region)
+    assert everything.meta["attribution"][0]["evaluated"] == len(every)
+
+
+def test_a_time_limit_gives_the_mean_so_far(caplog: pytest.LogCaptureFixture) -> None:
+    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    with caplog.at_level(logging.WARNING):
+        maps = VoxelwiseMean(network, "saliency", time_limit_s=1e-9)(image, region)
+    notes = maps.meta["attribution"][0]
+    assert notes["evaluated"] == 1
+    assert notes["planned"] == notes["voxels"] == int(region.mask.sum())
+    assert notes["stopped_after_s"] > 0
+    assert f"voxelwise_mean: stopped after 0.0 s at 1 of {notes['planned']} voxels" in caplog.text
+    every = loop(network, image, region, "saliency", "absolute")
+    errors = (every - maps.as_tensor()).abs().flatten(1).amax(dim=1)
+    assert int((errors < 1e-6).sum()) == 1
+    assert int(errors.argmin()) != 0
+
+
+def test_each_copy_has_its_voxel() -> None:
+    logits = torch.randn(6, 3, 4, 5)
+    at = torch.tensor([[3, 0], [1, 4], [2, 2]])
+    result = EachVoxel(at, 2)(logits)
+    expected = [logits[copy, 2, at[copy % 3][0], at[copy % 3][1]] for copy in range(6)]
+    torch.testing.assert_close(result, torch.stack(expected))
+    one = torch.randn(3, 1, 4, 5)
+    torch.testing.assert_close(EachVoxel(at, 0)(one), -EachVoxel(at, 1)(one))
+
+
+def test_the_sign_is_of_each_voxel_s_map() -> None:
+    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    maps = VoxelwiseMean(network, "saliency")(image, region).as_tensor()
+    of_the_mean = signed(VoxelwiseMean(network, "saliency", sign="signed")(image, region).as_tensor(), "absolute")
+    assert bool((maps >= of_the_mean - 1e-6).all())
+    assert float((maps - of_the_mean).sum()) > 0.01 * float(maps.sum())
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        (lambda logits: foreground_sum(logits), "got Foreground"),
+        (lambda logits: class_sum(logits[:, :, :4], 1), "got (1, 1, 4, 6)"),
+    ],
+)
+def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
+    network, image = unet(), image_of(1, 1, 6, 6)
+    logits = torch.randn(1, 3, 6, 6)
+    says = f"target must be a Region on the grid of the image (1, 1, 6, 6), {got}"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        VoxelwiseMean(network)(image, target(logits))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_voxels": 0}, "max_voxels must be at least 1, got 0"),
+        ({"time_limit_s": 0.0}, "time_limit_s must be above 0, got 0.0"),
+        ({"method": SmoothGrad}, "method must be a gradient method, its class or its name"),
+    ],
+)
+def test_refusals(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        VoxelwiseMean(unet(), **options)
+
+
+def test_networks_that_the_method_refuses() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.PReLU())
+    with pytest.raises(ValueError, match="guided_backprop has a rule for, got PReLU x 1"):
+        VoxelwiseMean(network)(image_of(1, 1, 7, 6), blob(7, 6))
+    maps = VoxelwiseMean(network, method_options={"substitute": True})(image_of(1, 1, 7, 6), blob(7, 6))
+    assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}

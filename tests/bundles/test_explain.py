@@ -1,0 +1,157 @@
+"""explain.yaml of every bundle, and every method on the hippocampus bundle."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.bundle.config_parser import ConfigParser
+
+from unoise_monai import ExplainedSegmenter
+from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
+from unoise_monai.data import find_images, segmentation_task, write_phantom_cohort
+from unoise_monai.networks import UNet, load_state
+from unoise_monai.report import find_cases
+from unoise_monai.report.cases import load_case
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "data" / "Task04_Hippocampus"
+BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
+UTILITY = {"vessel_tof_mra_unoise": {"utility#channels": [4, 8]}}
+SMALL = {
+    "task#spacing_mm": [9.0, 9.0, 9.0],
+    "noise_model#depth": 2,
+    "noise_model#channel_factor": 2,
+    "device": "cpu",
+    "precision": "fp32",
+    "cases": 1,
+    "part": None,
+    "shares": [0.0, 0.3, 1.0],
+    "infidelity_samples": 4,
+    "sensitivity_samples": 1,
+    "randomisation_steps": 1,
+}
+
+bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_cohort(
+        tmp_path_factory.mktemp("explain") / "phantoms",
+        count=2,
+        size=(28, 24, 26),
+        spacing_mm=(9.0, 9.5, 10.0),
+        oblique_degrees=12.0,
+        left_handed=True,
+        progress=False,
+    )
+
+
+def workflow(bundle: Path, **changes: object) -> ConfigWorkflow:
+    return ConfigWorkflow(
+        config_file=str(bundle / "configs" / "explain.yaml"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+        **changes,
+    )
+
+
+@bundle_parametrize
+def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Path) -> None:
+    small = {**SMALL, **UTILITY.get(bundle.name, {"utility#depth": 2, "utility#channel_factor": 2})}
+    changes = {**small, "dataset_dir": str(cohort), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path)}
+    methods = ["saliency", "grad_cam", "unoise", "random", "label_distance"]
+    torch.manual_seed(0)
+    parser = workflow(bundle, **changes).parser
+    network, task = parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("task")
+    # An untrained network that segments half of the volume.
+    image = load_case(find_images(cohort)[0], task, torch.device("cpu")).image.as_tensor()
+    with torch.no_grad():
+        logits = network.utility(
+            image[..., : image.shape[2] // 2 * 2, : image.shape[3] // 2 * 2, ::1][..., : image.shape[4] // 2 * 2]
+        )
+        network.utility.head.bias[-1] -= (logits[:, -1] - logits[:, 0] * (logits.shape[1] > 1)).median()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+
+    flow = workflow(bundle, **changes, methods=methods)
+    flow.initialize()
+    flow.run()
+    with (tmp_path / "out" / "scoreboard.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(methods)
+    assert {row["failed"] for row in rows.values()} == {"0"}
+    for operator in parser["hidings"]:
+        assert np.isfinite(float(rows["saliency"][f"insertion_{operator}"]))
+        assert (tmp_path / "out" / f"curves_insertion_{operator}.png").stat().st_size > 0
+    case = find_cases(cohort)[0]
+    folder = tmp_path / "out" / case["case"] / "saliency"
+    written, scan = nib.load(folder / f"{case['case']}_saliency.nii.gz"), nib.load(case["image"])
+    assert written.shape == scan.shape
+    np.testing.assert_allclose(written.affine, scan.affine, atol=1e-5)
+    assert len(list(folder.glob("*.png"))) == 2
+    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    assert {"infidelity", "sensitivity", "randomisation_correlation"} <= set(scores)
+
+
+@bundle_parametrize
+def test_it_explains_the_network_of_the_other_configurations(bundle: Path) -> None:
+    explain, inference = (
+        ConfigParser.load_config_file(bundle / "configs" / f"{name}.yaml") for name in ("explain", "inference")
+    )
+    for key in ("task", "utility", "noise_model", "network_def"):
+        assert explain[key] == inference[key]
+    assert explain["methods"] == [name for name in explain["methods"] if name in (*METHODS, "label_distance")]
+    assert set(explain["options"]) <= set(explain["methods"])
+
+
+CHEAP = {
+    "integrated_gradients": {"steps": 4},
+    "gradient_shap": {"samples": 2},
+    "layer_conductance": {"steps": 4},
+    "internal_influence": {"steps": 4},
+    "layer_integrated_gradients": {"steps": 4},
+    "smooth_grad": {"samples": 2},
+    "smooth_grad_squared": {"samples": 2},
+    "var_grad": {"samples": 3},
+    "occlusion": {"window": 16, "stride": 12},
+    "rise": {"masks": 10},
+    "lime": {"samples": 30},
+    "kernel_shap": {"samples": 40},
+    "iterative_roi": {"max_rounds": 2},
+    "voxelwise_mean": {"max_voxels": 3},
+}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"Task04 is not at {REAL}")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_method_gives_a_finite_map_with_contrast_on_a_real_volume(precision: str) -> None:
+    segmenter = ExplainedSegmenter(UNet(3, 1, 3, depth=4, channel_factor=4), UNet(3, 1, 1, depth=3, channel_factor=4))
+    segmenter.load_state_dict(load_state(ROOT / "bundles" / "hippocampus_mr_unoise" / "models" / "model.pt"))
+    segmenter.eval()
+    # Gradients of whole volumes by forty methods take their time: the middle of one, where the hippocampus is.
+    image = load_case(find_cases(REAL)[0], segmentation_task("Task04_Hippocampus"), torch.device("cpu")).image
+    image = image[:, :, 2:26, 8:40, 4:28].clone()
+    with torch.no_grad():
+        logits = segmenter.utility(image.as_tensor())
+    state = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    for name in METHODS:
+        options = {**CHEAP.get(name, {}), "precision": precision}
+        if name == "unoise":
+            options["noise_model"] = segmenter.noise_model
+        target = border_mean(logits, 1) if name == "voxelwise_mean" else foreground_sum(logits)
+        result = make_attributor(name, segmenter.utility, **options)(image, target)
+        assert result.shape == image.shape, name
+        assert torch.equal(result.affine, image.affine), name
+        assert bool(result.isfinite().all()), name
+        assert float(result.max()) > float(result.min()), name
+    for name, value in segmenter.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert not any(module._forward_hooks or module._backward_hooks for module in segmenter.modules())

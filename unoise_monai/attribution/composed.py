@@ -1,0 +1,85 @@
+"""Methods that are made of many maps of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
+from unoise_monai.attribution.gradient import GradientAttributor, InputXGradient, Saliency
+from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
+from unoise_monai.attribution.path import GradientShap, IntegratedGradients
+from unoise_monai.attribution.targets import Target
+from unoise_monai.checks import check_choice
+from unoise_monai.types import Image
+
+Method: TypeAlias = str | type[GradientAttributor] | GradientAttributor
+"""A gradient method: its name, its class, or one that was made over the same network."""
+
+GRADIENT_METHODS: dict[str, type[GradientAttributor]] = {
+    method.name: method
+    for method in (
+        Saliency,
+        InputXGradient,
+        GuidedBackprop,
+        Deconvolution,
+        IntegratedGradients,
+        GradientShap,
+        DeepLift,
+        DeepLiftShap,
+    )
+}
+
+
+class ComposedAttributor(Attributor):
+    """The mean, or the like, of maps of a gradient method.
+
+    Args:
+        network: see `Attributor`.
+        method: see `Method`.
+        method_options: of the method, where it is not made yet, such as ``{"substitute": True}``.
+        **options: see `Attributor`; by default those of the method.
+
+    Raises:
+        ValueError: when ``method`` is unknown, no gradient method or made over another network, or
+            ``method_options`` come with one that is made.
+    """
+
+    def __init__(
+        self, network: nn.Module, method: Method, method_options: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
+        if isinstance(method, GradientAttributor):
+            if method.network is not network:
+                raise ValueError(f"method must be made over the network itself, got {method.name} over another")
+            if method_options:
+                raise ValueError(f"method_options must be None where method is made, got {dict(method_options)}")
+            self.inner = method
+        else:
+            self.inner = _gradient_method(method)(network, **(method_options or {}))
+        volume = self.inner.volume
+        like_inner = {"memory_gb": volume.memory_gb, "precision": volume.precision}
+        if options.get("sign") is None:
+            options["sign"] = self.inner.sign
+        super().__init__(network, **(like_inner | options))
+        self.volume.clips = self.inner.clips
+        self.contributes = self.inner.contributes
+
+    def maps(self, images: Image, score: Score, target: Target, sums: dict[str, float]) -> Tensor:
+        """The method's signed maps of n images; what it notes of them is added to ``sums``, n times."""
+        part = Score(score.volume, target, score.copies)
+        maps = self.inner.maps(images.requires_grad_(), part).detach()
+        for key, value in part.notes.items():
+            sums[key] = sums.get(key, 0.0) + len(images) * value
+        return maps
+
+
+def _gradient_method(method: str | type[GradientAttributor]) -> type[GradientAttributor]:
+    if isinstance(method, str):
+        check_choice("method", method, tuple(GRADIENT_METHODS))
+        return GRADIENT_METHODS[method]
+    if not (isinstance(method, type) and issubclass(method, GradientAttributor)):
+        raise ValueError(f"method must be a gradient method, its class or its name, got {method!r}")
+    return method

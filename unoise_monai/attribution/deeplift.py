@@ -1,0 +1,179 @@
+"""DeepLIFT: contributions from the differences of activations between the image and a baseline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import captum.attr
+import torch
+from torch import Tensor, nn
+
+from unoise_monai.attribution.backward_rules import Rule, backward_rule, own_inputs
+from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.baselines import Baseline, baselines, check_baselines
+from unoise_monai.attribution.gradient import GradientAttributor, note_convergence
+from unoise_monai.attribution.rectifiers import RECTIFIERS, activations
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.types import Image
+
+RESCALED: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softmax,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+)
+"""The modules that Captum has rules for; of a subclass it takes the gradient."""
+
+
+class DeepLift(GradientAttributor):
+    """Each voxel's share of the difference between the scores of the image and of a baseline, in one pass.
+
+    Shrikumar, Greenside, Kundaje, "Learning important features through propagating activation differences", 2017, the
+    rescale rule. One pass forward and back over the image with the baseline, and two forward. With ``sign="signed"``
+    the map's sum is ``notes["score_difference"]``, up to ``notes["convergence_delta"]``: rounding where a network is of
+    convolutions, batch norm, the activations below and maximum pooling, and far off with instance or group norm,
+    attention, or whatever else multiplies what depends on the image. The default sign is for ranking voxels.
+
+    Args:
+        network: see `Attributor`.
+        baseline: see `baseline`; an image of your own gives other settings.
+        substitute: apply the rescale rule to activation modules that Captum has none for too, such as PReLU;
+            ``notes["substituted"]`` counts them. Else such networks are refused.
+        seed: of a noise baseline.
+        **options: see `Attributor`.
+
+    Raises:
+        ValueError: when ``baseline`` is none; in the call, when an image as baseline does not expand to the volume,
+            the network has activations without a rule and ``substitute`` is False, functional activations or maximum
+            pooling, or calls one of its activation or pooling modules more than once, of which Captum forgets all calls
+            but the last.
+    """
+
+    name = "deep_lift"
+    contributes = True
+    copies_each = 2
+
+    def __init__(
+        self,
+        network: nn.Module,
+        baseline: Baseline = "zero",
+        substitute: bool = False,
+        seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        self.baselines = check_baselines((baseline,))
+        self.substitute, self.seed = substitute, seed
+
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        found = activations(volume, image)
+        substituted = found.check(self.name, self.substitute, _is_rescaled)
+        if found.pooling:
+            calls = ", ".join(f"{operation} x {count}" for operation, count in found.pooling.items())
+            raise ValueError(f"network must call MaxPool modules for {self.name}, got {calls}")
+        if found.reused:
+            raise ValueError(
+                f"network must call each activation and pooling module once for {self.name}, got "
+                f"{len(found.reused)} that it calls more often, the first at '{found.reused[0]}'"
+            )
+        return {"substituted": substituted} if substituted else {}
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        plain = images.detach()
+        starts = baselines(plain, self.baselines, self.seed)
+        at_once = max(1, score.copies // (self.copies_each * len(plain)))
+        method = captum.attr.DeepLift(score)
+        total, deltas = torch.zeros_like(plain), []
+        with rescaling(score.volume.network, self.substitute):
+            for first in range(0, len(starts), at_once):
+                start = torch.cat(starts[first : first + at_once])
+                copies = plain.repeat(len(start) // len(plain), *[1] * (plain.ndim - 1)).requires_grad_()
+                values, delta = method.attribute(copies, start, return_convergence_delta=True)
+                total += values.detach().unflatten(0, (-1, len(plain))).sum(dim=0)
+                deltas.append(delta)
+        values = total / len(starts)
+        note_convergence(score, values, torch.cat(deltas).view(-1, len(plain)).mean(dim=0))
+        return values
+
+
+class DeepLiftShap(DeepLift):
+    """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
+
+    Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs a pass forward and back over the
+    image with each baseline, and two forward. All else is as of `DeepLift`.
+
+    Args:
+        network: see `Attributor`.
+        baselines: see `baseline`; or a stack of images ``(b, C, *spatial)``.
+        substitute: see `DeepLift`.
+        seed: of noise baselines.
+        **options: see `Attributor`.
+
+    Raises:
+        ValueError: when ``baselines`` holds none or something else; in the call, see `DeepLift`.
+    """
+
+    name = "deep_lift_shap"
+    contributes = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        baselines: Sequence[Baseline] | Tensor = ("zero", "blurred", "noise"),
+        substitute: bool = False,
+        seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, substitute=substitute, seed=seed, **options)
+        self.baselines = check_baselines(baselines)
+
+
+def rescale(inputs: Tensor, output: Tensor, eps: float = 1e-10) -> Any:
+    """The rescale rule of a batch whose second half is the baseline: the slope between both, in place of the gradient.
+
+    A `Rule`; ``eps`` is Captum's, below which a difference counts as none and the gradient stays.
+    """
+    step = _difference(inputs)
+    slope = _difference(output) / step
+    return lambda gradient, upstream: torch.where(step.abs() < eps, gradient, upstream * slope)
+
+
+def _difference(halves: Tensor) -> Tensor:
+    image, start = halves.chunk(2)
+    return torch.cat([image - start] * 2)
+
+
+def _is_rescaled(module: nn.Module) -> bool:
+    return type(module) in RESCALED
+
+
+@contextmanager
+def rescaling(network: nn.Module, substitute: bool) -> Iterator[None]:
+    modules = list(network.modules())
+    known = [module for module in modules if _is_rescaled(module)]
+    others = [module for module in modules if isinstance(module, RECTIFIERS) and not _is_rescaled(module)]
+    rule: Rule = rescale
+    try:
+        # In float32: autocast on the CPU pools in it, and Captum's rule needs one number format.
+        with (
+            own_inputs(known, torch.float32),
+            backward_rule(others if substitute else [], rule),
+            warnings.catch_warnings(),
+        ):
+            # That it sets hooks, which it removes, is no news to anybody here.
+            warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
+            yield
+    finally:
+        # Captum leaves what went through modules that the target does not reach, or all of it after a failure.
+        for module in known:
+            for name in ("input", "output"):
+                vars(module).pop(name, None)

@@ -1,0 +1,111 @@
+"""All attribution methods by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from unoise_monai.attribution.ablation import FeatureAblation
+from unoise_monai.attribution.base import Attributor
+from unoise_monai.attribution.cam import (
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+    LayerGradCAM,
+)
+from unoise_monai.attribution.controls import EdgeMagnitude, Intensity, Random
+from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
+from unoise_monai.attribution.gradient import InputXGradient, Saliency
+from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
+from unoise_monai.attribution.iterative import IterativeROI
+from unoise_monai.attribution.layer_deeplift import LayerDeepLift
+from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
+from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConductance, LayerIntegratedGradients
+from unoise_monai.attribution.layerwise import LayerActivation
+from unoise_monai.attribution.learned import Learned
+from unoise_monai.attribution.occlusion import Occlusion
+from unoise_monai.attribution.path import GradientShap, IntegratedGradients
+from unoise_monai.attribution.rise import RISE
+from unoise_monai.attribution.smoothing import SmoothGrad, SmoothGradSquared, VarGrad
+from unoise_monai.attribution.surrogate import KernelShap, Lime
+from unoise_monai.attribution.voxelwise import VoxelwiseMean
+
+METHODS: Mapping[str, type[Attributor]] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            # Gradients of the image.
+            Saliency,
+            InputXGradient,
+            GuidedBackprop,
+            Deconvolution,
+            IntegratedGradients,
+            GradientShap,
+            DeepLift,
+            DeepLiftShap,
+            # Many maps of a gradient method.
+            SmoothGrad,
+            SmoothGradSquared,
+            VarGrad,
+            VoxelwiseMean,
+            # One layer's features.
+            GradCAM,
+            GradCAMPlusPlus,
+            HiResCAM,
+            LayerCAM,
+            GuidedGradCAM,
+            LayerActivation,
+            LayerConductance,
+            InternalInfluence,
+            LayerGradCAM,
+            LayerDeepLift,
+            LayerIntegratedGradients,
+            LayerGuidedBackprop,
+            LayerGuidedActivation,
+            # Parts of the image hidden.
+            Occlusion,
+            FeatureAblation,
+            RISE,
+            Lime,
+            KernelShap,
+            IterativeROI,
+            # A noise model.
+            Learned,
+            # What all of them have to beat.
+            Random,
+            Intensity,
+            EdgeMagnitude,
+        )
+    }
+)
+"""The classes, by ``name``."""
+
+
+def method_names() -> tuple[str, ...]:
+    """The names that `make_attributor` takes, of one kind beside each other."""
+    return tuple(METHODS)
+
+
+def make_attributor(name: str, network: nn.Module, **options: Any) -> Attributor:
+    """The method of that name over a network.
+
+    Args:
+        name: one of `method_names`.
+        network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
+        **options: of the method's class; ``unoise`` needs its ``noise_model``.
+
+    Raises:
+        ValueError: when there is no such method, or it refuses an option.
+        TypeError: when the method has no such option.
+    """
+    if name not in METHODS:
+        close = get_close_matches(str(name).lower(), METHODS)
+        hint = f" (close: {', '.join(map(repr, close))})" if close else ""
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {name!r}{hint}")
+    return METHODS[name](network, **options)
