@@ -11,10 +11,39 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 from visibility import ROOT, TASK04, machine, run, total_seconds
 
+from unoise_monai import ExplainedSegmenter
+from unoise_monai.attribution import GradCAM, Learned, Occlusion, foreground_sum, unperturbed_dice
+from unoise_monai.data import segmentation_task
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.metrics import Hiding, VisibilityScorer, bootstrap_mean
+from unoise_monai.networks import UNet, load_state
+from unoise_monai.render.canonical import EDGE_LETTERS, display_slice
+from unoise_monai.render.curves import plot_visibility
+from unoise_monai.render.deciles import PAPER_THRESHOLDS, decile_pictures
+from unoise_monai.render.grey import find_window, grey_levels
+from unoise_monai.render.overlay import bar_colours, blend
+from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.png import figure_to_rgb, save_png
+from unoise_monai.report import find_cases
+from unoise_monai.report.cases import CaseVolumes, load_case
+from unoise_monai.report.files import shares
+
+IMAGES = ROOT / "docs" / "images"
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+HIDINGS = {"zero": Hiding("zero"), "noise": Hiding("noise", sigma=5.0)}
+TRIALS = 10
 BUNDLE = "hippocampus_mr_unoise"
 SIZES = {"Small": (2, 4), "Medium": (3, 4), "Large": (4, 4)}
 """Depth and channel factor, Table 1."""
@@ -25,12 +54,164 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / TASK04)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "unoise_paper")
     parser.add_argument("--epochs", type=int, default=6, help="of each training; the paper has 100")
+    parser.add_argument("--cases", type=int, help="validation cases; all by default")
     parser.add_argument("--train", action="store_true", help="train only")
     arguments = parser.parse_args()
-    seconds = trainings(arguments.data.resolve(), arguments.out.resolve(), arguments.epochs)
+    data, out = arguments.data.resolve(), arguments.out.resolve()
+    seconds = trainings(data, out, arguments.epochs)
     if arguments.train:
         return
-    print(json.dumps(seconds, indent=1), machine())
+    models = {name: segmenter(out / name / "model.pt", name.split("_")[0]) for name in seconds}
+    chosen = find_cases(data, ROOT / "bundles" / BUNDLE / "models" / "split.json", "validation", choice=arguments.cases)
+    task = segmentation_task(TASK04)
+    cases = [load_case(case, task, torch.device("cpu")) for case in chosen]
+    result = {
+        "command": " ".join(["python", "benchmarks/unoise_paper.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "seed": 0,
+        "epochs": arguments.epochs,
+        "cases": len(cases),
+        "parameters": {size: parameters(UNet(3, 1, 1, *shape)) for size, shape in SIZES.items()},
+        "training_seconds": seconds,
+        "dice": visibility(models, cases),
+        "inference": times(models["Large_scratch"], cases[0]),
+    }
+    pictures(models, cases[:3])
+    (ROOT / "benchmarks" / "results" / "unoise_paper.json").write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(tables(result))
+
+
+def segmenter(weights: Path, size: str) -> ExplainedSegmenter:
+    """The shipped utility with one of the noise models trained here."""
+    found = ExplainedSegmenter(UNet(3, 1, 3, 4, 4), UNet(3, 1, 1, *SIZES[size]))
+    found.load_state_dict(load_state(weights))
+    return found.eval()
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def visibility(models: dict[str, ExplainedSegmenter], cases: list[CaseVolumes]) -> dict[str, Any]:
+    """Fig. 3a and 4: mean Dice at every share, hidden by zero and by noise, and its interval at half of the voxels."""
+    curves: dict[str, Any] = {name: {operator: [] for operator in HIDINGS} for name in models}
+    for case in cases:
+        utility = VolumeNetwork(next(iter(models.values())).utility, precision="auto")
+        for operator, hiding in HIDINGS.items():
+            scorer = VisibilityScorer(utility, case.image, label_of(case), hiding)
+            for name, model in models.items():
+                importance = Learned.of(model, precision="auto")(case.image, lambda logits: logits.sum())
+                curves[name][operator].append(scorer(importance.as_tensor(), SHARES).curve("dice").mean_dice.tolist())
+    summary: dict[str, Any] = {}
+    for name, found in curves.items():
+        summary[name] = {operator: np.mean(values, axis=0).round(4).tolist() for operator, values in found.items()}
+        half = bootstrap_mean(np.array(found["zero"])[:, SHARES.index(0.5)])
+        summary[name]["zero_at_half"] = [round(value, 4) for value in (half.mean, half.low, half.high)]
+    for operator in HIDINGS:
+        lines = {name.replace("_", ", "): (np.array(SHARES), np.array(summary[name][operator])) for name in models}
+        save_png(plot_visibility(lines, f"hidden by {operator}"), IMAGES / f"unoise_visibility_{operator}.png")
+    save_png(bars(summary), IMAGES / "unoise_sizes.png")
+    return summary
+
+
+def label_of(case: CaseVolumes) -> Tensor:
+    if case.label is None:
+        raise ValueError(f"{case.name} must have a label, got none")
+    return case.label
+
+
+def bars(summary: dict[str, Any]) -> np.ndarray:
+    """Fig. 4: Dice of each size, from scratch and pretrained, at 10%, 20% and 50% visible."""
+    figure = Figure(figsize=(7.5, 3.2), dpi=200, layout="constrained")
+    for number, share in enumerate((0.1, 0.2, 0.5)):
+        axes = figure.add_subplot(1, 3, number + 1)
+        for shift, start, colour in ((-0.2, "scratch", "#0072b2"), (0.2, "pretrained", "#e69f00")):
+            values = [summary[f"{size}_{start}"]["zero"][SHARES.index(share)] for size in SIZES]
+            axes.bar(np.arange(len(SIZES)) + shift, values, 0.38, color=colour, label=start)
+        axes.set_xticks(range(len(SIZES)), list(SIZES))
+        axes.set(ylim=(0, 1), title=f"{share:.0%} visible", ylabel="Dice" if number == 0 else "")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure_to_rgb(figure)
+
+
+def times(model: ExplainedSegmenter, case: CaseVolumes) -> dict[str, float]:
+    """Table 2: seconds a map, one volume, mean of ten trials (of occlusion one: it takes thousands of passes)."""
+    with torch.no_grad():
+        logits = VolumeNetwork(model.utility)(case.image.as_tensor())
+    target = foreground_sum(logits)
+    options: dict[str, Any] = {"precision": "auto"}
+    occlusion = Occlusion(model.utility, window=15, stride=2, **options)
+    return {
+        "U-Noise Large": seconds_of(lambda: Learned.of(model, **options)(case.image, target), TRIALS),
+        "Grad-CAM": seconds_of(lambda: GradCAM(model.utility, **options)(case.image, target), TRIALS),
+        "Occlusion sensitivity": seconds_of(lambda: occlusion(case.image, unperturbed_dice(logits, 1)), 1),
+    }
+
+
+def seconds_of(make: Callable[[], Any], trials: int) -> float:
+    if trials > 1:
+        make()
+    start = time.perf_counter()
+    for _ in range(trials):
+        make()
+    return round((time.perf_counter() - start) / trials, 4)
+
+
+def pictures(models: dict[str, ExplainedSegmenter], cases: list[CaseVolumes]) -> None:
+    """Fig. 2, a row a case: the image, U-Noise Large before its sigmoid, occlusion and Grad-CAM; and Fig. 3b."""
+    model = models["Large_scratch"]
+    panels = []
+    for case in cases:
+        image, label = case.image.as_tensor(), label_of(case)
+        with torch.no_grad():
+            logits = VolumeNetwork(model.utility)(image)
+            tolerance = VolumeNetwork(model.noise_model)(image)
+        target = foreground_sum(logits)
+        maps = {
+            "U-Noise Large": (-tolerance).clamp_min(0),
+            "occlusion": Occlusion(model.utility, window=12, stride=4, precision="auto", sign="positive")(
+                image, target
+            ),
+            "Grad-CAM": GradCAM(model.utility)(image, target),
+        }
+        grey = image[0, 0].numpy()
+        index = int(label.sum(dim=(0, 1, 2, 3)).argmax())
+        window = find_window(grey, None)
+        scan = grey_levels(display_slice(grey, 2, index), window)
+        outline = [display_slice((label[0, 0] > 0).numpy(), 2, index)]
+        panels.append(Panel(blend(scan, None), case.name, outlines=outline))
+        for name, values in maps.items():
+            shown = shares(values.as_subclass(Tensor)[0, 0].numpy())
+            panels.append(Panel(blend(scan, display_slice(shown, 2, index)), name, outlines=outline))
+    sheet = draw_panels(panels, (1.0, 1.0), EDGE_LETTERS[2], bar_colours(), "share of the 99.9th percentile", 200, 200)
+    save_png(sheet, IMAGES / "unoise_comparison.png")
+    case = cases[0]
+    importance = Learned.of(model)(case.image, lambda logits: logits.sum())
+    steps = decile_pictures(
+        case.image[0, 0].numpy(), importance[0, 0].numpy(), (1.0, 1.0, 1.0), thresholds=PAPER_THRESHOLDS
+    )
+    save_png(steps, IMAGES / "unoise_thresholds.png")
+
+
+def tables(result: dict[str, Any]) -> str:
+    """Table 1, Table 2 and the numbers of Fig. 3a and 4 as Markdown."""
+    lines = ["| model | depth | channels | parameters (3D, 1 channel) |", "|---|---|---|---|"]
+    for size, (depth, factor) in SIZES.items():
+        lines.append(f"| U-Noise {size} | {depth} | {2**factor} | {result['parameters'][size]:,} |")
+    lines += ["", "| method | seconds a map | training | parameters |", "|---|---|---|---|"]
+    for name, seconds in result["inference"].items():
+        own = name.startswith("U-Noise")
+        training = f"{result['training_seconds']['Large_scratch'] / 60:.1f} min" if own else "-"
+        count = result["parameters"]["Large"] if own else parameters(UNet(3, 1, 3, 4, 4))
+        lines.append(f"| {name} | {seconds:.3g} | {training} | {count:,} |")
+    for operator in HIDINGS:
+        head = " | ".join(f"{share:.0%}" for share in SHARES)
+        lines += ["", f"| hidden by {operator} | {head} |", f"|---|{'---|' * len(SHARES)}"]
+        for name, found in result["dice"].items():
+            values = " | ".join(f"{value:.3f}" for value in found[operator])
+            lines.append(f"| {name.replace('_', ', ')} | {values} |")
+    return "\n".join(lines) + "\n"
 
 
 def trainings(data: Path, out: Path, epochs: int) -> dict[str, float]:

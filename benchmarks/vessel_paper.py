@@ -41,9 +41,13 @@ from unoise_monai.metrics import foreground_dice
 from unoise_monai.metrics.ranking import distance_map, importance_order, top_share
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.networks.outputs import probabilities
-from unoise_monai.render import layer_grid, mips, montage, save_png, to_canonical
+from unoise_monai.render import layer_grid, mips, montage, save_png, scale_map, to_canonical
+from unoise_monai.render.canonical import EDGE_LETTERS, pixel_mm
+from unoise_monai.render.grey import grey_levels
+from unoise_monai.render.overlay import blend
+from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.projection import project
 from unoise_monai.report.cases import CaseVolumes, load_case
-from unoise_monai.report.files import WHITE, shares
 from unoise_monai.types import VoxelMap
 
 IMAGES = ROOT / "docs" / "images"
@@ -51,7 +55,11 @@ OUT = ROOT / "runs" / "vessel_paper"
 PHANTOM_SEED = 31
 NEAR_MM = 3.0
 SHARES = {"0.1%": 0.001, "1%": 0.01, "5%": 0.05}
-AREAS = ("vessels", "near", "elsewhere", "behind")
+AREAS = ("vessels", "near", "elsewhere", "behind", "edge")
+EDGE = 2
+"""Voxels from the volume's sides that count as its edge."""
+WHITE = 99.99
+"""Percentile of a map that pictures show as 1: less than the vessels' share by far, so that these differ."""
 BACKGROUND = -1.0
 """The lowest normalised intensity of an angiogram."""
 LAYERWISE = {"layer_guided_backprop": LayerGuidedBackprop, "layer_guided_activation": LayerGuidedActivation}
@@ -119,19 +127,23 @@ def explained(
             "vessels": {"areas": dict.fromkeys(SHARES, means(areas, areas["vessels"]))},
         },
     }
+    maps: dict[str, VoxelMap] = {}
     for name, options in methods.items():
         start = time.perf_counter()
-        values = MetaTensor(make_attributor(name, network, **options)(volumes.image, target))
+        maps[name] = values = MetaTensor(make_attributor(name, network, **options)(volumes.image, target))
         seconds = round(time.perf_counter() - start, 1)
         notes = {key: value for key, value in values.meta["attribution"][0].items() if isinstance(value, float)}
         found["methods"][name] = {"areas": top_areas(values, areas), "seconds": seconds, **notes}
         if pictures:
             save_png(overlaid(volumes, values, name), IMAGES / f"vessel_{name}.png")
+    if not pictures:
+        save_png(side_by_side(volumes, maps), IMAGES / f"vessel_{volumes.name}.png")
     for name, method in LAYERWISE.items():
-        maps: dict[str, VoxelMap] = every_layer(method, network, volumes.image, target, **running)
-        found[name] = {layer: {"areas": top_areas(values, areas)} for layer, values in maps.items()}
+        layers = every_layer(method, network, volumes.image, target, **running)
+        found[name] = {layer: {"areas": top_areas(values, areas)} for layer, values in layers.items()}
         if pictures:
-            shown = {layer: plain(values) for layer, values in {**maps, "output": probabilities(logits)}.items()}
+            shown = {layer: clipped(plain(values)) for layer, values in layers.items()}
+            shown["output"] = plain(probabilities(logits))
             x, y, z = volumes.spacing_mm
             grid = layer_grid(shown, (x, y, z), image=plain(volumes.image))
             save_png(grid, IMAGES / f"vessel_{name}.png")
@@ -144,12 +156,16 @@ def areas_of(vessels: Tensor, spacing_mm: Sequence[float]) -> dict[str, Tensor]:
     behind = torch.zeros_like(vessels)
     # The volume is in RAS order, so the second axis runs from back to front.
     behind[:, :, :, : vessels.shape[3] // 2] = True
-    return dict(zip(AREAS, (vessels, near, ~vessels & ~near, behind), strict=True))
+    edge = torch.ones_like(vessels)
+    edge[..., EDGE:-EDGE, EDGE:-EDGE, EDGE:-EDGE] = False
+    return dict(zip(AREAS, (vessels, near, ~vessels & ~near, behind, edge), strict=True))
 
 
 def top_areas(values: VoxelMap, areas: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    order = importance_order(values.as_subclass(Tensor))
-    return {name: means(areas, top_share(order, share)) for name, share in SHARES.items()}
+    """Where the highest values lie, of those above 0: a map of fewer such voxels has no more to say."""
+    magnitude = values.as_subclass(Tensor)
+    order = importance_order(magnitude)
+    return {name: means(areas, top_share(order, share) & (magnitude > 0)) for name, share in SHARES.items()}
 
 
 def means(areas: dict[str, Tensor], chosen: Tensor | None = None) -> dict[str, float]:
@@ -161,18 +177,39 @@ def means(areas: dict[str, Tensor], chosen: Tensor | None = None) -> dict[str, f
 
 def overlaid(volumes: CaseVolumes, values: VoxelMap, name: str) -> NDArray[np.uint8]:
     """Projections and slices of a map in red over the file's own voxels, one sheet above the other."""
-    scan = LoadImage(image_only=True, ensure_channel_first=True)(volumes.source)
-    image, spacing_mm = to_canonical(*to_numpy(scan))
-    shown = shares(to_canonical(*to_numpy(volumes.on_file_grid(values)))[0])
+    image, spacing_mm, shown = on_scan(volumes, values)
     label = f"{name}, share of its {WHITE:g}th percentile"
     look: dict[str, Any] = {"importance": shown, "style": "red", "label": label}
     ends = (image.shape[2] // 12, image.shape[2] - 1 - image.shape[2] // 12)
     sheets = [
         mips(image, spacing_mm, depth="any", **look),
-        montage(image, spacing_mm, count=6, slices=ends, **look),
+        montage(image, spacing_mm, count=10, slices=ends, **look),
     ]
     width = max(sheet.shape[1] for sheet in sheets)
     return np.concatenate([np.pad(sheet, ((0, 0), (0, width - sheet.shape[1]), (0, 0))) for sheet in sheets])
+
+
+def side_by_side(volumes: CaseVolumes, maps: dict[str, VoxelMap]) -> NDArray[np.uint8]:
+    """Axial projections of several maps in red, over that of the scan."""
+    panels = []
+    for name, values in maps.items():
+        image, spacing_mm, shown = on_scan(volumes, values)
+        rgb = blend(grey_levels(project(image, 2)), project(shown, 2), style="red")
+        panels.append(Panel(rgb, name, pixel_mm=pixel_mm(spacing_mm, 2), letters=EDGE_LETTERS[2]))
+    return draw_panels(panels, longest=460)
+
+
+def on_scan(volumes: CaseVolumes, values: VoxelMap) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[Any]]:
+    """The file's own voxels, their size, and the map on them, 0 to 1."""
+    scan = LoadImage(image_only=True, ensure_channel_first=True)(volumes.source)
+    image, spacing_mm = to_canonical(*to_numpy(scan))
+    voxels = to_canonical(*to_numpy(volumes.on_file_grid(values)))[0]
+    return image, spacing_mm, scale_map(voxels, (0, float(np.percentile(voxels, WHITE))))
+
+
+def clipped(values: NDArray[Any]) -> NDArray[Any]:
+    """A map without what towers above all else, which would leave the rest of its panel black."""
+    return np.minimum(values, np.percentile(values, WHITE))
 
 
 def plain(values: VoxelMap) -> NDArray[Any]:
@@ -181,20 +218,23 @@ def plain(values: VoxelMap) -> NDArray[Any]:
 
 def tables(result: dict[str, Any]) -> str:
     """Of the methods at every share, and of the layers at 1%."""
-    head = ["volume", "highest values of"]
-    for name in SHARES:
-        head += [f"{name} on vessels", f"{name} within {NEAR_MM:g} mm", f"{name} behind the middle"]
+    shown = [("0.1%", "vessels"), *(("1%", area) for area in ("vessels", "near", "behind")), ("5%", "vessels")]
+    shown.append(("5%", "near"))
+    words = {"vessels": "on vessels", "near": f"within {NEAR_MM:g} mm", "behind": "behind the middle"}
+    words["edge"] = "at the edge"
+    head = ["volume", "highest values of", *(f"{share}, {words[area]}" for share, area in shown)]
     rows = []
     for volume, found in result["volumes"].items():
         for method, scores in found["methods"].items():
-            cells = [scores["areas"][name][area] for name in SHARES for area in ("vessels", "near", "behind")]
+            cells = [scores["areas"][share][area] for share, area in shown]
             rows.append([volume, method, *(f"{100 * cell:.1f}%" for cell in cells)])
     layers = []
     for volume, found in result["volumes"].items():
         for layer in found["layer_guided_backprop"]:
-            cells = [found[name][layer]["areas"]["1%"][area] for name in LAYERWISE for area in ("vessels", "near")]
+            tops = [found[name][layer]["areas"]["1%"] for name in LAYERWISE]
+            cells = [top[area] for top in tops for area in ("vessels", "near", "edge")]
             layers.append([volume, layer, *(f"{100 * cell:.1f}%" for cell in cells)])
-    columns = [f"{name}, 1% {area}" for name in LAYERWISE for area in ("on vessels", f"within {NEAR_MM:g} mm")]
+    columns = [f"{name}: {words[area]}" for name in LAYERWISE for area in ("vessels", "near", "edge")]
     return f"{markdown(head, rows)}\n{markdown(['volume', 'layer', *columns], layers)}"
 
 
