@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ import captum.metrics
 import torch
 from organs import CPU, numbers, phantoms, shipped, text
 from torch import Tensor
+from tqdm import tqdm
 from visibility import PHANTOMS, REAL, ROOT, machine
 
 from unoise_monai import ExplainedSegmenter
@@ -32,7 +34,6 @@ from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.borders import border_mean
 from unoise_monai.attribution.layers import find_layers
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.attribution.targets import Target
 from unoise_monai.data.decathlon import Case
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
@@ -45,16 +46,16 @@ from unoise_monai.report.scoring import per_intensity
 from unoise_monai.types import Image, VoxelMap
 
 MR, CT = "hippocampus_mr_unoise", "pancreas_ct_unoise"
-SIZE = (64, 48, 48)
+SIZE = (56, 40, 40)
 """Of the phantoms' grid at 3 mm: the middle of the abdomen."""
 LABEL = 1
 """Whose border is explained: the anterior hippocampus, the phantoms' target."""
 PAPER = ("guided_backprop", "guided_grad_cam", "deep_lift")
 LAYER_METHODS = ("layer_grad_cam", "layer_deep_lift")
-CONTROLS = ("guided_backprop / 10", "saliency", "random", "zeros")
-"""A map in another unit, the gradient itself, a map of nothing, and one that says nothing."""
+CONTROLS = ("guided_backprop / 10", "saliency", "border", "random", "zeros")
+"""A map in another unit, the gradient, the target's place alone, a map of no place, and one that says nothing."""
 ALL_LAYERS = "all layers"
-SAMPLES, RADIUS, SENSITIVITY_SAMPLES, SEED = 24, 0.05, 2, 0
+SAMPLES, RADIUS, SENSITIVITY_SAMPLES, SENSITIVITY_CASES, SEED = 24, 0.05, 2, 4, 0
 
 Scores = dict[str, dict[str, float]]
 
@@ -91,12 +92,12 @@ def main() -> None:
         "seed": SEED,
         "settings": {name: setting._asdict() for name, setting in SETTINGS.items()},
         "samples": SAMPLES,
-        "sensitivity": {"radius": RADIUS, "samples": SENSITIVITY_SAMPLES},
+        "sensitivity": {"radius": RADIUS, "samples": SENSITIVITY_SAMPLES, "cases": SENSITIVITY_CASES},
         "phantoms": {**PHANTOMS[CT], "count": len(chosen[CT]), "size": SIZE},
     }
     tables = []
     for bundle, cases in chosen.items():
-        scores = [measure(bundle, case) for case in cases]
+        scores = [measure(bundle, case, number < SENSITIVITY_CASES) for number, case in enumerate(tqdm(cases))]
         rows = {row: {name: over_cases(scores, row, name) for name in scores[0][row]} for row in scores[0]}
         result[bundle] = {
             "cases": [case["case"] for case in cases],
@@ -109,16 +110,17 @@ def main() -> None:
     sys.stdout.write("\n".join(tables) + "\n")
 
 
-def measure(bundle: str, case: Case) -> Scores:
+def measure(bundle: str, case: Case, sensitivity: bool) -> Scores:
     """Every figure of every map of one case; a layer's map is named ``method layer``."""
     segmenter, task = shipped(bundle)
     image = load_case(case, task, CPU).image.as_subclass(Tensor)
     volumes = {name: VolumeNetwork(segmenter.utility, precision=name) for name in ("fp32", "auto")}
     with evaluating(volumes["fp32"]):
         target = border_mean(volumes["fp32"](image), LABEL)
-    attributors = methods(segmenter, image, "fp32")
+    attributors = methods(segmenter, image)
     maps = {name: attributor(image, target).as_subclass(Tensor) for name, attributor in attributors.items()}
     maps["guided_backprop / 10"] = maps["guided_backprop"] / 10
+    maps["border"] = target.mask.float()
     maps["zeros"] = torch.zeros_like(image)
     # What is a contribution becomes a change per intensity, which a layer's values cannot.
     footing = {
@@ -134,7 +136,12 @@ def measure(bundle: str, case: Case) -> Scores:
             score, image, footing, setting.sigma, SAMPLES, generator=generator(), box=setting.box
         ).items():
             scores[row][f"unexplained, {name}"] = float(found.unexplained)
-    sensitivities(methods(segmenter, image, "auto"), image, target, scores)
+    for name, attributor in attributors.items():
+        scores[name]["sensitivity"] = (
+            float(max_sensitivity(attributor, image, target, RADIUS, SENSITIVITY_SAMPLES, generator=generator()))
+            if sensitivity
+            else math.nan
+        )
     for method in LAYER_METHODS:
         layers = [scores[row] for row in scores if row.startswith(f"{method} ")]
         means = {name: sum(layer[name] for layer in layers) / len(layers) for name in layers[0]}
@@ -142,13 +149,14 @@ def measure(bundle: str, case: Case) -> Scores:
     return scores
 
 
-def methods(segmenter: ExplainedSegmenter, image: Image, precision: str) -> dict[str, Attributor]:
+def methods(segmenter: ExplainedSegmenter, image: Image) -> dict[str, Attributor]:
     """The paper's methods and the controls, with their signs."""
-    options = {"sign": "signed", "precision": precision}
-    found = {name: make_attributor(name, segmenter.utility, **options) for name in (*PAPER, "saliency", "random")}
+    utility = segmenter.utility
+    found = {name: make_attributor(name, utility, sign="signed") for name in (*PAPER, "saliency", "random")}
     for method in LAYER_METHODS:
-        for layer in find_layers(segmenter.utility, image):
-            found[f"{method} {layer}"] = make_attributor(method, segmenter.utility, layer=layer, **options)
+        for layer in find_layers(utility, image):
+            # In bf16, as a layer's maps in either number format correlate by more than 0.999.
+            found[f"{method} {layer}"] = make_attributor(method, utility, layer=layer, sign="signed", precision="auto")
     return found
 
 
@@ -180,12 +188,6 @@ def plain_infidelities(
             )
         )
     return found
-
-
-def sensitivities(attributors: dict[str, Attributor], image: Image, target: Target, scores: Scores) -> None:
-    for name, attributor in attributors.items():
-        found = max_sensitivity(attributor, image, target, RADIUS, SENSITIVITY_SAMPLES, generator=generator())
-        scores[name]["sensitivity"] = float(found)
 
 
 def generator() -> torch.Generator:
@@ -225,7 +227,7 @@ def layer_table(rows: dict[str, dict[str, Interval]]) -> str:
     lines = [f"| layer | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
     layers = [row.removeprefix(f"{LAYER_METHODS[0]} ") for row in rows if row.startswith(f"{LAYER_METHODS[0]} ")]
     for layer in layers:
-        cells = [cell(rows[f"{method} {layer}"], name) for name, method in columns]
+        cells = [cell(rows[f"{method} {layer}"], name, layer == ALL_LAYERS) for name, method in columns]
         lines.append(f"| {layer} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -241,10 +243,11 @@ def wins(rows: dict[str, dict[str, Interval]]) -> list[str]:
     return lines
 
 
-def cell(row: dict[str, Interval], name: str) -> str:
+def cell(row: dict[str, Interval], name: str, interval: bool = True) -> str:
     if name not in row:
         return ""
-    return text(row[name], ".2g" if name.startswith("plain") else ".3f")
+    form = ".2g" if name.startswith("plain") else ".2f"
+    return text(row[name], form) if interval else f"{row[name].mean:{form}}"
 
 
 if __name__ == "__main__":

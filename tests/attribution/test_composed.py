@@ -88,8 +88,8 @@ class Other(Attributor):
     ("method", "options", "says"),
     [
         ("occlusion", None, "method must be one of 'saliency', 'input_x_gradient', 'guided_backprop'"),
-        (Other, None, "method must be a gradient method, its class or its name, got <class"),
-        (Other(NETWORK), None, "method must be a gradient method, its class or its name, got <"),
+        (Other, None, "deep_lift_shap, by its name or class, got <class"),
+        (Other(NETWORK), None, "deep_lift_shap, by its name or class, got <"),
         (Saliency(unet()), None, "method must be made over the network itself, got saliency over another"),
         (Saliency(NETWORK), {"sign": "signed"}, "method_options must be None where method is made, got {'sign'"),
     ],

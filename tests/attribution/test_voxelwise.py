@@ -16,7 +16,7 @@ from unoise_monai.attribution.borders import border_mean
 from unoise_monai.attribution.composed import GRADIENT_METHODS
 from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import Region, class_sum, foreground_sum, voxel
-from unoise_monai.attribution.voxelwise import EachVoxel, VoxelwiseMean
+from unoise_monai.attribution.voxelwise import CAMS, EachVoxel, VoxelwiseMean
 from unoise_monai.networks import UNet
 
 CHEAP = {"integrated_gradients": {"steps": 3}, "gradient_shap": {"samples": 3}}
@@ -178,7 +178,7 @@ def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
     [
         ({"max_voxels": 0}, "max_voxels must be at least 1, got 0"),
         ({"time_limit_s": 0.0}, "time_limit_s must be above 0, got 0.0"),
-        ({"method": SmoothGrad}, "method must be a gradient method, its class or its name"),
+        ({"method": SmoothGrad}, "layer_cam, guided_grad_cam, by its name or class, got <"),
     ],
 )
 def test_refusals(options: dict[str, Any], says: str) -> None:
@@ -192,3 +192,13 @@ def test_networks_that_the_method_refuses() -> None:
         VoxelwiseMean(network)(image_of(1, 1, 7, 6), blob(7, 6))
     maps = VoxelwiseMean(network, method_options={"substitute": True})(image_of(1, 1, 7, 6), blob(7, 6))
     assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}
+
+
+@pytest.mark.parametrize("cam", CAMS)
+def test_of_a_cam_it_is_the_mean_over_single_voxels(cam: type) -> None:
+    network, image, region = unet(), image_of(1, 1, 8, 8), blob(8, 8)
+    voxels = region.mask[0, 0].nonzero().tolist()
+    maps = [cam(network)(image, voxel(at, region.label, (8, 8))).as_tensor() for at in voxels]
+    found = VoxelwiseMean(network, cam.name)(image, region)
+    torch.testing.assert_close(found.as_tensor(), torch.stack(maps).mean(dim=0), rtol=1e-4, atol=1e-7)
+    assert found.meta["attribution"][0]["evaluated"] == len(voxels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -16,10 +16,10 @@ from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 
-Method: TypeAlias = str | type[GradientAttributor] | GradientAttributor
-"""A gradient method: its name, its class, or one that was made over the same network."""
+Method: TypeAlias = str | type[Attributor] | Attributor
+"""A method: its name, its class, or one that was made over the same network."""
 
-GRADIENT_METHODS: dict[str, type[GradientAttributor]] = {
+GRADIENT_METHODS: Mapping[str, type[Attributor]] = {
     method.name: method
     for method in (
         Saliency,
@@ -48,17 +48,20 @@ class ComposedAttributor(Attributor):
             ``method_options`` come with one that is made.
     """
 
+    methods: ClassVar[Mapping[str, type[Attributor]]] = GRADIENT_METHODS
+    """The methods that it can be made of."""
+
     def __init__(
         self, network: nn.Module, method: Method, method_options: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        if isinstance(method, GradientAttributor):
+        if isinstance(method, Attributor) and self._takes(type(method)):
             if method.network is not network:
                 raise ValueError(f"method must be made over the network itself, got {method.name} over another")
             if method_options:
                 raise ValueError(f"method_options must be None where method is made, got {dict(method_options)}")
-            self.inner = method
+            self.inner: Attributor = method
         else:
-            self.inner = _gradient_method(method)(network, **(method_options or {}))
+            self.inner = self._class_of(method)(network, **(method_options or {}))
         volume = self.inner.volume
         like_inner = {"memory_gb": volume.memory_gb, "precision": volume.precision}
         if options.get("sign") is None:
@@ -67,19 +70,34 @@ class ComposedAttributor(Attributor):
         self.volume.clips = self.inner.clips
         self.contributes = self.inner.contributes
 
+    def at_once(self, score: Score) -> int:
+        """How many images the method takes in a pass; one of those that have a layer's features to keep."""
+        return max(1, score.copies // self.inner.copies_each) if isinstance(self.inner, GradientAttributor) else 1
+
+    def check(self, image: Image, score: Score) -> dict[str, Any]:
+        """Refuse a network that the method refuses; what it notes else."""
+        return self.inner.check(image, score.volume) if isinstance(self.inner, GradientAttributor) else {}
+
     def maps(self, images: Image, score: Score, target: Target, sums: dict[str, float]) -> Tensor:
         """The method's signed maps of n images; what it notes of them is added to ``sums``, n times."""
         part = Score(score.volume, target, score.copies)
-        maps = self.inner.maps(images.requires_grad_(), part).detach()
+        make = self.inner.maps if isinstance(self.inner, GradientAttributor) else self.inner.attribute
+        maps = make(images.requires_grad_(), part).detach()
         for key, value in part.notes.items():
-            sums[key] = sums.get(key, 0.0) + len(images) * value
+            if isinstance(value, (int, float)):
+                sums[key] = sums.get(key, 0.0) + len(images) * value
+            else:
+                score.notes[key] = value
         return maps
 
+    def _class_of(self, method: Method) -> type[Attributor]:
+        if isinstance(method, str):
+            check_choice("method", method, tuple(self.methods))
+            return self.methods[method]
+        if not (isinstance(method, type) and self._takes(method)):
+            raise ValueError(f"method must be {', '.join(self.methods)}, by its name or class, got {method!r}")
+        return method
 
-def _gradient_method(method: str | type[GradientAttributor]) -> type[GradientAttributor]:
-    if isinstance(method, str):
-        check_choice("method", method, tuple(GRADIENT_METHODS))
-        return GRADIENT_METHODS[method]
-    if not (isinstance(method, type) and issubclass(method, GradientAttributor)):
-        raise ValueError(f"method must be a gradient method, its class or its name, got {method!r}")
-    return method
+    def _takes(self, method: type) -> bool:
+        """Whether a class is a gradient method, one's own among them, or another that it can be made of."""
+        return issubclass(method, (GradientAttributor, *self.methods.values()))

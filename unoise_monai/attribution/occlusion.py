@@ -16,7 +16,7 @@ from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.perturbation import PerturbationAttributor
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice
-from unoise_monai.types import Image, VoxelMap
+from unoise_monai.types import Image
 
 UNITS = ("voxels", "mm")
 

@@ -64,8 +64,8 @@ class NoisyMaps(ComposedAttributor):
 
     def attribute(self, image: Image, score: Score) -> Tensor:
         plain = image.detach()
-        notes = self.inner.check(image, score.volume)
-        at_once = max(1, score.copies // self.inner.copies_each)
+        notes = self.check(image, score)
+        at_once = self.at_once(score)
         mean, squares = torch.zeros_like(plain), torch.zeros_like(plain)
         sums: dict[str, float] = {}
         done = 0

@@ -6,32 +6,36 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unoise_monai.attribution.base import Score, signed
-from unoise_monai.attribution.composed import ComposedAttributor, Method
+from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM
+from unoise_monai.attribution.composed import GRADIENT_METHODS, ComposedAttributor, Method
 from unoise_monai.attribution.targets import Region, class_logits
 from unoise_monai.types import Image, Logits
 
 logger = logging.getLogger(__name__)
 
+CAMS: tuple[type[Attributor], ...] = (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, GuidedGradCAM)
+
 
 class VoxelwiseMean(ComposedAttributor):
-    """The mean, over the voxels of a region, of a gradient method's maps of each voxel's logit.
+    """The mean, over the voxels of a region, of a gradient or CAM method's maps of each voxel's logit.
 
     Fazel et al., "Interpretability of U-Net model in the segmentation of medical images", section IV, where the region
     is the segment's border: ``VoxelwiseMean(network)(image, border_mean(logits, label))``. Costs what the method costs
     for every voxel, thousands of times a volume. Signed maps of methods that are linear in the target (saliency, input
     times gradient, integrated gradients, DeepLIFT) are, in the mean, the map of the region itself: ask for that, in
-    one go. Guided backpropagation and deconvolution are not linear, nor is the magnitude.
+    one go. Guided backpropagation and deconvolution are not linear, nor are the magnitude and Grad-CAM's ReLU.
 
     Args:
         network: see `Attributor`.
-        method: a gradient method: its name, its class, or one that was made over ``network``.
+        method: a gradient method or a CAM: its name, its class, or one that was made over ``network``.
         max_voxels: of a larger region, this many are drawn; None for all.
         seed: of the draw, and of the order that voxels are taken in; None draws from the global random state.
         progress: show a bar of the voxels.
@@ -53,6 +57,7 @@ class VoxelwiseMean(ComposedAttributor):
     """
 
     name = "voxelwise_mean"
+    methods = MappingProxyType({**GRADIENT_METHODS, **{method.name: method for method in CAMS}})
 
     def __init__(
         self,
@@ -77,12 +82,12 @@ class VoxelwiseMean(ComposedAttributor):
         if not isinstance(region, Region) or region.mask.shape[2:] != image.shape[2:]:
             got = tuple(region.mask.shape) if isinstance(region, Region) else type(region).__name__
             raise ValueError(f"target must be a Region on the grid of the image {tuple(image.shape)}, got {got}")
-        notes = self.inner.check(image, score.volume)
+        notes = self.check(image, score)
         inside = region.mask[0, 0].as_subclass(Tensor).to(image.device).nonzero()
         # At random also where all are taken: what a time limit leaves is then spread over the region.
         voxels = inside[self._order(len(inside)).to(image.device)][: self.max_voxels]
         total, sums, done = torch.zeros_like(image[:, :1]), dict[str, float](), 0
-        for part in self._parts(voxels, max(1, score.copies // self.inner.copies_each), score):
+        for part in self._parts(voxels, self.at_once(score), score):
             copies = image.detach().repeat(len(part), *[1] * (image.ndim - 1))
             values = self.maps(copies, score, EachVoxel(part, region.label), sums)
             total += signed(values, self.sign).sum(dim=0, keepdim=True)
