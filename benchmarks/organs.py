@@ -16,44 +16,33 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
-from monai.bundle import ConfigParser
-from torch import Tensor
+from truth import BUNDLE, CPU, REACH, SIZE, TISSUES, explain, logits_of, numbers, phantoms, shipped, text, truth_of
 from visibility import PHANTOMS, ROOT, machine
 
 from unoise_monai import ExplainedSegmenter
-from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.attribution.targets import Region, Target, foreground_sum
-from unoise_monai.data import SegmentationTask, Truth, write_phantom_cohort
+from unoise_monai.attribution.targets import Region, foreground_sum
+from unoise_monai.data import SegmentationTask
 from unoise_monai.data.decathlon import Case
-from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference
 from unoise_monai.metrics.region_cohort import regions_over_cases
 from unoise_monai.metrics.regions import RegionRow, region_importance
-from unoise_monai.networks import load_state
-from unoise_monai.networks.modes import evaluating
 from unoise_monai.networks.outputs import segmentation
 from unoise_monai.report.cases import CaseVolumes, find_cases, load_case
-from unoise_monai.types import Logits, VoxelMap
 
-BUNDLE = "pancreas_ct_unoise"
-SIZE = (80, 64, 64)
-"""Of the phantoms' grid at 3 mm: the abdomen around its middle, with little of the air around it."""
 CT = ROOT.parent / "shared" / "data" / "abdomen_ct"
-METHODS: dict[str, dict[str, Any]] = {
-    "unoise": {},
-    "saliency": {},
-    "deep_lift": {},
-    "edges": {},
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "unoise": ("unoise", {}),
+    "saliency": ("saliency", {}),
+    "deep_lift from zero": ("deep_lift", {"baseline": "zero"}),
+    "deep_lift from minimum": ("deep_lift", {"baseline": "minimum"}),
+    "edges": ("edges", {}),
 }
-"""DeepLIFT stands for the contributions: exact on this network, where integrated gradients miss a part of the score's
-difference also with 32 steps. The last one asks no network: what a map shows that only follows the image."""
+"""Zero is 59.5 HU, soft tissue, which makes a contribution of all that is air or fat; the minimum is both. The last one
+asks no network: what a map shows that only follows the image."""
 LEAST_ML = 1.0
 ROWS = 15
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -70,6 +59,7 @@ def main() -> None:
         "machine": machine(),
         "seed": 0,
         "methods": METHODS,
+        "beside_voxels": REACH,
         "ct": {**found, "least_ml": LEAST_ML, "regions": {name: as_lists(rows) for name, rows in organs.items()}},
         "phantoms": {
             **PHANTOMS[BUNDLE],
@@ -85,61 +75,19 @@ def main() -> None:
     sys.stdout.write("\n".join([organ_table(organs), leader_table(organs), tissue_table(tissues, apart)]))
 
 
-def shipped(bundle: str) -> tuple[ExplainedSegmenter, SegmentationTask]:
-    """A bundle's shipped network and its task, as its own configuration makes them."""
-    folder = ROOT / "bundles" / bundle
-    parser = ConfigParser()
-    parser.read_config(folder / "configs" / "explain.yaml")
-    segmenter = parser.get_parsed_content("network_def")
-    segmenter.load_state_dict(load_state(folder / "models" / "model.pt"))
-    return segmenter.eval(), parser.get_parsed_content("task")
-
-
-def phantoms(count: int, size: Sequence[int]) -> list[Case]:
-    """Phantoms that the pancreas bundle was not trained on, the anatomies of `visibility.py` on a grid of this size."""
-    chosen = {**PHANTOMS[BUNDLE], "count": count}
-    name = f"{chosen['seed']}_{count}_{'x'.join(map(str, size))}"
-    folder = ROOT / "runs" / "benchmark_attribution" / f"phantoms_{name}"
-    if not (folder / "dataset.json").is_file():
-        write_phantom_cohort(folder, size=size, **chosen)
-    return find_cases(folder)
-
-
-def truth_of(case: Case, volumes: CaseVolumes) -> Tensor:
-    """What every voxel of a phantom means, on the network's grid."""
-    image = Path(case["image"])
-    return volumes.labels_from(image.parents[1] / "truthTr" / image.name)
-
-
-def logits_of(segmenter: ExplainedSegmenter, image: Tensor, precision: str = "auto") -> Logits:
-    volume = VolumeNetwork(segmenter.utility, precision=precision)
-    with evaluating(volume):
-        return volume(image.as_subclass(Tensor))
-
-
-def explain(
-    name: str, segmenter: ExplainedSegmenter, image: Tensor, target: Target, precision: str = "auto", **options: Any
-) -> VoxelMap:
-    """The map of a method, by default with the sign by which it ranks voxels."""
-    if name == "unoise":
-        options["noise_model"] = segmenter.noise_model
-    method = make_attributor(name, segmenter.utility, precision=precision, **options)
-    return method(image, target).as_subclass(Tensor)
-
-
 def real_ct(segmenter: ExplainedSegmenter, volumes: CaseVolumes) -> tuple[dict[str, Any], dict[str, list[RegionRow]]]:
     """What the network finds in the CT, and the importance of its organs by each method."""
     if volumes.label is None:
         raise ValueError(f"{volumes.name} must have a label, got none")
     logits = logits_of(segmenter, volumes.image)
     target = Region(volumes.label > 0, label=1)
-    names = json.loads((CT / "organs.json").read_text())
+    organ_names = json.loads((CT / "organs.json").read_text())
     organs = volumes.labels_from(CT / "organs_001.nii.gz")
     tables, means = {}, {}
-    for method, options in METHODS.items():
-        importance = explain(method, segmenter, volumes.image, target, **options)
-        tables[method] = region_importance(importance, organs, names, volumes.spacing_mm)
-        means[method] = float(f"{importance.mean():.4g}")
+    for name, method in METHODS.items():
+        importance = explain(method, segmenter, volumes.image, target)
+        tables[name] = region_importance(importance, organs, organ_names, volumes.spacing_mm)
+        means[name] = float(f"{importance.mean():.4g}")
     segmented, labelled = segmentation(logits) > 0, volumes.label > 0
     found = {
         "case": volumes.name,
@@ -159,20 +107,19 @@ def on_phantoms(
     segmenter: ExplainedSegmenter, task: SegmentationTask, cases: Sequence[Case]
 ) -> tuple[dict[str, list[RegionRow]], dict[str, Interval]]:
     """The importance of each tissue over cases, and by how much the landmarks' ratio exceeds the distractors'."""
-    names = {int(tissue): tissue.name.lower() for tissue in Truth}
     tables: dict[str, list[list[RegionRow]]] = {name: [] for name in METHODS}
     for case in cases:
         volumes = load_case(case, task, CPU)
         truth = truth_of(case, volumes)
         target = foreground_sum(logits_of(segmenter, volumes.image))
-        for method, options in METHODS.items():
-            importance = explain(method, segmenter, volumes.image, target, **options)
-            tables[method].append(region_importance(importance, truth, names, volumes.spacing_mm))
+        for name, method in METHODS.items():
+            importance = explain(method, segmenter, volumes.image, target)
+            tables[name].append(region_importance(importance, truth, TISSUES, volumes.spacing_mm))
     apart = {}
-    for method, rows in tables.items():
-        first, second = ([ratio_of(case, name) for case in rows] for name in ("landmark", "distractor"))
-        apart[method] = bootstrap_difference(first, second)
-    return {method: regions_over_cases(rows) for method, rows in tables.items()}, apart
+    for name, rows in tables.items():
+        first, second = ([ratio_of(case, tissue) for case in rows] for tissue in ("landmark", "distractor"))
+        apart[name] = bootstrap_difference(first, second)
+    return {name: regions_over_cases(rows) for name, rows in tables.items()}, apart
 
 
 def ratio_of(rows: Sequence[RegionRow], name: str) -> float:
@@ -191,18 +138,6 @@ def as_lists(rows: Sequence[RegionRow]) -> dict[str, dict[str, Any]]:
         }
         for row in rows
     }
-
-
-def numbers(interval: Interval, digits: int = 4) -> list[float | None]:
-    """Mean and bounds, as JSON takes them: None for what could not be told."""
-    values = (interval.mean, interval.low, interval.high)
-    return [None if value != value else float(f"{value:.{digits}g}") for value in values]
-
-
-def text(interval: Interval, form: str = ".2f") -> str:
-    if interval.low != interval.low:
-        return f"{interval.mean:{form}}"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def large(rows: Sequence[RegionRow]) -> list[RegionRow]:
@@ -237,8 +172,8 @@ def leader_table(tables: dict[str, list[RegionRow]], count: int = 5) -> str:
 
 def tissue_table(tables: dict[str, list[RegionRow]], apart: dict[str, Interval]) -> str:
     lines = ["| tissue | share of the volume | " + " | ".join(tables) + " |", "|---" * (len(tables) + 2) + "|"]
-    for tissue in (Truth.TARGET, Truth.LANDMARK, Truth.DISTRACTOR, Truth.IRRELEVANT, Truth.OUTSIDE):
-        rows = [next(row for row in rows if row.name == tissue.name.lower()) for rows in tables.values()]
+    for tissue in TISSUES.values():
+        rows = [next(row for row in rows if row.name == tissue) for rows in tables.values()]
         ratios = " | ".join(text(row.ratio) for row in rows)
         lines.append(f"| {rows[0].name} | {rows[0].volume_share:.2%} | {ratios} |")
     lines.append("| landmark - distractor | | " + " | ".join(text(apart[name], "+.2f") for name in tables) + " |")

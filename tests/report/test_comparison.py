@@ -62,6 +62,7 @@ def test_every_case_and_method(
     assert rows["saliency"].forward_passes == pytest.approx(1)
     assert rows["saliency"].backward_passes == pytest.approx(1)
     assert rows["unoise"].backward_passes == 0
+    assert rows["saliency"].peak_gb > rows["unoise"].peak_gb > 0
     first = run.files.read(run.cases[0]["case"], "saliency")
     assert (first["label"], first["constant"]) == ("label", False)
 

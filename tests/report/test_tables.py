@@ -35,8 +35,8 @@ def test_csv_holds_means_intervals_and_ranks() -> None:
 def test_markdown_names_what_failed_and_what_did_not_change() -> None:
     text = markdown_table(method_rows(RESULTS), RESULTS)
     lines = text.splitlines()
-    assert lines[0].startswith("| method | rank | seconds | passes | insertion zero |")
-    assert lines[2].startswith("| saliency | 1.0 | 0.25 | 2 + 1 | 0.600 (0.500-0.700) |")
+    assert lines[0].startswith("| method | rank | seconds | passes | GB | insertion zero |")
+    assert lines[2].startswith("| saliency | 1.0 | 0.25 | 2 + 1 | - | 0.600 (0.500-0.700) |")
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert "- lime on a: ValueError: no supervoxel" in lines
     assert "Unchanged by random weights: saliency" in lines

@@ -161,11 +161,17 @@ class Comparison:
         if attributor.contributes:
             contribution = per_intensity(contribution, image)
         scores = self.scorer.faithfulness(Score(self.volume, target), image, contribution)
+        peak_bytes = None
         if robust and cost.seconds <= self.robust_seconds:
             own = self.attributor(method, sign=None)
             scores |= self.scorer.robustness(own, image, target, label > 0)
+            # Watching the memory takes time, so it is another run than the one that is timed.
+            with measure_cost(attributor.network, image, memory=True) as watched:
+                attributor(image, target)
+            peak_bytes = watched.peak_bytes
         found = {
             "seconds": cost.seconds,
+            "peak_gb": None if peak_bytes is None else peak_bytes / 1e9,
             "forward_passes": cost.forward_passes,
             "backward_passes": cost.backward_passes,
             "notes": notes,

@@ -43,6 +43,8 @@ class MethodRow:
     seconds: float
     forward_passes: float
     backward_passes: float
+    peak_gb: float
+    """The most memory that a map took, 1e9 bytes; NaN where it was not measured."""
 
 
 def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
@@ -83,7 +85,7 @@ def _row(
     faithful = [rank for name, rank in ranks.items() if name.startswith(RANKED) and math.isfinite(rank)]
 
     def mean(name: str) -> float:
-        values = [result[name] for result in done if name in result]
+        values = [result[name] for result in done if result.get(name) is not None]
         return float(np.mean(values)) if values else math.nan
 
     return MethodRow(
@@ -96,6 +98,7 @@ def _row(
         seconds=mean("seconds"),
         forward_passes=mean("forward_passes"),
         backward_passes=mean("backward_passes"),
+        peak_gb=mean("peak_gb"),
     )
 
 

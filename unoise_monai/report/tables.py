@@ -17,13 +17,13 @@ _NONE = Interval(math.nan, math.nan, math.nan, 0)
 def csv_table(rows: Sequence[MethodRow]) -> str:
     """One row a method: counts, cost, and for each score the mean, its 95% interval and the rank."""
     text = io.StringIO()
-    head = ["method", "cases", "failed", "overall_rank", "seconds", "forward_passes", "backward_passes"]
+    head = ["method", "cases", "failed", "overall_rank", "seconds", "forward_passes", "backward_passes", "peak_gb"]
     columns = [f"{name}{part}" for name in rows[0].scores for part in ("", "_low", "_high", "_rank")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head + columns)
     for row in rows:
         values: list[object] = [row.method, row.cases, row.failed]
-        values += [_number(x) for x in (row.overall, row.seconds, row.forward_passes, row.backward_passes)]
+        values += [_number(x) for x in (row.overall, row.seconds, row.forward_passes, row.backward_passes, row.peak_gb)]
         for name in rows[0].scores:
             found = row.scores[name]
             values += [_number(x) for x in (found.mean, found.low, found.high, row.ranks.get(name, math.nan))]
@@ -34,10 +34,10 @@ def csv_table(rows: Sequence[MethodRow]) -> str:
 def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any]]) -> str:
     """The best method first: overall rank, then each score's mean and 95% interval; what failed, below."""
     scores = list(rows[0].scores)
-    head = ["method", "rank", "seconds", "passes", *(name.replace("_", " ") for name in scores)]
+    head = ["method", "rank", "seconds", "passes", "GB", *(name.replace("_", " ") for name in scores)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
-        cells = [row.method, _short(row.overall, 1), _short(row.seconds, 2), passes(row)]
+        cells = [row.method, _short(row.overall, 1), _short(row.seconds, 2), passes(row), _short(row.peak_gb, 2)]
         cells += [_interval(row.scores[name]) for name in scores]
         lines.append(f"| {' | '.join(cells)} |")
     failures = [
