@@ -67,6 +67,15 @@ def test_a_score_that_one_method_lacks_ranks_the_others() -> None:
     assert by_name["b"].ranks == {"insertion_zero": 1, "infidelity": 1}
 
 
+def test_scores_that_say_the_same_count_once() -> None:
+    same = {"insertion_zero": 0.5, "insertion_mean": 0.501, "insertion_blur": 0.2}
+    other = {"insertion_zero": 0.4, "insertion_mean": 0.4, "insertion_blur": 0.9}
+    rows = {row.method: row for row in method_rows([result("a", **same), result("b", **other)])}
+    # Counted twice, a's two first ranks would make it the better one.
+    assert (rows["a"].overall, rows["b"].overall) == (1.5, 1.5)
+    assert rows["a"].ranks["insertion_mean"] == 1
+
+
 def test_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="results must be at least one, got none"):
         method_rows([])

@@ -24,8 +24,10 @@ LOWER_IS_BETTER = (
     "truth_top_outside",
 )
 """Beginnings of the scores that are better when low."""
-RANKED = ("insertion", "deletion", "infidelity")
+FAITHFULNESS = ("insertion", "deletion", "infidelity")
 """Beginnings of the scores whose ranks make the overall rank: they say whether a map is faithful to the network."""
+SAME = 0.005
+"""Two scores that differ by no more in any method say the same and count once: zero is the mean of a z-scored image."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
     means = {name: _means(found, scores) for name, found in by_method.items()}
     ranked = [name for name in by_method if name not in CONTROLS]
     ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
+    counted = _counted(scores, means)
     rows = [
-        _row(name, found, means[name], {score: ranks[score][name] for score in scores if name in ranks[score]})
+        _row(name, found, means[name], counted, {score: ranks[score][name] for score in scores if name in ranks[score]})
         for name, found in by_method.items()
     ]
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
@@ -78,11 +81,29 @@ def _means(results: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> dict[
     return {score: bootstrap_mean(found) for score, found in values.items()}
 
 
+def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    """The scores of faithfulness, of several that say the same the first."""
+
+    def same(one: str, other: str) -> bool:
+        pairs = [(found[one].mean, found[other].mean) for found in means.values()]
+        return all(abs(first - second) <= SAME or math.isnan(first + second) for first, second in pairs)
+
+    counted: list[str] = []
+    for score in scores:
+        if score.startswith(FAITHFULNESS) and not any(same(score, other) for other in counted):
+            counted.append(score)
+    return counted
+
+
 def _row(
-    method: str, results: Sequence[Mapping[str, Any]], scores: Mapping[str, Interval], ranks: Mapping[str, float]
+    method: str,
+    results: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Interval],
+    counted: Sequence[str],
+    ranks: Mapping[str, float],
 ) -> MethodRow:
     done = [result for result in results if "failed" not in result]
-    faithful = [rank for name, rank in ranks.items() if name.startswith(RANKED) and math.isfinite(rank)]
+    faithful = [ranks[name] for name in counted if name in ranks]
 
     def mean(name: str) -> float:
         values = [result[name] for result in done if result.get(name) is not None]
