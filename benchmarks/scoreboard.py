@@ -1,6 +1,6 @@
 """The scoreboard of attribution methods over real volumes: a bundle's explain.yaml over all its validation cases.
 
-    python benchmarks/scoreboard.py                     # Task04, hippocampus: about an hour on 2 CPU cores
+    python benchmarks/scoreboard.py --cases 30          # Task04, hippocampus: about an hour on 2 CPU cores
     python benchmarks/scoreboard.py --jobs 1 --cases 3  # a look
 
 Stopped, it goes on with what is missing. Writes benchmarks/results/scoreboard_<bundle>.{csv,md,json} and
@@ -20,7 +20,22 @@ from pathlib import Path
 from visibility import REAL, ROOT, machine
 
 from unoise_monai.report import find_cases
+from unoise_monai.report.files import CaseFiles
+from unoise_monai.report.rows import MethodRow
+from unoise_monai.report.scoreboard import write_scoreboard
 
+COLUMNS = (
+    ("insertion_zero", "insertion, zero"),
+    ("insertion_noise", "insertion, noise"),
+    ("insertion_blur", "insertion, blur"),
+    ("deletion_zero", "deletion, zero"),
+    ("deletion_noise", "deletion, noise"),
+    ("deletion_blur", "deletion, blur"),
+    ("infidelity", "infidelity"),
+    ("sensitivity", "sensitivity"),
+    ("randomisation_correlation", "random weights"),
+)
+INTERVALS = ("insertion_zero", "insertion_noise", "insertion_blur")
 PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
 
 
@@ -73,9 +88,6 @@ def explain(data: Path, out: Path, names: list[str]) -> list[str]:
 
 def finish(bundle: str, out: Path, names: list[str]) -> None:
     """The scoreboard over the cases of all jobs."""
-    from unoise_monai.report.files import CaseFiles
-    from unoise_monai.report.scoreboard import write_scoreboard
-
     files = CaseFiles(out)
     methods = sorted({path.parent.name for path in out.glob("*/*/scores.json")})
     results = [files.read(case, method) for case in names for method in methods]
@@ -94,7 +106,21 @@ def finish(bundle: str, out: Path, names: list[str]) -> None:
         "ranks": {row.method: round(row.overall, 2) for row in rows if row.overall == row.overall},
     }
     (target / f"scoreboard_{bundle}.json").write_text(json.dumps(summary, indent=1) + "\n")
-    sys.stdout.write((out / "scoreboard.md").read_text())
+    sys.stdout.write(table(rows))
+
+
+def table(rows: list[MethodRow]) -> str:
+    """The columns that docs/scoreboard.md quotes."""
+    head = ["method", "rank", *(title for _, title in COLUMNS)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row.method, f"{row.overall:.1f}" if row.overall == row.overall else "-"]
+        for name, _ in COLUMNS:
+            found = row.scores[name]
+            bounds = f" ({found.low:.2f}-{found.high:.2f})" if name in INTERVALS else ""
+            cells.append(f"{found.mean:.3f}{bounds}" if found.count else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
