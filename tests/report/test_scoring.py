@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.deeplift import DeepLiftShap
 from unoise_monai.attribution.gradient import Saliency
+from unoise_monai.attribution.path import IntegratedGradients
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.metrics import VisibleDice
@@ -64,6 +66,11 @@ def test_contributions_become_changes_per_intensity() -> None:
     image = torch.tensor([[[2.0, -4.0, 0.0]]])[None]
     values = torch.tensor([[[6.0, 8.0, 5.0]]])[None]
     assert per_intensity(values, image).flatten().tolist() == [3, -2, 0]
+    network = nn.Conv2d(1, 1, 1)
+    lowest = IntegratedGradients(network, baseline="minimum")
+    assert per_intensity(values, image, lowest).flatten().tolist() == pytest.approx([1, 0, 1.25])
+    several = DeepLiftShap(network, baselines=("zero", 2.0))
+    assert per_intensity(values, image, several).flatten().tolist() == pytest.approx([6, -1.6, -5])
 
 
 def test_truth_of_a_map_that_knows_it() -> None:

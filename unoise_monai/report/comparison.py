@@ -159,7 +159,7 @@ class Comparison:
         contribution = values.as_tensor()
         importance = signed(contribution, type(attributor).default_sign)
         if attributor.contributes:
-            contribution = per_intensity(contribution, image)
+            contribution = per_intensity(contribution, image, attributor)
         scores = self.scorer.faithfulness(Score(self.volume, target), image, contribution)
         peak_bytes = None
         if robust and cost.seconds <= self.robust_seconds:

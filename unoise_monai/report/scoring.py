@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor
+from unoise_monai.attribution.baselines import baselines
 from unoise_monai.attribution.targets import Target
 from unoise_monai.metrics.curve import VisibilityScores
 from unoise_monai.metrics.hiding import Hiding
@@ -144,7 +145,16 @@ def as_lists(found: VisibilityScores) -> dict[str, list[float | None]]:
     return {name: [float(v) if math.isfinite(v) else None for v in values.tolist()] for name, values in curves.items()}
 
 
-def per_intensity(values: VoxelMap, image: Image) -> VoxelMap:
-    """Contributions against an image of zeros as changes of the score per intensity; 0 where the image is 0."""
-    plain = image.as_subclass(Tensor).sum(dim=1, keepdim=True)
-    return torch.where(plain.abs() > 1e-3, values / plain, torch.zeros_like(values))
+def per_intensity(values: VoxelMap, image: Image, attributor: Attributor | None = None) -> VoxelMap:
+    """Contributions against a baseline as changes of the score per intensity; 0 where the image is as the baseline.
+
+    Args:
+        values: ``(1, 1, *spatial)``.
+        image: ``(1, C, *spatial)``.
+        attributor: whose they are, with its ``baseline``, or the mean of its ``baselines``; None for zero.
+    """
+    kinds = getattr(attributor, "baselines", None) or (getattr(attributor, "baseline", "zero"),)
+    plain = image.as_subclass(Tensor)
+    reference = torch.stack(baselines(plain, kinds, getattr(attributor, "seed", 0))).mean(dim=0)
+    steps = (plain - reference).sum(dim=1, keepdim=True)
+    return torch.where(steps.abs() > 1e-3, values / steps, torch.zeros_like(values))
