@@ -126,7 +126,9 @@ def measure(bundle: str, case: Case, sensitivity: bool) -> Scores:
     maps["zeros"] = torch.zeros_like(image)
     # What is a contribution becomes a change per intensity, which a layer's values cannot.
     footing = {
-        name: per_intensity(values, image) if name in attributors and attributors[name].contributes else values
+        name: per_intensity(values, image, attributors[name])
+        if name in attributors and attributors[name].contributes
+        else values
         for name, values in maps.items()
     }
     scores: Scores = {name: {} for name in maps}
