@@ -119,8 +119,13 @@ def mean_of_maps(network: nn.Module, image: Image, region: Region, method: str, 
 
 
 def relative_difference(first: VoxelMap, second: VoxelMap) -> float:
-    """The norm of ``a * first - second`` over that of ``second``, ``a`` by least squares: 0 of multiples, at most 1."""
+    """The norm of ``a * first - second`` over that of ``second``, ``a`` by least squares: 0 of multiples, at most 1.
+
+    A map that is 0 everywhere, as Grad-CAM's may be, is at 1 from any other, and at 0 from another such.
+    """
     first, second = first.double().flatten(), second.double().flatten()
+    if not bool(first.any()) or not bool(second.any()):
+        return float(bool(first.any()) or bool(second.any()))
     scale = first @ second / (first @ first)
     return float((scale * first - second).norm() / second.norm())
 
