@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks import nets
+from small import picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,31 +26,9 @@ from unoise_monai.attribution.cam import (
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region, SoftDice, class_sum
 from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.networks import UNet
 
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
 AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-
-
-def unet(dims: int, classes: int = 3) -> UNet:
-    """With features that are alive at every layer, and a batch norm that does something."""
-    torch.manual_seed(dims)
-    network = UNet(dims, 1, classes, 2, channel_factor=2).eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.02, 0.1)
-    return network
-
-
-def picture(*size: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
-
-
-def region(*size: int) -> Region:
-    return Region(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.4, 1)
 
 
 def by_hand(network: nn.Module, path: str, image: Tensor, target: Any) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import captum.attr
 import pytest
 import torch
 from monai.data import MetaTensor
-from torch import Tensor, nn
+from small import picture, region, unet
+from torch import Tensor
 
 from unoise_monai.attribution.baselines import baseline
 from unoise_monai.attribution.layer_paths import (
@@ -18,7 +19,7 @@ from unoise_monai.attribution.layer_paths import (
     LayerIntegratedGradients,
     LayerPath,
 )
-from unoise_monai.attribution.targets import Region, SoftDice
+from unoise_monai.attribution.targets import SoftDice
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks import UNet
 
@@ -26,27 +27,6 @@ METHODS = [LayerConductance, LayerIntegratedGradients, InternalInfluence]
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
 LONG = {2: (151, 11), 3: (93, 5, 7)}
 AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-
-
-def unet(dims: int) -> UNet:
-    """With features that are alive at every layer, and a batch norm that does something."""
-    torch.manual_seed(dims)
-    network = UNet(dims, 1, 3, 2, channel_factor=2).eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.02, 0.1)
-    return network
-
-
-def picture(*size: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
-
-
-def region(*size: int) -> Region:
-    return Region(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.4, 1)
 
 
 def scores(network: UNet, image: Tensor, start: Tensor, path: str, target: Any) -> tuple[float, float, float]:

@@ -19,10 +19,8 @@ from unoise_monai.attribution.cam import (
     LayerCAM,
     LayerGradCAM,
 )
+from unoise_monai.attribution.composed import GRADIENT_METHODS
 from unoise_monai.attribution.controls import EdgeMagnitude, Intensity, Random
-from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
-from unoise_monai.attribution.gradient import InputXGradient, Saliency
-from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
 from unoise_monai.attribution.iterative import IterativeROI
 from unoise_monai.attribution.layer_deeplift import LayerDeepLift
 from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
@@ -30,7 +28,6 @@ from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConduct
 from unoise_monai.attribution.layerwise import LayerActivation
 from unoise_monai.attribution.learned import Learned
 from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.path import GradientShap, IntegratedGradients
 from unoise_monai.attribution.rise import RISE
 from unoise_monai.attribution.smoothing import SmoothGrad, SmoothGradSquared, VarGrad
 from unoise_monai.attribution.surrogate import KernelShap, Lime
@@ -41,14 +38,7 @@ METHODS: Mapping[str, type[Attributor]] = MappingProxyType(
         method.name: method
         for method in (
             # Gradients of the image.
-            Saliency,
-            InputXGradient,
-            GuidedBackprop,
-            Deconvolution,
-            IntegratedGradients,
-            GradientShap,
-            DeepLift,
-            DeepLiftShap,
+            *GRADIENT_METHODS.values(),
             # Many maps of a gradient method.
             SmoothGrad,
             SmoothGradSquared,

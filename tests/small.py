@@ -1,0 +1,30 @@
+"""The small network, picture and region that tests of layers and gradients share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unoise_monai.attribution.targets import Region
+from unoise_monai.networks import UNet
+
+
+def unet(dims: int, classes: int = 3) -> UNet:
+    """With features that are alive at every layer, and a batch norm that does something."""
+    torch.manual_seed(dims)
+    network = UNet(dims, 1, classes, 2, channel_factor=2).eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.02, 0.1)
+    return network
+
+
+def picture(*size: int, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
+
+
+def region(*size: int) -> Region:
+    return Region(torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(2)) < 0.4, 1)
