@@ -6,7 +6,8 @@
 The CT is ../shared/data/abdomen_ct (TotalSegmentator example data, CC BY 4.0), with 59 organs. The shipped weights are
 trained on phantoms and find nothing of its pancreas, so what is explained is the mean logit of the pancreas over the
 CT's own pancreas label; the learned map has no target. This shows the tool, nothing of anatomy. On the phantoms, what
-is explained is the network's own segmentation. Writes benchmarks/results/organs.json and prints the docs' tables.
+is explained is the network's own segmentation. Writes benchmarks/results/organs.json, and prints the two tables of
+docs/papers.md and, between them, the largest shares that its text names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 """Zero is 59.5 HU, soft tissue, which makes a contribution of all that is air or fat; the minimum is both. The last one
 asks no network: what a map shows that only follows the image."""
 LEAST_ML = 1.0
-ROWS = 15
+SHOWN = {
+    "unoise": "learned map",
+    "saliency": "gradient",
+    "deep_lift from minimum": "DeepLIFT from the lowest intensity",
+    "edges": "edges",
+}
+"""What the tables show, and what it is called there; the others are in the JSON."""
+ROWS = 8
 
 
 def main() -> None:
@@ -72,7 +80,7 @@ def main() -> None:
     }
     path = ROOT / "benchmarks" / "results" / "organs.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    sys.stdout.write("\n".join([organ_table(organs), leader_table(organs), tissue_table(tissues, apart)]))
+    sys.stdout.write("\n".join([organ_table(organs), share_lines(organs), tissue_table(tissues)]))
 
 
 def real_ct(segmenter: ExplainedSegmenter, volumes: CaseVolumes) -> tuple[dict[str, Any], dict[str, list[RegionRow]]]:
@@ -140,44 +148,43 @@ def as_lists(rows: Sequence[RegionRow]) -> dict[str, dict[str, Any]]:
     }
 
 
-def large(rows: Sequence[RegionRow]) -> list[RegionRow]:
-    return [row for row in rows if row.volume_ml >= LEAST_ML]
+def organs_of(rows: Sequence[RegionRow]) -> list[RegionRow]:
+    """The organs that are large enough to say something, the highest ratio first."""
+    return [row for row in rows if row.volume_ml >= LEAST_ML and row.name != "elsewhere"]
 
 
 def organ_table(tables: dict[str, list[RegionRow]]) -> str:
-    """The organs that the learned map holds most important for their size, with the other methods beside it."""
-    first, *others = tables
-    lines = [f"| organ | ml | {first} | {' | '.join(others)} |", "|---" * (len(tables) + 2) + "|"]
-    rows = [row for row in large(tables[first]) if row.name != "elsewhere"][:ROWS]
-    rows += [row for row in tables[first] if row.name == "elsewhere"]
-    for row in rows:
-        beside = [next(other for other in tables[name] if other.name == row.name).ratio for name in others]
-        figures = " | ".join(text(ratio) for ratio in [row.ratio, *beside])
-        lines.append(f"| {plain(row.name)} | {row.volume_ml:.0f} | {figures} |")
+    """The organs that each method holds most important for their size, with their ratios."""
+    titles = [f"{title} (no network)" if name == "edges" else title for name, title in SHOWN.items()]
+    lines = [f"| rank | {' | '.join(titles)} |", "|---" * (len(SHOWN) + 1) + "|"]
+    leaders = [organs_of(tables[name])[:ROWS] for name in SHOWN]
+    for number, rows in enumerate(zip(*leaders, strict=True)):
+        lines.append(f"| {number + 1} | {' | '.join(cell(row) for row in rows)} |")
     return "\n".join(lines) + "\n"
 
 
-def leader_table(tables: dict[str, list[RegionRow]], count: int = 5) -> str:
-    """Of each method, the organs of the largest ratio and those that hold the largest share of the importance."""
-    lines = ["| method | largest ratio | largest share of the importance |", "|---|---|---|"]
-    for method, rows in tables.items():
-        organs = [row for row in large(rows) if row.name != "elsewhere"]
-        shares = sorted(organs, key=lambda row: -row.importance_share.mean)[:count]
-        lines.append(
-            f"| {method} | {', '.join(f'{plain(row.name)} {row.ratio.mean:.2f}' for row in organs[:count])} | "
-            f"{', '.join(f'{plain(row.name)} {row.importance_share.mean:.1%}' for row in shares)} |"
-        )
+def share_lines(tables: dict[str, list[RegionRow]], count: int = 5) -> str:
+    """Of each method, the organs that hold the largest share of the importance."""
+    lines = []
+    for name, title in SHOWN.items():
+        rows = sorted(organs_of(tables[name]), key=lambda row: -row.importance_share.mean)[:count]
+        shares = ", ".join(f"{plain(row.name)} {row.importance_share.mean:.1%}" for row in rows)
+        lines.append(f"largest shares of the {title}: {shares}")
     return "\n".join(lines) + "\n"
 
 
-def tissue_table(tables: dict[str, list[RegionRow]], apart: dict[str, Interval]) -> str:
-    lines = ["| tissue | share of the volume | " + " | ".join(tables) + " |", "|---" * (len(tables) + 2) + "|"]
+def tissue_table(tables: dict[str, list[RegionRow]]) -> str:
+    """The ratio of each tissue of the phantoms, by method."""
+    titles = ["share of importance over share of volume", *SHOWN.values()]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for tissue in TISSUES.values():
-        rows = [next(row for row in rows if row.name == tissue) for rows in tables.values()]
-        ratios = " | ".join(text(row.ratio) for row in rows)
-        lines.append(f"| {rows[0].name} | {rows[0].volume_share:.2%} | {ratios} |")
-    lines.append("| landmark - distractor | | " + " | ".join(text(apart[name], "+.2f") for name in tables) + " |")
+        rows = [next(row for row in tables[name] if row.name == tissue) for name in SHOWN]
+        lines.append(f"| {tissue} | {' | '.join(text(row.ratio) for row in rows)} |")
     return "\n".join(lines) + "\n"
+
+
+def cell(row: RegionRow) -> str:
+    return f"{plain(row.name)} {text(row.ratio, '.3g')}"
 
 
 def plain(name: str) -> str:

@@ -8,8 +8,8 @@ backpropagation, Guided Grad-CAM and DeepLIFT, Tables III and VI Grad-CAM and De
 for the mean over the segment's border. Here twice: plainly, as the paper has it, with each map as it is; and on the
 same footing, each map at its best scale, contributions per intensity, relative to the score's own changes. The paper
 gives no perturbation: small noise, large noise and noise in a box. Eq. 4, sensitivity, is defined there, not measured.
-The border's score is a logit here and a probability there. Writes benchmarks/results/polyp_paper.json and prints the
-tables that the docs quote.
+The border's score is a logit here and a probability there. Writes benchmarks/results/polyp_paper.json, and prints the
+table of docs/papers.md and, for each data set, all figures.
 """
 
 from __future__ import annotations
@@ -55,6 +55,19 @@ LAYER_METHODS = ("layer_grad_cam", "layer_deep_lift")
 CONTROLS = ("guided_backprop / 10", "saliency", "border", "random", "zeros")
 """A map in another unit, the gradient, the target's place alone, a map of no place, and one that says nothing."""
 ALL_LAYERS = "all layers"
+QUOTED = {
+    "guided_backprop": "guided backpropagation",
+    "guided_grad_cam": "Guided Grad-CAM",
+    "deep_lift": "DeepLIFT",
+    "saliency": "gradient",
+    "border": "the border's place (no network)",
+    "random": "random map",
+    "zeros": "a map of zeros",
+    "guided_backprop / 10": "guided backpropagation, divided by 10",
+    f"layer_grad_cam {ALL_LAYERS}": "layers: Grad-CAM, mean of 7",
+    f"layer_deep_lift {ALL_LAYERS}": "layers: DeepLIFT, mean of 7",
+}
+"""The rows of the docs' table, and what they are called there."""
 RADIUS, SENSITIVITY_SAMPLES, SENSITIVITY_CASES, SEED = 0.05, 2, 4, 0
 
 Scores = dict[str, dict[str, float]]
@@ -95,7 +108,7 @@ def main() -> None:
         "sensitivity": {"radius": RADIUS, "samples": SENSITIVITY_SAMPLES, "cases": SENSITIVITY_CASES},
         "phantoms": {**PHANTOMS[CT], "count": len(chosen[CT]), "size": SIZE},
     }
-    tables = []
+    tables, quoted = [], {}
     for bundle, cases in chosen.items():
         scores = [measure(bundle, case, number < SENSITIVITY_CASES) for number, case in enumerate(tqdm(cases))]
         rows = {row: {name: over_cases(scores, row, name) for name in scores[0][row]} for row in scores[0]}
@@ -105,11 +118,12 @@ def main() -> None:
             "differences": differences(scores),
             "layers_where_grad_cam_is_below_deep_lift": wins(rows),
         }
+        quoted[bundle] = rows
         tables += [f"{bundle}\n", model_table(rows), layer_table(rows)]
         tables += [f"Grad-CAM below DeepLIFT by {name}: {count} layers" for name, count in wins(rows).items()]
     path = ROOT / "benchmarks" / "results" / "polyp_paper.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    sys.stdout.write("\n".join(tables) + "\n")
+    sys.stdout.write("\n".join([quoted_table(quoted), *tables]) + "\n")
 
 
 def measure(bundle: str, case: Case, sensitivity: bool) -> Scores:
@@ -215,6 +229,20 @@ def differences(scores: Sequence[Scores]) -> dict[str, dict[str, dict[str, float
             for name in both
         }
     return found
+
+
+def quoted_table(tables: dict[str, dict[str, dict[str, Interval]]]) -> str:
+    """The docs' table: both footings of both data sets, under noise in boxes."""
+    heads = [f"{name}, {footing}" for name in ("MR", "CT") for footing in ("plain", "same footing")]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for row, title in QUOTED.items():
+        cells = []
+        for bundle in (MR, CT):
+            figures = tables[bundle][row]
+            plain, unexplained = figures["plain, boxes 0.5"].mean, figures["unexplained, boxes 0.5"].mean
+            cells += [f"{plain:.3g}", f"{unexplained:.2f}"]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def model_table(rows: dict[str, dict[str, Interval]]) -> str:

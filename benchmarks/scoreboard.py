@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from visibility import REAL, ROOT, machine
@@ -36,6 +37,9 @@ COLUMNS = (
     ("randomisation_correlation", "random weights"),
 )
 INTERVALS = ("insertion_zero", "insertion_noise", "insertion_blur")
+ROBUST_CASES = 3
+SHARED = ("scorer", "truth", "memory_gb", "precision")
+"""Settings of all results; the others are of methods or cases."""
 PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
 
 
@@ -57,27 +61,25 @@ def main() -> None:
     log.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     jobs = []
-    for number in range(arguments.jobs):
-        # Robustness is measured on the first cases of each job.
-        mine = names[number :: arguments.jobs]
-        robust = len(range(number, ROBUST_CASES, arguments.jobs))
+    for number, (robust, mine) in enumerate(shares_of(names, arguments.jobs)):
         with (log / f"{number}.log").open("w") as file:
-            command = [
-                *explain(data, out / "cases", mine),
-                "--robust_cases",
-                str(robust),
-                "--robust_seconds",
-                "4",
-                "--pictures",
-                "False",
-            ]
+            command = explain(data, out / "cases", mine)
+            command += ["--robust_cases", str(robust), "--pictures", "False"]
             jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
     if any([job.wait() for job in jobs]):
         sys.exit(f"a job failed, see {log}")
     finish(arguments.bundle, out / "cases", names)
 
 
-ROBUST_CASES = 3
+def shares_of(names: Sequence[str], jobs: int) -> list[tuple[int, list[str]]]:
+    """Of each job, on how many cases it measures robustness, and its cases.
+
+    All of these are the first job's, for the first of them says of which methods it is measured.
+    """
+    first, others = list(names[:ROBUST_CASES]), names[ROBUST_CASES:]
+    found = [(len(first), [*first, *others[jobs - 1 :: jobs]])]
+    found += [(0, list(others[number::jobs])) for number in range(jobs - 1)]
+    return [(robust, cases) for robust, cases in found if cases]
 
 
 def explain(data: Path, out: Path, names: list[str]) -> list[str]:
@@ -89,7 +91,7 @@ def explain(data: Path, out: Path, names: list[str]) -> list[str]:
 def finish(bundle: str, out: Path, names: list[str]) -> None:
     """The scoreboard over the cases of all jobs."""
     files = CaseFiles(out)
-    methods = sorted({path.parent.name for path in out.glob("*/*/scores.json")})
+    methods = sorted({path.parent.name for path in out.glob(f"{names[0]}/*/scores.json")})
     results = [files.read(case, method) for case in names for method in methods]
     rows = write_scoreboard(results, out)
     target = ROOT / "benchmarks" / "results"
@@ -97,12 +99,21 @@ def finish(bundle: str, out: Path, names: list[str]) -> None:
         shutil.copy(out / f"scoreboard.{suffix}", target / f"scoreboard_{bundle}.{suffix}")
     for picture in PICTURES:
         shutil.copy(out / f"{picture}.png", ROOT / "docs" / "images" / f"scoreboard_{picture}.png")
+    first = results[: len(methods)]
     summary = {
         "command": " ".join(["python", "benchmarks/scoreboard.py", *sys.argv[1:]]),
         "machine": f"{machine()}, one core a job",
         "cases": names,
         "seed": 0,
-        "settings": results[0]["settings"],
+        "settings": {key: first[0]["settings"][key] for key in SHARED},
+        "weights_sha256": sorted({result["settings"]["weights"] for result in results}),
+        "options": {result["method"]: result["settings"]["options"] for result in first},
+        "robust": {
+            "passes_at_most": first[0]["settings"]["robust_passes"],
+            "cases": list(dict.fromkeys(result["case"] for result in results if result["settings"]["robust"])),
+            "methods": [result["method"] for result in first if "sensitivity" in result.get("scores", {})],
+        },
+        "failed": [f"{result['method']} on {result['case']}" for result in results if "failed" in result],
         "ranks": {row.method: round(row.overall, 2) for row in rows if row.overall == row.overall},
     }
     (target / f"scoreboard_{bundle}.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -6,7 +6,8 @@
 The target has the intensity and the calibre of the bowel loops, the distractors; only the landmarks tell them apart.
 Average precision is that of ranking the target and its landmarks first. The top is as many voxels as target and
 landmarks have. What lies within 6 mm of the target and means nothing else is told apart from the irrelevant rest. What
-is explained is the network's own segmentation. Writes benchmarks/results/truth.json and prints the table of the docs.
+is explained is the network's own segmentation. Writes benchmarks/results/truth.json, and prints the table of
+docs/papers.md.
 """
 
 from __future__ import annotations
@@ -167,16 +168,15 @@ def over_cases(scores: Sequence[dict[str, float]]) -> dict[str, Interval]:
     return {name: bootstrap_mean([case[name] for case in scores]) for name in scores[0]}
 
 
+COLUMNS = ("target", "landmark", "beside the target", "distractor", "irrelevant", "outside")
+
+
 def table(rows: dict[str, dict[str, Interval]]) -> str:
-    """The methods, the most precise first."""
-    names = TISSUES.values()
-    lines = [
-        f"| method | average precision | of the target alone | {' | '.join(f'top: {name}' for name in names)} |",
-        "|---" * (len(names) + 3) + "|",
-    ]
+    """The methods, the most precise first, and where their top voxels lie."""
+    lines = [f"| method | average precision | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for method, row in sorted(rows.items(), key=lambda entry: -entry[1]["average_precision"].mean):
-        precision = [text(row[name], ".3f") for name in ("average_precision", "average_precision_target")]
-        lines.append(f"| {method} | {' | '.join(precision)} | {' | '.join(f'{row[n].mean:.1%}' for n in names)} |")
+        tops = " | ".join(f"{row[name].mean:.2f}" for name in COLUMNS)
+        lines.append(f"| {method} | {text(row['average_precision'])} | {tops} |")
     return "\n".join(lines) + "\n"
 
 
@@ -189,7 +189,7 @@ def numbers(interval: Interval, digits: int = 4) -> list[float | None]:
 def text(interval: Interval, form: str = ".2f") -> str:
     if interval.low != interval.low:
         return f"{interval.mean:{form}}"
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.mean:{form}} ({interval.low:{form}}-{interval.high:{form}})"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ ORDER = (
     ("render",),
     ("handlers",),
     ("report",),
+    ("cohort",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from monai.networks import nets
+from monai.networks.blocks import activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,14 +145,47 @@ def test_refuses_what_captum_would_get_wrong(substitute: bool) -> None:
     attribute = {"substitute": substitute}
     with pytest.raises(ValueError, match="activations as modules for deep_lift, got functional relu x 1"):
         DeepLift(Shallow(F.relu), **attribute)(IMAGE, TARGET)
-    with pytest.raises(ValueError, match="must call MaxPool modules for deep_lift, got max_pool x 1"):
+    with pytest.raises(ValueError, match="its pooling and gates as modules for deep_lift, got max_pool x 1"):
         DeepLift(Shallow(Pooled()), **attribute)(IMAGE, TARGET)
+    for gate in (torch.sigmoid, torch.tanh, lambda x: x.softmax(dim=1)):
+        with pytest.raises(ValueError, match="its pooling and gates as modules for deep_lift, got (sigm|tan|softm).* x 1"):
+            DeepLift(Shallow(gate), **attribute)(IMAGE, TARGET)
     relu = nn.ReLU()
     with pytest.raises(ValueError, match=r"module once for deep_lift, got 1 .* the first at 'act\.0'"):
         DeepLift(Shallow(nn.Sequential(relu, nn.Conv2d(3, 3, 1), relu)), **attribute)(IMAGE, TARGET)
     network = nets.SegResNet(2, init_filters=8, in_channels=1, blocks_down=(1, 1), blocks_up=(1,))
     with pytest.raises(ValueError, match="must call each activation and pooling module once for deep_lift, got 3"):
         DeepLift(network, **attribute)(IMAGE, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("pool", "overlaps"),
+    [
+        (nn.MaxPool2d(2), False),
+        (nn.MaxPool2d((1, 2), (2, 2)), False),
+        (nn.MaxPool2d(3, 2, padding=1), True),
+        (nn.MaxPool2d((2, 3), 2, padding=(0, 1)), True),
+        (nn.MaxPool2d(2, (2, 1)), True),
+        (nn.MaxPool2d(2, 2, dilation=2, padding=1), True),
+        (nn.MaxPool2d(1), False),
+    ],
+    ids=str,
+)
+def test_pooling_adds_up_or_is_refused(pool: nn.MaxPool2d, overlaps: bool) -> None:
+    # Of windows that share a voxel, Captum keeps the share of one.
+    network = Shallow(nn.Sequential(pool, nn.Upsample(SIZE)))
+    if overlaps:
+        with pytest.raises(ValueError, match=r"no larger than their stride for deep_lift, got MaxPool2d.* at 'act\.0'"):
+            DeepLift(network)(IMAGE, TARGET)
+    else:
+        maps = DeepLift(network, sign="signed")(IMAGE, TARGET)
+        assert abs(notes_of(maps)["convergence_delta"]) < 1e-4 * float(maps.as_tensor().abs().sum())
+
+
+def test_an_activation_may_be_made_of_gates() -> None:
+    network = Shallow(activation.Swish())
+    maps = DeepLift(network, baseline=0.5, substitute=True, sign="signed")(IMAGE, TARGET)
+    torch.testing.assert_close(maps.as_tensor(), by_hand(network, torch.full_like(IMAGE, 0.5)), rtol=1e-3, atol=1e-4)
 
 
 def test_a_subclass_of_relu_is_none_to_captum() -> None:

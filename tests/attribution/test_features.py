@@ -80,7 +80,7 @@ def test_labels_may_be_a_metatensor() -> None:
     ("options", "says"),
     [
         ({"labels": torch.zeros(2, 1, 4, 4)}, "labels must be one map, (1, 1, *spatial), got (2, 1, 4, 4)"),
-        ({"size": 0}, "size must be whole voxels, at least 1, got 0"),
+        ({"size": 0}, "size must be integers of at least 1, one or one an axis, got 0"),
         ({"compactness": -1}, "compactness must be above 0, got -1"),
     ],
 )

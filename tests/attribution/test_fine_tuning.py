@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.fine_tuning import FineTuning
+from unoise_monai.attribution.fine_tuning import FineTuning, _padded_labels
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks import UNet
 
@@ -99,3 +99,32 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"truth must be one channel on the image's grid, \(1, 1, 8, 8\), got \(1, 1"):
         FineTuning()(network, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 6))
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("classes", "value", "says"),
+    [(3, 3, "0 to 2, got 0 to 3"), (3, -1, "0 to 2, got -1 to 0"), (1, 2, "0 to 1, got 0 to 2")],
+)
+def test_refuses_labels_that_are_no_class(classes: int, value: int, says: str) -> None:
+    network, image = unet(2, classes), torch.zeros(1, 1, 8, 8)
+    before = copy.deepcopy(network)
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[0, 0, 5, 5] = value
+    with pytest.raises(ValueError, match=f"truth must hold classes of the network, {says}"):
+        FineTuning()(network, image, truth)
+    assert_same_weights(network, before)
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
+
+
+def test_the_label_goes_where_the_image_is() -> None:
+    """No second device is needed to see it: a label stays on the meta device, which holds no values."""
+    padded = torch.zeros(1, 1, 8, 12, device="meta")
+    assert _padded_labels(torch.zeros(1, 1, 7, 9), padded).device == padded.device
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_label_in_main_memory_teaches_a_network_on_the_gpu() -> None:
+    image, truth = sample(3, 12, 10)
+    tuned = unet(2, 3).cuda()
+    FineTuning(steps=1, lr=1e-3)(tuned, image.cuda(), truth)
+    assert_same_weights(tuned.cpu(), by_hand(unet(2, 3), image, truth, 1, 1e-3))

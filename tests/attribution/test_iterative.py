@@ -14,9 +14,11 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.baselines import Baseline, baseline
 from unoise_monai.attribution.fine_tuning import FineTuning
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.attribution.iterative import IterativeROI
+from unoise_monai.attribution.occlusion import Occlusion
 from unoise_monai.attribution.roi import RegionOfInterest
 from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import class_sum
@@ -147,6 +149,40 @@ def test_hidden_voxels_become_the_hidden_value(channels: int) -> None:
     assert [int(each.roi.sum()) for each in rounds] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", ["minimum", "mean", "blurred", "noise", torch.tensor([0.5, -2.0]).view(1, 2, 1, 1)])
+def test_hidden_voxels_become_the_baseline_of_the_whole_image(kind: Baseline) -> None:
+    network, image = unet(2, 2), torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    recording = type("Recorder", (Recording,), {"seen": []})
+    options = {"hidden": kind, "min_probability": 0.0, "seed": 4}
+    rounds = IterativeROI(network, recording, RegionOfInterest(passes=0), **options).rounds(image, 1)
+    visible = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    for each, shown in zip(rounds, recording.seen[1:], strict=True):
+        visible &= ~each.roi
+        torch.testing.assert_close(shown, torch.where(visible, image, baseline(image, kind, seed=4)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_saliency_may_count_in_mm(batch: int) -> None:
+    network, image = unet(3), torch.randn(batch, 1, 8, 8, 6, generator=torch.Generator().manual_seed(0))
+    # Voxels of 0.5, 1.2 and 2 mm, turned and left-handed.
+    affine = torch.tensor([[-0.4, -0.72, 0, 3], [-0.3, 0.96, 0, -2], [0, 0, 2, 1], [0, 0, 0, 1]])
+    scan = MetaTensor(image, affine=affine)
+    region = RegionOfInterest(threshold=0.3)
+    in_mm, in_voxels = (
+        IterativeROI(network, partial(Occlusion, **options), region, max_rounds=2)
+        for options in ({"window": 2.2, "stride": 2.2, "unit": "mm"}, {"window": (4, 2, 1), "stride": (4, 2, 1)})
+    )
+    target = target_of(network, image)
+    maps = in_mm(scan, target)
+    assert bool(maps.any())
+    torch.testing.assert_close(maps.as_tensor(), in_voxels(image, target).as_tensor())
+    first, expected = in_mm.rounds(scan[:1], 1)[0], in_voxels.rounds(image[:1], 1)[0]
+    assert torch.equal(first.roi, expected.roi)
+    assert type(first.saliency) is Tensor
+    with pytest.raises(ValueError, match="unit 'mm' needs an image with an affine"):
+        in_mm(image, target)
+
+
 def test_an_empty_region_ends_it_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
     network, image = unet(), torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     recording = type("Recorder", (Recording,), {"seen": []})
@@ -243,7 +279,8 @@ def test_bf16_and_one_channel() -> None:
     [
         ({"max_rounds": 0}, "max_rounds must be at least 1, got 0"),
         ({"min_probability": 1.5}, "min_probability must lie in [0, 1], got 1.5"),
-        ({"hidden": float("nan")}, "hidden must be a finite number, got nan"),
+        ({"hidden": float("nan")}, "hidden must hold finite values only"),
+        ({"hidden": "grey"}, "hidden must be one of 'zero', 'mean'"),
     ],
 )
 def test_refuses_options(options: dict, says: str) -> None:
@@ -261,3 +298,6 @@ def test_refuses_images_and_truths() -> None:
         IterativeROI(unet(), Saliency, fine_tune=FineTuning()).rounds(
             torch.zeros(1, 1, 8, 8), 1, truth=torch.zeros(1, 1, 8, 6)
         )
+    image = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="truth must hold classes of the network, 0 to 2, got 3 to 3"):
+        IterativeROI(unet(), Saliency, fine_tune=FineTuning()).rounds(image, 1, truth=torch.full((1, 1, 8, 8), 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from unoise_monai.attribution import perturbation
 from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.baselines import Baseline, baseline
+from unoise_monai.attribution.hard_dice import unperturbed_dice
 from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.overlap import unperturbed_dice
 from unoise_monai.attribution.perturbation import PerturbationAttributor
 from unoise_monai.attribution.rise import RISE
 from unoise_monai.attribution.surrogate import KernelShap, Lime
@@ -199,6 +201,37 @@ def test_one_batch_is_scored_however_short_the_time() -> None:
     maps = Counting(Constant(), time_limit_s=1e-9)(image_of(1, 1, 8, 8), lambda logits: logits.flatten(1).sum(dim=1))
     assert maps.meta["attribution"][0]["evaluated"] == 1
     assert maps.flatten().nonzero().tolist() == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("fitting", "limit", "expected"),
+    [(100, 10.0, [1, 9]), (4, 10.0, [1, 4, 4, 1]), (100, 0.5, [1]), (100, 2.5, [1, 1, 1]), (100, None, [30])],
+)
+def test_no_more_copies_at_once_than_the_time_allows(
+    fitting: int, limit: float | None, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that goes on by a second a copy."""
+    clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr(perturbation, "time", clock)
+    score: Any = SimpleNamespace(copies=fitting, notes={})
+    sizes = []
+    for batch in Counting(nn.Identity(), time_limit_s=limit).batches(30, score):
+        assert batch.start == sum(sizes)
+        sizes.append(len(batch))
+        clock.seconds += len(batch)
+    assert sizes == expected
+    assert score.notes["evaluated"] == sum(expected)
+    assert ("stopped_after_s" in score.notes) == (limit is not None)
+
+
+def test_the_time_limit_holds_where_all_copies_fit_the_memory() -> None:
+    torch.manual_seed(0)
+    network, image = UNet(3, 1, 2, depth=3, channel_factor=4), image_of(1, 1, 40, 40, 40)
+    attributor = RISE(network, masks=80, memory_gb=30, time_limit_s=0.2)
+    with torch.no_grad():
+        assert attributor.volume.copies(image, gradient=False) >= 80
+    notes = attributor(image, target_of(image)).meta["attribution"][0]
+    assert 1 <= notes["evaluated"] < notes["planned"]
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

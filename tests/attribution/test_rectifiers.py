@@ -12,7 +12,7 @@ from monai.networks.blocks import activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.rectifiers import RECTIFIERS, Activations, activations, check_rectified
+from unoise_monai.attribution.rectifiers import RECTIFIERS, Activations, activations
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks import UNet
 
@@ -69,14 +69,35 @@ def test_finds_a_module_and_no_function_behind_it(module: nn.Module) -> None:
         (F.hardswish, "hardswish"),
         (F.hardtanh, "hardtanh"),
         (lambda x: F.threshold(x, 0, 0), "threshold"),
+        (lambda x: torch.maximum(x, torch.zeros(())), "maximum"),
+        (lambda x: torch.maximum(x, 0.1 * x), "maximum"),
+        (lambda x: torch.fmax(x, torch.zeros_like(x)), "maximum"),
+        (lambda x: x.clamp(min=torch.zeros(2, 1, 1)), "clamp"),
+        (lambda x: x.clamp_min(torch.tensor(0.0)), "clamp"),
+        (lambda x: x.clamp(0, 6), "clamp"),
     ],
 )
 def test_finds_a_function(function: Callable[[Tensor], Tensor], name: str) -> None:
     assert found(Acting(function, calls=2)).functional == {name: 2}
 
 
-@pytest.mark.parametrize("gate", [torch.sigmoid, torch.tanh, lambda x: x.clamp(-1, 1), lambda x: x.softmax(1), abs])
-def test_gates_don_t_count(gate: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("gate", "gates"),
+    [
+        (torch.sigmoid, {"sigmoid": 2}),
+        (torch.tanh, {"tanh": 2}),
+        (lambda x: x.softmax(1), {"softmax": 2}),
+        (lambda x: x.clamp(-1, 1), {}),
+        (lambda x: x.clamp(torch.full((), -1.0), torch.ones(())), {}),
+        (abs, {}),
+    ],
+)
+def test_gates_rectify_nothing(gate: Callable[[Tensor], Tensor], gates: dict[str, int]) -> None:
+    assert found(Acting(gate, calls=2)) == Activations({}, {}, {}, (), gates)
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Tanh(), nn.Softmax(1)], ids=lambda m: type(m).__name__)
+def test_gates_with_a_module(gate: nn.Module) -> None:
     assert found(Acting(gate)) == Activations({}, {}, {}, ())
 
 
@@ -87,7 +108,8 @@ def test_a_module_that_calls_a_function_does_not_hide_it() -> None:
 def test_maximum_pooling_without_a_module() -> None:
     assert found(Acting(lambda x: F.max_pool2d(x, 2))).pooling == {"max_pool": 1}
     assert found(Acting(lambda x: F.adaptive_max_pool2d(x, 4))).pooling == {"adaptive_max_pool": 1}
-    assert found(Acting(nn.MaxPool2d(2))) == Activations({}, {}, {}, ())
+    pool = nn.MaxPool2d(2)
+    assert found(Acting(pool)) == Activations({}, {}, {}, (), pools={"act": pool})
 
 
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()], ids=lambda m: type(m).__name__)
@@ -135,7 +157,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def check(network: nn.Module, substitute: bool = False) -> dict[str, int]:
-    return check_rectified(VolumeNetwork(network), IMAGE, "the_method", substitute)
+    return found(network).check("the_method", substitute)
 
 
 def test_counts_what_is_substituted() -> None:

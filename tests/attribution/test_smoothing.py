@@ -154,6 +154,14 @@ def test_substitutes_are_noted() -> None:
     assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}
 
 
+def test_a_mean_of_contributions_is_one_and_a_variance_is_none() -> None:
+    network = unet()
+    for inner, contributes in (("integrated_gradients", True), ("saliency", False)):
+        assert SmoothGrad(network, inner).contributes is contributes
+        assert not SmoothGradSquared(network, inner).contributes
+        assert not VarGrad(network, inner).contributes
+
+
 def test_seeds() -> None:
     network = unet()
     maps = [SmoothGrad(network, samples=2, seed=seed)(IMAGE, TARGET).as_tensor() for seed in (0, 0, 1, None, None)]

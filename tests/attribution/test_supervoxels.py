@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -58,6 +59,12 @@ def test_sides_of_each_axis_in_the_order_of_the_tensor() -> None:
     assert len(labels[0, 0, 0, 0, :].unique()) == 2
 
 
+def test_sizes_of_numpy() -> None:
+    image = noisy(ball(12, 10, radius=4))
+    assert torch.equal(supervoxels(image, np.int64(5)), supervoxels(image, 5))
+    assert torch.equal(supervoxels(image, list(np.array([5, 4]))), supervoxels(image, (5, 4)))
+
+
 def test_intensities_of_any_scale_and_all_channels_count() -> None:
     inside = ball(30, 24, radius=7)
     labels = supervoxels(noisy(inside), 6)
@@ -100,8 +107,10 @@ def test_numbered() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"size": 0}, "size must be whole voxels, at least 1, got 0"),
-        ({"size": (4, 2.5)}, "size must be whole voxels, at least 1, got (4, 2.5)"),
+        ({"size": 0}, "size must be integers of at least 1, one or one an axis, got 0"),
+        ({"size": (4, 2.5)}, "size must be integers of at least 1, one or one an axis, got (4, 2.5)"),
+        ({"size": 16.0}, "size must be integers of at least 1, one or one an axis, got 16.0"),
+        ({"size": "16"}, "size must be integers of at least 1, one or one an axis, got '16'"),
         ({"size": (4, 4, 4)}, "size must be one number or 2, one an axis, got (4, 4, 4)"),
         ({"compactness": 0}, "compactness must be above 0, got 0"),
         (

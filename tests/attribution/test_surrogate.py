@@ -14,7 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.surrogate import KernelShap, Lime, coalitions
+from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.features import Features
+from unoise_monai.attribution.surrogate import BYTES, KernelShap, Lime, _ridge, coalitions
+from unoise_monai.inference.memory import LiveTensors
 
 
 def columns(count: int) -> Tensor:
@@ -31,6 +34,16 @@ def interacting(count: int) -> Callable[[Tensor], Tensor]:
     """Products of features, so that an additive model is not enough."""
     plain = linear(count)
     return lambda logits: plain(logits) + 3 * logits[:, 0, 0, 0] * logits[:, 0, 0, 1] - 2 * logits[:, 0, 0].prod(dim=1)
+
+
+class Zero(Score):
+    """A score that asks no network."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity(), lambda logits: logits)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images))
 
 
 def shapley(score: Callable[[Tensor], Tensor], image: Tensor, hidden: Tensor) -> list[float]:
@@ -107,7 +120,7 @@ def test_samples_grow_with_the_features() -> None:
 @pytest.mark.parametrize("count", [5, 12, 25])
 def test_as_many_pairs_as_determine_a_linear_score(count: int, caplog: Any) -> None:
     """Without a warning the values of a linear score are exact; with one they need not be."""
-    image = torch.randn(1, 1, 2, count)
+    image = torch.randn(1, 1, 2, count, generator=torch.Generator().manual_seed(count))
     each = torch.stack([image.where(columns(count) == k, 0.0) for k in range(count)])[:, 0]
     expected = linear(count)(each) - linear(count)(torch.zeros(1, 1, 2, count))
     errors = {}
@@ -187,6 +200,47 @@ def test_a_constant_score_explains_nothing(method: Any) -> None:
     )
     torch.testing.assert_close(maps.as_tensor(), torch.zeros(1, 1, 2, 8), rtol=0, atol=1e-12)
     assert maps.meta["attribution"][0]["explained"] is None
+
+
+@pytest.mark.parametrize("samples", [8, 40])
+@pytest.mark.parametrize("ridge", [0.0, 1e-9, 0.5])
+def test_a_ridge_is_least_squares_with_the_penalty_as_observations(samples: int, ridge: float) -> None:
+    """Of more samples than features and of fewer; without a penalty, the solution of least norm."""
+    generator = torch.Generator().manual_seed(samples)
+    design = torch.randn(samples, 15, generator=generator, dtype=torch.float64)
+    observed = torch.randn(samples, generator=generator, dtype=torch.float64)
+    rows = torch.cat([design, ridge**0.5 * torch.eye(15, dtype=torch.float64)])
+    expected = torch.linalg.pinv(rows, rcond=1e-12) @ torch.cat([observed, torch.zeros(15, dtype=torch.float64)])
+    torch.testing.assert_close(_ridge(design, observed, ridge), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Lime, KernelShap])
+def test_a_model_beyond_the_memory_is_refused_before_any_pass(method: Any) -> None:
+    passes = []
+    network = nn.Identity()
+    network.register_forward_hook(lambda *_: passes.append(1))
+    large, few = columns(300), 0.99 * BYTES * 5000 * 300 / 1e9
+    says = "memory_gb must be at least 0.026 for a model of 5000 samples of 300 features"
+    with pytest.raises(MemoryError, match=re.escape(says)):
+        method(network, samples=5000, labels=large, memory_gb=few)(torch.randn(1, 1, 2, 300), linear(300))
+    assert not passes
+    # Few features have few combinations.
+    KernelShap(network, samples=10**9, labels=columns(6), memory_gb=1e-4)(torch.randn(1, 1, 2, 6), linear(6))
+
+
+@pytest.mark.parametrize("method", [Lime, KernelShap])
+@pytest.mark.parametrize("samples", [300, 2500])
+def test_a_model_takes_no_more_memory_than_it_is_checked_for(method: Any, samples: int) -> None:
+    count = 1000
+    attributor = method(nn.Identity(), samples=samples)
+    features = Features(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.zeros(1, 1, 1).long(), count)
+    attributor.scores = lambda _, kept, __: torch.arange(len(kept)).double() % 7
+    with LiveTensors() as tensors:
+        attributor.effects(features, Zero())
+    need = BYTES * samples * count
+    # What the solver takes inside is one copy of the matrix more.
+    assert tensors.peak <= need
+    assert tensors.peak > 0.4 * need
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,21 @@ def test_disk_keeps_the_deterministic_part_only(cases: list[Case], loads: list[s
     assert sorted(loads) == ["hippocampus_001", "hippocampus_002", "hippocampus_003"]
 
 
+def test_a_cached_file_appears_whole(cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes, such as the ranks of one training, read the folder while files are written."""
+    save, seen = torch.save, []
+
+    def watched(item: object, path: Path) -> None:
+        save(item, path)
+        seen.append([file.name for file in (tmp_path / "cache").glob("[!.]*")])
+
+    monkeypatch.setattr(torch, "save", watched)
+    dataset = case_dataset(cases, preprocessing(TASK), "disk", tmp_path / "cache")
+    assert torch.equal(dataset[0]["image"], dataset[0]["image"])
+    assert seen == [[]]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_disk_tells_preprocessings_apart(cases: list[Case], tmp_path: Path) -> None:
     """One folder serves the training, the validation and another task, also where they share a case."""
     cache = tmp_path / "cache"

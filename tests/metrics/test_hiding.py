@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from unoise_monai.attribution.baselines import baseline
 from unoise_monai.metrics.hiding import ZERO, Hiding
 
 ALL = (ZERO, Hiding("mean"), Hiding("value", value=-1.0), Hiding("noise", sigma=2.0), Hiding("blur", sigma=1.5))
@@ -98,6 +99,7 @@ def naive_blur(image: Tensor, sigma: float) -> Tensor:
 def test_blur_is_the_gaussian_mean_of_the_voxels_inside(spatial: tuple[int, ...], sigma: float) -> None:
     image, _ = images(spatial)
     torch.testing.assert_close(Hiding("blur", sigma=sigma).fill(image), naive_blur(image, sigma), atol=1e-5, rtol=1e-4)
+    assert torch.equal(Hiding("blur", sigma=sigma).fill(image), baseline(image, "blurred", sigma))
     # The background of a scan stays what it is up to the volume's faces.
     constant = torch.full_like(image, -1.0)
     torch.testing.assert_close(Hiding("blur", sigma=sigma).fill(constant), constant)

@@ -14,9 +14,9 @@ NAMES = {1: "liver", 2: "spleen"}
 
 def case(seed: int, labels: int = 3, scale: float = 1.0) -> list[RegionRow]:
     generator = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, labels, (1, 1, 6, 5), generator=generator)
+    label = torch.randint(0, labels, (1, 1, 6, 5, 2), generator=generator)
     importance = scale * torch.rand(label.shape, generator=generator)
-    return region_importance(importance, label, NAMES, spacing_mm=(1.0, 2.0 + seed), block=2, draws=5)
+    return region_importance(importance, label, NAMES, spacing_mm=(1.0, 2.0 + seed, 1.5), block=2, draws=5)
 
 
 @pytest.mark.parametrize("groups", [None, ["a", "b", "a", "c"]])

@@ -17,7 +17,7 @@ from unoise_monai.metrics.regions import ELSEWHERE, RegionRow, region_importance
 
 ABDOMEN = Path(__file__).parents[2].parent / "shared" / "data" / "abdomen_ct"
 NAMES = {1: "liver", 2: "spleen", 5: "aorta"}
-QUICK = {"spacing_mm": (1.0, 2.0), "block": 2, "draws": 20}
+QUICK = {"spacing_mm": (1.0, 2.0, 1.5), "block": 2, "draws": 20}
 
 
 def drawn(*size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -126,8 +126,17 @@ def test_millilitres() -> None:
     assert math.isnan(plain.density_per_ml.mean)
 
 
-def test_names() -> None:
+def test_areas_are_no_millilitres() -> None:
     importance, labels = drawn(6, 6)
+    for row in region_importance(importance, labels, NAMES, spacing_mm=(1.0, 2.0), draws=20):
+        assert math.isnan(row.volume_ml)
+        per_ml = row.density_per_ml
+        assert all(math.isnan(value) for value in (per_ml.mean, per_ml.low, per_ml.high))
+        assert row.volume_share > 0
+
+
+def test_names() -> None:
+    importance, labels = drawn(6, 6, 4)
     rows = region_importance(importance, labels, NAMES, **QUICK)
     assert region_importance(importance, labels, {str(key): name for key, name in NAMES.items()}, **QUICK) == rows
     assert region_importance(importance, labels, NAMES | {77: "absent"}, **QUICK) == rows
@@ -142,7 +151,7 @@ def test_names() -> None:
 
 
 def test_kinds_of_tensors() -> None:
-    importance, labels = drawn(6, 6)
+    importance, labels = drawn(6, 6, 4)
     importance = importance.bfloat16().float()
     rows = region_importance(importance, labels, NAMES, **QUICK)
     assert region_importance(MetaTensor(importance).requires_grad_(), MetaTensor(labels), NAMES, **QUICK) == rows
@@ -179,8 +188,8 @@ def test_one_block_says_nothing_of_the_spread() -> None:
         ({"importance": torch.ones(2, 1, 4, 4), "labels": torch.ones(2, 1, 4, 4)}, r"one item .* got \(2, 1, 4, 4\)"),
         ({"labels": torch.full((1, 1, 4, 4), 0.5)}, "labels must be whole numbers, got 0.5"),
         ({"names": {"liver": 1}}, "invalid literal for int"),
-        ({"spacing_mm": (1.0, 1.0, 1.0)}, r"spacing_mm must be 2 positive numbers, got \(1.0, 1.0, 1.0\)"),
-        ({"spacing_mm": (1.0, 0.0)}, r"spacing_mm must be 2 positive numbers, got \(1.0, 0.0\)"),
+        ({"spacing_mm": (1.0, 1.0, 1.0)}, r"spacing_mm must have one number for each of 2 axes, got \(1.0, 1.0, 1.0\)"),
+        ({"spacing_mm": (1.0, 0.0)}, r"spacing_mm must be finite numbers above 0, got \(1.0, 0.0\)"),
         ({"block": 0}, "block must be at least 1, got 0"),
         ({"order": "name"}, "order must be one of 'ratio', 'importance_share', got 'name'"),
         ({"level": 0.0}, "level must be above 0 and at most 1, got 0.0"),

@@ -9,6 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.gradient import Saliency
+from unoise_monai.attribution.occlusion import Occlusion
 from unoise_monai.attribution.targets import Target, foreground_sum
 from unoise_monai.metrics.sensitivity import max_sensitivity
 
@@ -33,8 +34,7 @@ class Gradient:
 
     def __call__(self, image: Tensor, target: Target) -> Tensor:
         self.calls += 1
-        assert type(image) is Tensor
-        image = image.detach().requires_grad_()
+        image = image.as_subclass(Tensor).detach().requires_grad_()
         return torch.autograd.grad(target(self.network(image)).sum(), image)[0].sum(dim=1, keepdim=True)
 
 
@@ -88,13 +88,35 @@ def test_the_scale_of_a_map_does_not_count(scale: float) -> None:
     torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
 
 
-def test_of_a_map_of_zeros_the_change_itself_comes_back() -> None:
+def test_of_a_map_of_zeros_there_is_nothing_to_be_relative_to() -> None:
     image = torch.zeros(2, 1, 4, 4)
+    image[1] = 1
     still = max_sensitivity(lambda x, _: torch.zeros_like(x), image, total, 0.3, 3, generator=seeded())
-    assert still.tolist() == [0, 0]
+    assert bool(still.isnan().all())
     moved = max_sensitivity(lambda x, _: x, image, total, 0.3, 1, generator=seeded())
     noise = 0.3 * (2 * torch.rand(1, 4, 4, generator=seeded()) - 1)
-    assert moved.tolist() == pytest.approx([float(noise.norm())] * 2)
+    assert bool(moved[0].isnan())
+    assert float(moved[1]) == pytest.approx(float(noise.norm()) / 4)
+
+
+@pytest.mark.parametrize("items", [1, 2])
+def test_images_lie_where_the_image_does(items: int) -> None:
+    affine = torch.tensor([[-0.4, -0.72, 0, 3], [-0.3, 0.96, 0, -2], [0, 0, 2, 1], [0, 0, 0, 1]]).double()
+    image, network = MetaTensor(randn(items, 1, 8, 6, 4), affine=affine), nn.Conv3d(1, 2, 3, padding=1)
+    seen = []
+
+    def attributor(images: Tensor, target: Target) -> Tensor:
+        seen.append(images)
+        return Occlusion(network, 2.2, 2.2, unit="mm")(images, target)
+
+    target = foreground_sum(network(image.as_tensor()).detach())
+    found = max_sensitivity(attributor, image, target, 0.3, 2, generator=seeded())
+    assert len(seen) == 1 + 2
+    for images in seen:
+        assert isinstance(images, MetaTensor)
+        assert torch.equal(images.affine, affine)
+    in_voxels = Occlusion(network, (4, 2, 1), (4, 2, 1))
+    torch.testing.assert_close(found, max_sensitivity(in_voxels, image, target, 0.3, 2, generator=seeded()))
 
 
 def test_one_of_the_project_s_attributions_with_targets_for_each_item() -> None:

@@ -60,7 +60,7 @@ def test_equals_hiding_and_counting(order: str) -> None:
     for index, level in enumerate(levels):
         visible = naive_visible(importance, level) if order == "quantile" else (1 - importance) <= level
         assert float(curve.share[index]) == pytest.approx(float(visible.double().mean()))
-        torch.testing.assert_close(curve.dice[index], dice_of(image, visible, label).nanmean(dim=0))
+        torch.testing.assert_close(curve.score[index], dice_of(image, visible, label).nanmean(dim=0))
 
 
 def test_all_visible_is_the_clean_dice_and_none_is_the_zero_image() -> None:
@@ -70,9 +70,9 @@ def test_all_visible_is_the_clean_dice_and_none_is_the_zero_image() -> None:
     metric.update((image, importance, label))
     curve = metric.compute()
     assert curve.share.tolist() == [0, 1]
-    torch.testing.assert_close(curve.dice[1], foreground_dice(network(image), label).double().nanmean(dim=0))
+    torch.testing.assert_close(curve.score[1], foreground_dice(network(image), label).double().nanmean(dim=0))
     zeros = foreground_dice(network(torch.zeros_like(image)), label)
-    torch.testing.assert_close(curve.dice[0], zeros.double().nanmean(dim=0))
+    torch.testing.assert_close(curve.score[0], zeros.double().nanmean(dim=0))
 
 
 def test_every_channel_is_hidden() -> None:
@@ -98,9 +98,9 @@ def test_batches_and_updates_average_over_volumes(order: str) -> None:
         single.update(tuple(part[item : item + 1] for part in whole))
         singles.append(single.compute())
     for curve in (one.compute(), two.compute()):
-        torch.testing.assert_close(curve.dice, torch.stack([s.dice for s in singles]).mean(dim=0))
+        torch.testing.assert_close(curve.score, torch.stack([s.score for s in singles]).mean(dim=0))
         torch.testing.assert_close(curve.share, torch.stack([s.share for s in singles]).mean(dim=0))
-    assert len({float(s.dice[3].mean()) for s in singles}) > 1
+    assert len({float(s.score[3].mean()) for s in singles}) > 1
 
 
 def test_volumes_of_different_sizes_count_alike() -> None:
@@ -109,7 +109,7 @@ def test_volumes_of_different_sizes_count_alike() -> None:
     metric.update(small)
     metric.update(large)
     expected = [dice_of(image, naive_visible(maps, 0.4), label) for image, maps, label in (small, large)]
-    torch.testing.assert_close(metric.compute().dice[0], torch.cat(expected).mean(dim=0))
+    torch.testing.assert_close(metric.compute().score[0], torch.cat(expected).mean(dim=0))
 
 
 def test_class_that_a_volume_lacks_is_left_out() -> None:
@@ -119,12 +119,12 @@ def test_class_that_a_volume_lacks_is_left_out() -> None:
     metric.update((image, importance, label))
     dice = foreground_dice(Bright()(image), label).double()
     assert bool(dice[0, 1].isnan())
-    torch.testing.assert_close(metric.compute().dice[0], torch.stack([dice[:, 0].mean(), dice[1, 1]]))
+    torch.testing.assert_close(metric.compute().score[0], torch.stack([dice[:, 0].mean(), dice[1, 1]]))
     metric.reset()
     metric.update((image[:1], importance[:1], label[:1]))
     curve = metric.compute()
-    assert bool(curve.dice[0, 1].isnan())
-    torch.testing.assert_close(curve.mean_dice, curve.dice[:, 0])
+    assert bool(curve.score[0, 1].isnan())
+    torch.testing.assert_close(curve.mean_score, curve.score[:, 0])
 
 
 def test_reset_forgets() -> None:
@@ -163,7 +163,7 @@ def test_value_of_an_engine_run(value: str | float) -> None:
     whole.update((image, importance, label))
     curve, result = whole.compute(), engine.state.metrics["visible"]
     if value == "curve":
-        torch.testing.assert_close(result.dice, curve.dice)
+        torch.testing.assert_close(result.score, curve.score)
     else:
         assert result == pytest.approx(curve.area if value == "area" else curve.at(value))
 
@@ -180,7 +180,7 @@ def test_network_and_inputs_come_back_as_they_were() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(torch.equal(part, copy) for part, copy in zip(batch, kept, strict=True))
     expected = foreground_dice(network.eval()(batch[0]), batch[2]).double().nanmean(dim=0)
-    torch.testing.assert_close(metric.compute().dice[1], expected)
+    torch.testing.assert_close(metric.compute().score[1], expected)
 
 
 @pytest.mark.parametrize("mode", ["insertion", "deletion"])

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from unoise_monai.render import plot_visibility
-from unoise_monai.render.curves import COLOURS
+from unoise_monai.render.curves import COLOURS, style
 
 SHARES = np.linspace(0.1, 1, 10)
 
@@ -45,6 +45,26 @@ def test_reference_line_is_drawn() -> None:
 def test_many_curves_put_the_legend_beside_the_plot() -> None:
     curves = {f"method {k}": (SHARES, SHARES ** (k + 1)) for k in range(12)}
     assert plot_visibility(curves).shape == (880, 1320, 3)
+
+
+def test_no_two_of_many_curves_look_alike() -> None:
+    assert len({style(number) for number in range(147)}) == 147
+
+
+def test_curves_that_share_colour_and_line_differ_on_the_plot() -> None:
+    # The first and the 22nd, far apart; the others cover each other between them.
+    names = [f"method {k}" for k in range(22)]
+    low, high, middle = np.full_like(SHARES, 0.2), np.full_like(SHARES, 0.8), np.full_like(SHARES, 0.5)
+    one = {name: (SHARES, {0: low, 21: high}.get(number, middle)) for number, name in enumerate(names)}
+    other = {name: (SHARES, {0: high, 21: low}.get(number, middle)) for number, name in enumerate(names)}
+    assert (plot_visibility(one) != plot_visibility(other)).any()
+
+
+def test_another_measure_is_named_on_its_axis_and_in_errors() -> None:
+    curves = {"a": (SHARES, SHARES)}
+    assert (plot_visibility(curves, measure="soft dice")[:, :110] != plot_visibility(curves)[:, :110]).any()
+    with pytest.raises(ValueError, match="IoU of 'a' must be finite"):
+        plot_visibility({"a": (SHARES, 2 * SHARES)}, measure="IoU")
 
 
 def test_refuses_bad_curves() -> None:

@@ -24,6 +24,7 @@ def test_labelled_cases_by_part_and_choice(cohort: Path, tmp_path: Path) -> None
     assert validation == split["validation"]
     assert [case["case"] for case in find_cases(cohort, choice=2)] == names[:2]
     assert [case["case"] for case in find_cases(cohort, choice=[names[2], names[0]])] == [names[2], names[0]]
+    assert [case["case"] for case in find_cases(cohort, choice=names[1])] == [names[1]]
 
 
 def test_volumes_without_labels_and_other_listers(cohort: Path) -> None:
@@ -42,6 +43,7 @@ def test_volumes_without_labels_and_other_listers(cohort: Path) -> None:
         ({"part": "test"}, "part must be null where there is no split of labelled cases, got 'test'"),
         ({"choice": 0}, "cases must be at least 1, got 0"),
         ({"choice": ["nobody"]}, "cases must be named as in .*got \\['nobody'\\]"),
+        ({"choice": "nobody"}, "cases must be named as in .*got \\['nobody'\\]"),
     ],
 )
 def test_refusals(cohort: Path, options: dict, says: str) -> None:

@@ -60,6 +60,15 @@ def test_a_failure_counts_and_leaves_the_means() -> None:
     assert math.isnan(only[0].overall)
 
 
+def test_scores_that_a_failed_result_had_got_to_do_not_count() -> None:
+    half = {**result("rise", "b", insertion_zero=0.9, infidelity=0.1), "failed": "OSError: no space left"}
+    half["curves"] = {"zero": {"insertion": {"share": [0.0, 1.0], "dice": [0.0, 1.0], "iou": [0.0, 1.0]}}}
+    (row,) = method_rows([result("rise", insertion_zero=0.4), half])
+    assert (row.scores["insertion_zero"].mean, row.scores["insertion_zero"].count) == (0.4, 1)
+    assert set(row.scores) == {"insertion_zero"}
+    assert not row.areas
+
+
 def test_a_score_that_one_method_lacks_ranks_the_others() -> None:
     rows = method_rows([result("a", insertion_zero=0.4), result("b", insertion_zero=0.5, infidelity=0.3)])
     by_name = {row.method: row for row in rows}
@@ -74,6 +83,26 @@ def test_scores_that_say_the_same_count_once() -> None:
     # Counted twice, a's two first ranks would make it the better one.
     assert (rows["a"].overall, rows["b"].overall) == (1.5, 1.5)
     assert rows["a"].ranks["insertion_mean"] == 1
+
+
+def test_areas_of_further_measures_are_means_without_ranks() -> None:
+    def measured(method: str, case: str, dice: float, further: float | None) -> dict[str, Any]:
+        curve = {"share": [0.0, 0.5, 1.0], "dice": [0.0, dice, 1.0], "surface_distance": [4.0, further, 0.0]}
+        area = (0.5 * dice + 0.5 * (dice + 1)) / 2
+        return {
+            **result(method, case, insertion_zero=area),
+            "curves": {"zero": {"insertion": curve, "deletion": curve}},
+        }
+
+    results = [measured("a", "1", 0.2, 2.0), measured("a", "2", 0.4, 4.0), measured("a", "3", 0.4, None)]
+    # A method that failed everywhere has the same columns, without a value.
+    rows = {row.method: row for row in method_rows([*results, {"method": "b", "case": "1", "failed": "x"}])}
+    assert set(rows["a"].scores) == set(rows["a"].ranks) == {"insertion_zero"}
+    assert list(rows["a"].areas) == ["insertion_zero_surface_distance", "deletion_zero_surface_distance"]
+    found = rows["a"].areas["insertion_zero_surface_distance"]
+    assert found.mean == pytest.approx(((3 + 1) / 2 + (4 + 2) / 2) / 2)
+    assert (found.count, found.missing) == (2, 1)
+    assert rows["b"].areas["insertion_zero_surface_distance"].count == 0
 
 
 def test_nothing_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unoise_monai.report import scoreboard
 from unoise_monai.report.scoreboard import mean_curves, operators, write_scoreboard
 
 
@@ -37,6 +38,21 @@ def test_curves_are_means_of_dice_over_the_cases_that_have_it() -> None:
     assert list(curves) == ["saliency"]
     np.testing.assert_allclose(curves["saliency"][0], [0, 0.5, 1])
     np.testing.assert_allclose(curves["saliency"][1], [0.1, 0.5, 0.9])
+
+
+def test_curves_of_a_failed_result_do_not_count() -> None:
+    half = {**result("saliency", "d", [1.0, 1.0, 1.0]), "failed": "OSError: no space left"}
+    np.testing.assert_allclose(mean_curves([*RESULTS, half], ["saliency"], "zero", "insertion")["saliency"][1][1], 0.5)
+
+
+def test_the_axis_names_the_first_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    draw = scoreboard.plot_visibility
+    monkeypatch.setattr(scoreboard, "plot_visibility", lambda *given, measure: asked.append(measure) or draw(*given))
+    write_scoreboard(RESULTS, tmp_path)
+    other = [{**one, "curves": {"zero": {"insertion": {"share": [0, 1], "soft_dice": [0, 1]}}}} for one in RESULTS[:1]]
+    write_scoreboard(other, tmp_path)
+    assert asked == ["Dice", "Dice", "Dice", "soft dice"]
 
 
 def test_operators_in_the_order_of_the_results() -> None:

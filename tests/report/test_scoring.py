@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.deeplift import DeepLiftShap
 from unoise_monai.attribution.gradient import Saliency
+from unoise_monai.attribution.occlusion import Occlusion
 from unoise_monai.attribution.path import IntegratedGradients
-from unoise_monai.attribution.targets import foreground_sum
+from unoise_monai.attribution.rise import RISE
+from unoise_monai.attribution.smoothing import SmoothGrad
+from unoise_monai.attribution.surrogate import KernelShap, Lime
+from unoise_monai.attribution.targets import Region, foreground_sum
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.metrics import VisibleDice
 from unoise_monai.report.scoring import HIDINGS, MapScorer, per_intensity, truth_figures
@@ -60,6 +65,9 @@ def test_faithfulness_and_robustness(setting: tuple) -> None:
     none = MapScorer(infidelity_samples=0, sensitivity_samples=0, randomisation_steps=0)
     assert none.faithfulness(Score(volume, target), image, exact) == {}
     assert none.robustness(Saliency(network), image, target, label > 0) == {}
+    # Of an empty segmentation there are no voxels to compare; the rest is measured all the same.
+    nowhere = scorer.robustness(Saliency(network), image, target, torch.zeros_like(label, dtype=torch.bool))
+    assert nowhere == {"sensitivity": found["sensitivity"]}
 
 
 def test_contributions_become_changes_per_intensity() -> None:
@@ -71,6 +79,35 @@ def test_contributions_become_changes_per_intensity() -> None:
     assert per_intensity(values, image, lowest).flatten().tolist() == pytest.approx([1, 0, 1.25])
     several = DeepLiftShap(network, baselines=("zero", 2.0))
     assert per_intensity(values, image, several).flatten().tolist() == pytest.approx([6, -1.6, -5])
+    # A method that is made of another one has that one's baseline.
+    for inner in (lowest, several):
+        smooth = SmoothGrad(network, inner)
+        assert smooth.contributes
+        torch.testing.assert_close(per_intensity(values, image, smooth), per_intensity(values, image, inner))
+
+
+@pytest.mark.parametrize("baseline", ["zero", -4.0])
+def test_contributions_of_what_is_hidden_predict_a_linear_network(baseline: str | float) -> None:
+    """Of single voxels, each against its own baseline, as well as integrated gradients do."""
+    torch.manual_seed(0)
+    network, image = nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 1, 4, 5) + 0.5
+    target = Region(torch.rand(1, 1, 4, 5) > 0.5, 1)
+    voxels = {"labels": torch.arange(20).reshape(1, 1, 4, 5), "baseline": baseline}
+    attributors = [
+        IntegratedGradients(network, sign="signed", baseline=baseline),
+        Occlusion(network, 1, 1, baseline=baseline),
+        FeatureAblation(network, **voxels),
+        Lime(network, samples=200, ridge=0, **voxels),
+        KernelShap(network, samples=200, **voxels),
+    ]
+    scorer, score = MapScorer(infidelity_box=2), Score(VolumeNetwork(network), target)
+    for attributor in attributors:
+        values = attributor(image, target).as_tensor()
+        assert attributor.contributes, attributor.name
+        slopes = per_intensity(values, image, attributor)
+        assert scorer.faithfulness(score, image, slopes)["infidelity"] < 1e-6, attributor.name
+        assert scorer.faithfulness(score, image, values)["infidelity"] > 1e-3, attributor.name
+    assert not RISE(network).contributes
 
 
 def test_truth_of_a_map_that_knows_it() -> None:
@@ -83,7 +120,13 @@ def test_truth_of_a_map_that_knows_it() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"hidings": {}}, "hidings must be at least one"), ({"shares": (0.1, 1.0)}, "shares must hold 0 and 1")],
+    [
+        ({"hidings": {}}, "hidings must be at least one"),
+        ({"shares": (0.1, 1.0)}, "shares must hold 0 and 1"),
+        ({"measures": ("surface_distance", "dice")}, "the first of measures must be one of .*got 'surface_distance'"),
+        ({"measures": ("dices",)}, "measure must be one of 'dice'"),
+        ({"measures": ()}, "measures must be a sequence of at least one name"),
+    ],
 )
 def test_refusals(options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):

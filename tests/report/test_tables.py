@@ -32,6 +32,17 @@ def test_csv_holds_means_intervals_and_ranks() -> None:
     assert (rows[1]["insertion_zero"], rows[1]["failed"]) == ("", "1")
 
 
+def test_csv_alone_holds_the_areas_of_further_measures() -> None:
+    curve = {"share": [0.0, 1.0], "dice": [0.2, 0.8], "iou": [0.1, 0.7], "soft_dice": [0.3, 0.5]}
+    results = [{**one, "curves": {"zero": {"insertion": curve}}} for one in RESULTS[:2]] + RESULTS[2:]
+    rows = list(csv.DictReader(io.StringIO(csv_table(method_rows(results)))))
+    names = ["insertion_zero_iou", "insertion_zero_soft_dice"]
+    assert list(rows[0])[-6:] == [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
+    assert [float(rows[0][name]) for name in names] == [0.4, 0.4]
+    assert rows[1]["insertion_zero_iou"] == ""
+    assert markdown_table(method_rows(results), results) == markdown_table(method_rows(RESULTS), RESULTS)
+
+
 def test_markdown_names_what_failed_and_what_did_not_change() -> None:
     text = markdown_table(method_rows(RESULTS), RESULTS)
     lines = text.splitlines()
@@ -40,3 +51,9 @@ def test_markdown_names_what_failed_and_what_did_not_change() -> None:
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert "- lime on a: ValueError: no supervoxel" in lines
     assert "Unchanged by random weights: saliency" in lines
+
+
+def test_means_over_fewer_cases_than_there_are_say_so() -> None:
+    third = {**RESULTS[0], "case": "c", "scores": {"insertion_zero": 0.9}}
+    lines = markdown_table(method_rows([*RESULTS, third]), [*RESULTS, third]).splitlines()
+    assert lines[2].endswith("| 0.700 (0.500-0.900) | 1.000 (1.000-1.000), 2 of 3 |")

@@ -9,6 +9,7 @@ from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
 from unoise_monai.attribution.fine_tuning import FineTuning
 from unoise_monai.attribution.gradient import InputXGradient, Saliency
 from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
+from unoise_monai.attribution.hard_dice import HardDice, unperturbed_dice
 from unoise_monai.attribution.iterative import IterativeROI, Round
 from unoise_monai.attribution.layer_deeplift import LayerDeepLift
 from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
@@ -17,7 +18,6 @@ from unoise_monai.attribution.layers import find_layers
 from unoise_monai.attribution.layerwise import LayerActivation, every_layer
 from unoise_monai.attribution.learned import Learned
 from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.overlap import HardDice, unperturbed_dice
 from unoise_monai.attribution.path import GradientShap, IntegratedGradients
 from unoise_monai.attribution.registry import METHODS, make_attributor, method_names
 from unoise_monai.attribution.rise import RISE

@@ -25,8 +25,9 @@ class FeatureAblation(FeatureAttributor):
     def effects(self, features: Features, score: Score) -> Tensor:
         order = torch.randperm(features.count)
         whole = score(features.image).cpu().double()
-        without = ~torch.eye(features.count, dtype=torch.bool)[order]
-        falls = whole - self.scores(features, without, score)
         values = torch.zeros(features.count, dtype=torch.float64)
-        values[order[: len(falls)]] = falls
+        for batch in self.batches(features.count, score):
+            hidden = order[batch.start : batch.stop]
+            kept = torch.arange(features.count) != hidden[:, None]
+            values[hidden] = whole - score(features.keeping(kept)).cpu().double()
         return values

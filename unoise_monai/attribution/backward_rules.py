@@ -32,6 +32,21 @@ def own_inputs(modules: list[nn.Module], dtype: torch.dtype | None = None) -> It
 
 
 @contextmanager
+def own_output(layer: nn.Module) -> Iterator[None]:
+    """Give what follows a layer a copy of its output, whatever hooks it gets: networks may add to it in place."""
+    handle = layer.register_forward_hook(lambda module, inputs, output: output.clone())
+
+    def stay_last(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Captum's hooks, which come later, replace the output by tensors that must not be written to.
+        module._forward_hooks[handle.id] = module._forward_hooks.pop(handle.id)
+
+    with ExitStack() as stack:
+        stack.callback(handle.remove)
+        stack.callback(layer.register_forward_pre_hook(stay_last).remove)
+        yield
+
+
+@contextmanager
 def backward_rule(modules: list[nn.Module], rule: Rule) -> Iterator[None]:
     """Send a rule's values back through the modules; forward they give what they gave.
 

@@ -11,8 +11,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from unoise_monai.attribution.items import check_items
 from unoise_monai.attribution.targets import Target, of_item
 from unoise_monai.checks import check_choice, check_finite
+from unoise_monai.inference.precision import without_tf32
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image, VoxelMap
@@ -62,16 +64,17 @@ class Attributor(ABC):
             target; taken of each channel, which are then summed. None for the method's own default.
         memory_gb: what a pass may take, in 1e9 bytes, which also says how many copies of a volume go through at once;
             None for 80% of the free CUDA memory or half the free RAM.
-        precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`.
+        precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`; passes
+            with gradients are in fp32 where that says fp16.
 
     Shape:
         called with an image ``(B, C, *spatial)`` and a target, to a `MetaTensor` ``(B, 1, *spatial)``, float32, with
         the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, and what
-        there is to say about it.
+        there is to say about it; ``"memory_gb": "not kept"`` of a network that does not tell its stride.
 
     Raises:
-        ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, or the
-            target does not give one scalar an item.
+        ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, the target
+            is of another number of items, or does not give one scalar an item.
     """
 
     name: ClassVar[str]
@@ -82,7 +85,8 @@ class Attributor(ABC):
     differentiates: ClassVar[bool] = True
     """Whether the method asks for gradients of the network; if not, more copies of a volume fit the memory."""
     contributes: bool = False
-    """Whether each value is a voxel's own contribution against its baseline, rather than a change per intensity."""
+    """Whether each value is a contribution against a baseline, of a voxel or of what is hidden with it, rather than a
+    change per intensity."""
 
     def __init__(
         self,
@@ -99,12 +103,12 @@ class Attributor(ABC):
     def __call__(self, image: Image, target: Target) -> MetaTensor:
         plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().float()
         check_finite(plain, "image")
+        check_items(target, len(plain))
         maps, notes = [], []
         for index in range(len(plain)):
-            item = plain[index : index + 1].clone().requires_grad_()
-            with attributing(self.network):
-                # Measured now, before a method's hooks change what a pass takes.
-                score = Score(self.volume, of_item(target, index), self.volume.copies(item, self.differentiates))
+            with attributing(self.network), without_tf32():
+                item = plain[index : index + 1].clone().requires_grad_()
+                score = self.score(item, of_item(target, index))
                 values = self.attribute(item, score)
             maps.append(signed(values.detach().float(), self.sign))
             notes.append({"method": self.name, "sign": self.sign, **score.notes})
@@ -114,6 +118,13 @@ class Attributor(ABC):
         result.meta["attribution"] = notes
         return result
 
+    def score(self, image: Image, target: Target) -> Score:
+        """What the method explains of one item; measures what passes take, before its hooks change that."""
+        score = Score(self.volume, target, self.volume.copies(image, self.differentiates))
+        if not self.volume.bounded:
+            score.notes["memory_gb"] = "not kept"
+        return score
+
     @abstractmethod
     def attribute(self, image: Image, score: Score) -> Tensor:
         """The map of one item, ``(1, C, *spatial)`` or ``(1, 1, *spatial)``, with its sign.
@@ -121,6 +132,30 @@ class Attributor(ABC):
         Called with the network ready for gradients of the input (`attributing`), which ``image`` requires already.
         What there is to say about the map goes into ``score.notes``.
         """
+
+
+class CheckedAttributor(Attributor):
+    """A method that refuses or gets ready for a network once, and then makes any number of maps.
+
+    What takes the mean of many maps, over noisy images (`SmoothGrad`) or over voxels (`VoxelwiseMean`), calls `check`
+    once and `maps` often, with a score that holds the notes of the check.
+    """
+
+    def attribute(self, image: Image, score: Score) -> Tensor:
+        score.notes |= self.check(image, score.volume)
+        return self.maps(image, score)
+
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        """Refuse a network that the method cannot explain; gives what there is to say of the others, for the notes.
+
+        Raises:
+            ValueError: when the method would be wrong on this network without a word.
+        """
+        return {}
+
+    @abstractmethod
+    def maps(self, images: Image, score: Score) -> Tensor:
+        """The map of each image, with its sign, ``(n, C, *spatial)`` to the same; the images require gradients."""
 
 
 def signed(values: Tensor, sign: str) -> VoxelMap:

@@ -68,16 +68,16 @@ def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> 
     return [baseline(image, kind, seed=None if seed is None else seed + at) for at, kind in enumerate(kinds)]
 
 
-def check_baseline(kind: Baseline) -> None:
+def check_baseline(kind: Baseline, name: str = "baseline") -> None:
     """Refuse what is no baseline.
 
     Raises:
         ValueError: when it is neither one of `BASELINES` nor of finite values.
     """
     if isinstance(kind, str):
-        check_choice("baseline", kind, BASELINES)
+        check_choice(name, kind, BASELINES)
     else:
-        check_finite(torch.as_tensor(kind), "baseline")
+        check_finite(torch.as_tensor(kind), name)
 
 
 def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:

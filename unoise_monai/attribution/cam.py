@@ -14,18 +14,19 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any
 
-import captum.attr
+import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.base import CheckedAttributor, Score
 from unoise_monai.attribution.guided import GuidedBackprop
-from unoise_monai.attribution.layerwise import LayerAttributor, activation
+from unoise_monai.attribution.layerwise import LayerAttributor
 from unoise_monai.attribution.windows import WindowScore, over_windows
+from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.types import Image
 
 
 class CAM(LayerAttributor):
-    """A weighted sum of a layer's features. Two passes forward and one back, and over windows one more forward.
+    """A weighted sum of a layer's features. One pass forward and back, and over windows one more forward.
 
     The default sign, ``"positive"``, is the papers' ReLU, on the layer's grid; ``"signed"`` is what goes into it.
 
@@ -74,14 +75,22 @@ class GradCAMPlusPlus(CAM):
     """Grad-CAM with weights for each voxel of the layer, so that small structures count like large ones.
 
     Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep convolutional networks",
-    2018, with its exponential of the score, whose higher derivatives are powers of the gradient. It is made for
-    features that are nowhere negative, those after a ReLU. The weights depend on the target's scale: the mean over a
-    region and the sum give different maps.
+    2018, with its exponential of the score, whose higher derivatives are powers of the gradient. The weights depend
+    on the target's scale: the mean over a region and the sum give different maps.
+
+    Raises:
+        ValueError: in the call, when a feature is negative, as those after a ReLU never are: the weights have a pole
+            where the sum of negative features cancels the rest.
     """
 
     name = "grad_cam_plus_plus"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
+        if bool((features < 0).any()):
+            raise ValueError(
+                f"layer must give features of at least 0, such as those after a ReLU, for {self.name}, got "
+                f"{float(features.min()):.3g}"
+            )
         total = features.flatten(2).sum(dim=2).reshape(_over_channels(features))
         # g^2 / (2 g^2 + sum(A) g^3), with g^2 cancelled; where g is 0, the ReLU of g is, too.
         alpha = 1 / (2 + total * gradients)
@@ -114,11 +123,11 @@ class LayerCAM(CAM):
         return features * gradients.clamp_min(0)
 
 
-class GuidedGradCAM(Attributor):
+class GuidedGradCAM(CheckedAttributor):
     """Guided backpropagation where Grad-CAM is positive: fine detail within the coarse areas.
 
-    Selvaraju et al., "Grad-CAM", 2017, Sec. 3.2: the product of both, with Grad-CAM's ReLU and up-sampled. Three passes
-    forward and two back. What is said of guided backpropagation holds: it partly recovers the image.
+    Selvaraju et al., "Grad-CAM", 2017, Sec. 3.2: the product of both, with Grad-CAM's ReLU and up-sampled. Two passes
+    forward and back. What is said of guided backpropagation holds: it partly recovers the image.
 
     Args:
         network: see `Attributor`.
@@ -138,13 +147,23 @@ class GuidedGradCAM(Attributor):
         self.cam = GradCAM(network, layer)
         self.guided = GuidedBackprop(network, substitute)
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        return self.guided.attribute(image, score) * self.cam.attribute(image, score)
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        return self.guided.check(image, volume) | self.cam.check(image, volume)
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        return self.guided.maps(images, score) * self.cam.maps(images, score)
 
 
 def _features_and_gradients(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, Tensor]:
-    gradients = captum.attr.LayerGradientXActivation(score, layer, multiply_by_inputs=False)
-    return (*activation(layer, score, window), gradients.attribute(window))
+    # By hand: Captum gives one or the other, at a pass forward each.
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        scores = score(window)
+    finally:
+        handle.remove()
+    (gradients,) = torch.autograd.grad(scores.sum(), kept[0])
+    return kept[0].detach(), gradients
 
 
 def _over_channels(features: Tensor) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score
 from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
 from unoise_monai.attribution.gradient import GradientAttributor, InputXGradient, Saliency
 from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
@@ -54,12 +54,12 @@ class ComposedAttributor(Attributor):
     def __init__(
         self, network: nn.Module, method: Method, method_options: Mapping[str, Any] | None = None, **options: Any
     ) -> None:
-        if isinstance(method, Attributor) and self._takes(type(method)):
+        if isinstance(method, CheckedAttributor) and self._takes(type(method)):
             if method.network is not network:
                 raise ValueError(f"method must be made over the network itself, got {method.name} over another")
             if method_options:
                 raise ValueError(f"method_options must be None where method is made, got {dict(method_options)}")
-            self.inner: Attributor = method
+            self.inner: CheckedAttributor = method
         else:
             self.inner = self._class_of(method)(network, **(method_options or {}))
         volume = self.inner.volume
@@ -71,18 +71,18 @@ class ComposedAttributor(Attributor):
         self.contributes = self.inner.contributes
 
     def at_once(self, score: Score) -> int:
-        """How many images the method takes in a pass; one of those that have a layer's features to keep."""
+        """How many images the method takes in a pass; one of those that keep a layer's features."""
         return max(1, score.copies // self.inner.copies_each) if isinstance(self.inner, GradientAttributor) else 1
 
-    def check(self, image: Image, score: Score) -> dict[str, Any]:
-        """Refuse a network that the method refuses; what it notes else."""
-        return self.inner.check(image, score.volume) if isinstance(self.inner, GradientAttributor) else {}
+    def check(self, image: Image, score: Score) -> None:
+        """Refuse a network that the method refuses; else note what it says of it, for all its maps."""
+        score.notes |= self.inner.check(image, score.volume)
 
     def maps(self, images: Image, score: Score, target: Target, sums: dict[str, float]) -> Tensor:
         """The method's signed maps of n images; what it notes of them is added to ``sums``, n times."""
         part = Score(score.volume, target, score.copies)
-        make = self.inner.maps if isinstance(self.inner, GradientAttributor) else self.inner.attribute
-        maps = make(images.requires_grad_(), part).detach()
+        part.notes |= {key: value for key, value in score.notes.items() if not isinstance(value, (int, float))}
+        maps = self.inner.maps(images.requires_grad_(), part).detach()
         for key, value in part.notes.items():
             if isinstance(value, (int, float)):
                 sums[key] = sums.get(key, 0.0) + len(images) * value
@@ -90,11 +90,11 @@ class ComposedAttributor(Attributor):
                 score.notes[key] = value
         return maps
 
-    def _class_of(self, method: Method) -> type[Attributor]:
+    def _class_of(self, method: Method) -> type[CheckedAttributor]:
         if isinstance(method, str):
             check_choice("method", method, tuple(self.methods))
-            return self.methods[method]
-        if not (isinstance(method, type) and self._takes(method)):
+            method = self.methods[method]
+        if not (isinstance(method, type) and issubclass(method, CheckedAttributor) and self._takes(method)):
             raise ValueError(f"method must be {', '.join(self.methods)}, by its name or class, got {method!r}")
         return method
 

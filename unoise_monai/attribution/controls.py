@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score, seeded
+from unoise_monai.attribution.targets import Target
 from unoise_monai.types import Image
 
 
-class Random(Attributor):
+class Control(Attributor):
+    """A map without a pass of the network."""
+
+    differentiates = False
+
+    def score(self, image: Image, target: Target) -> Score:
+        # Nothing to measure, as nothing is run.
+        return Score(self.volume, target)
+
+
+class Random(Control):
     """Uniform noise in [0, 1): voxels in any order.
 
     Costs no pass. One seed gives one map for all images of a size, on any device.
@@ -23,7 +34,6 @@ class Random(Attributor):
     """
 
     name = "random"
-    differentiates = False
 
     def __init__(self, network: nn.Module, seed: int | None = 0, **options: Any) -> None:
         super().__init__(network, **options)
@@ -35,20 +45,19 @@ class Random(Attributor):
             return torch.rand(1, 1, *image.shape[2:], device=cpu).to(image.device)
 
 
-class Intensity(Attributor):
+class Intensity(Control):
     """How far each voxel is from 0 in normalised intensity: bright and dark things first.
 
     Costs no pass. It is by how much zeroing changes each voxel.
     """
 
     name = "intensity"
-    differentiates = False
 
     def attribute(self, image: Image, score: Score) -> Tensor:
         return image.detach()
 
 
-class EdgeMagnitude(Attributor):
+class EdgeMagnitude(Control):
     """The magnitude of the image's own gradient, by central differences, a voxel.
 
     Adebayo et al., "Sanity checks for saliency maps", 2018: to the eye, what an edge detector shows looks like an
@@ -56,7 +65,6 @@ class EdgeMagnitude(Attributor):
     """
 
     name = "edges"
-    differentiates = False
 
     def attribute(self, image: Image, score: Score) -> Tensor:
         # An axis of a single voxel has no differences.

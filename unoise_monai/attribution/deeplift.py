@@ -53,9 +53,9 @@ class DeepLift(GradientAttributor):
 
     Raises:
         ValueError: when ``baseline`` is none; in the call, when an image as baseline does not expand to the volume,
-            the network has activations without a rule and ``substitute`` is False, functional activations or maximum
-            pooling, or calls one of its activation or pooling modules more than once, of which Captum forgets all calls
-            but the last.
+            the network has activations without a rule and ``substitute`` is False, functional activations, gates or
+            maximum pooling, maximum pooling whose windows overlap, where Captum keeps one window's share of a voxel, or
+            calls one of its activation or pooling modules more than once, of which it forgets all calls but the last.
     """
 
     name = "deep_lift"
@@ -77,9 +77,16 @@ class DeepLift(GradientAttributor):
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
         found = activations(volume, image)
         substituted = found.check(self.name, self.substitute, _is_rescaled)
-        if found.pooling:
-            calls = ", ".join(f"{operation} x {count}" for operation, count in found.pooling.items())
-            raise ValueError(f"network must call MaxPool modules for {self.name}, got {calls}")
+        functional = found.pooling | found.gates
+        if functional:
+            calls = ", ".join(f"{operation} x {count}" for operation, count in functional.items())
+            raise ValueError(f"network must call its pooling and gates as modules for {self.name}, got {calls}")
+        overlapping = [path for path, module in found.pools.items() if _overlaps(module)]
+        if overlapping:
+            raise ValueError(
+                f"network must have maximum pooling with windows no larger than their stride for {self.name}, got "
+                f"{found.pools[overlapping[0]]} at '{overlapping[0]}'"
+            )
         if found.reused:
             raise ValueError(
                 f"network must call each activation and pooling module once for {self.name}, got "
@@ -108,8 +115,8 @@ class DeepLift(GradientAttributor):
 class DeepLiftShap(DeepLift):
     """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
 
-    Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs a pass forward and back over the
-    image with each baseline, and two forward. All else is as of `DeepLift`.
+    Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs what `DeepLift` costs, for each
+    baseline. All else is as of `DeepLift`.
 
     Args:
         network: see `Attributor`.
@@ -123,7 +130,6 @@ class DeepLiftShap(DeepLift):
     """
 
     name = "deep_lift_shap"
-    contributes = True
 
     def __init__(
         self,
@@ -154,6 +160,14 @@ def _difference(halves: Tensor) -> Tensor:
 
 def _is_rescaled(module: nn.Module) -> bool:
     return type(module) in RESCALED
+
+
+def _overlaps(pool: nn.Module) -> bool:
+    """Whether a voxel may lie in two windows of a pooling module."""
+    values = (getattr(pool, name) for name in ("kernel_size", "stride", "dilation"))
+    # For each axis, or one for all of at most three.
+    along = (value if isinstance(value, tuple) else (value,) * 3 for value in values)
+    return any(gap * (side - 1) + 1 > step for side, step, gap in zip(*along, strict=False))
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Attributions to whole features, supervoxels or organs, which are hidden together."""
+"""Attributions to whole features, supervoxels or organs, which are hidden together.
+
+Captum takes features as a mask of the caller's; here they are made of each image, or numbered from any label map.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,8 @@ class FeatureAttributor(PerturbationAttributor):
         ValueError: when ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, when
             ``labels`` lie on another grid than the image.
     """
+
+    contributes = True
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.types import Image, LabelMap
+from unoise_monai.types import Image, LabelMap, Logits
 
 OUTSIDE = -1
 """Marks the padding, which has no label."""
@@ -30,7 +30,7 @@ class FineTuning:
 
     Raises:
         ValueError: when ``steps`` is below 1 or ``lr`` not a finite number above 0; in the call, when the truth is not
-            one channel on the image's grid.
+            one channel on the image's grid, or holds what is no class of the network.
     """
 
     steps: int = 10
@@ -53,13 +53,16 @@ class FineTuning:
         everything = (slice(None),) * (image.ndim - 2)
         with torch.enable_grad():
             tiles = volume.tiles(padded) or [(everything, everything, everything)]
-            for _ in range(self.steps):
-                for window, core, inner in tiles:
-                    logits = volume.predict(padded[(..., *window)])[(..., *inner)]
-                    (_entropy(logits, labels[(..., *core)]) / truth.numel()).backward()
-                optimiser.step()
-                optimiser.zero_grad()
-        network.requires_grad_(False)
+            try:
+                for _ in range(self.steps):
+                    for window, core, inner in tiles:
+                        logits = volume.predict(padded[(..., *window)])[(..., *inner)]
+                        check_classes(truth, logits)
+                        (_entropy(logits, labels[(..., *core)]) / truth.numel()).backward()
+                    optimiser.step()
+                    optimiser.zero_grad()
+            finally:
+                network.requires_grad_(False)
 
 
 def check_truth(truth: LabelMap, image: Image) -> None:
@@ -73,9 +76,22 @@ def check_truth(truth: LabelMap, image: Image) -> None:
         raise ValueError(f"truth must be one channel on the image's grid, {expected}, got {tuple(truth.shape)}")
 
 
+def check_classes(truth: LabelMap, logits: Logits) -> None:
+    """Refuse labels that are no class of the network.
+
+    Raises:
+        ValueError: when one is below 0 or above the last class.
+    """
+    last, lowest, highest = max(logits.shape[1], 2) - 1, int(truth.min()), int(truth.max())
+    if lowest < 0 or highest > last:
+        raise ValueError(f"truth must hold classes of the network, 0 to {last}, got {lowest} to {highest}")
+
+
 def _padded_labels(truth: LabelMap, padded: Image) -> Tensor:
+    """The label on the image's device, and on the grid that it is padded to."""
     missing = [wide - side for side, wide in zip(truth.shape[2:], padded.shape[2:], strict=True)]
-    return F.pad(truth[:, 0].long(), [n for end in reversed(missing) for n in (0, end)], value=OUTSIDE)
+    labels = truth[:, 0].to(padded.device, torch.long)
+    return F.pad(labels, [n for end in reversed(missing) for n in (0, end)], value=OUTSIDE)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import captum.attr
 from torch import Tensor
 
-from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.base import CheckedAttributor, Score
 from unoise_monai.types import Image
 
 logger = logging.getLogger(__name__)
@@ -19,31 +18,18 @@ FAR_OFF = 0.1
 """The share of the difference of scores that a map's sum may miss without a warning in the log."""
 
 
-class GradientAttributor(Attributor):
-    """An attribution from gradients of the image, of several images at once where they fit.
-
-    What takes the mean of many maps of such a method, over noisy images (`SmoothGrad`) or over voxels
-    (`VoxelwiseMean`), calls `check` once and `maps` often.
-    """
+class GradientAttributor(CheckedAttributor):
+    """An attribution from gradients of the image, of several images at once where they fit."""
 
     copies_each: ClassVar[int] = 1
     """Copies of the volume that a pass of ``maps`` takes for each image, at the least."""
 
     def attribute(self, image: Image, score: Score) -> Tensor:
-        score.notes |= self.check(image, score.volume)
-        values = self.maps(image, score)
+        values = super().attribute(image, score)
         delta, difference = score.notes.get("convergence_delta", 0.0), score.notes.get("score_difference", 0.0)
         if abs(delta) > FAR_OFF * abs(difference):
             logger.warning("%s: the map sums to %.3g more than the %.3g to explain", self.name, delta, difference)
         return values
-
-    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        """Refuse a network that the method cannot explain; gives what there is to say of the others, for the notes.
-
-        Raises:
-            ValueError: when the method would be wrong on this network without a word.
-        """
-        return {}
 
     @abstractmethod
     def maps(self, images: Image, score: Score) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import captum.attr
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from unoise_monai.attribution.backward_rules import backward_rule
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.gradient import GradientAttributor
-from unoise_monai.attribution.rectifiers import RECTIFIERS, check_rectified
+from unoise_monai.attribution.rectifiers import RECTIFIERS, activations
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.types import Image
 
@@ -27,7 +29,7 @@ class ClippedGradient(GradientAttributor):
 
     Raises:
         ValueError: in the call, when the network has other activations than ReLU and ``substitute`` is False, or has
-            functional ones, see `check_rectified`.
+            functional ones, see `activations`.
     """
 
     clips = True
@@ -42,14 +44,26 @@ class ClippedGradient(GradientAttributor):
         """What goes back from a ReLU, of its gradient and of what came to it from above."""
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        substituted = check_rectified(volume, image, self.name, self.substitute)
-        return {"substituted": substituted} if substituted else {}
+        return check_clipping(volume, image, self.name, self.substitute)
 
     def maps(self, images: Image, score: Score) -> Tensor:
-        kinds = RECTIFIERS if self.substitute else (nn.ReLU,)
-        modules = [module for module in score.volume.network.modules() if isinstance(module, kinds)]
-        with backward_rule(modules, lambda inputs, output: self.clipped):
+        with clipping(score.volume.network, self.substitute, self.clipped):
             return captum.attr.Saliency(score).attribute(images, abs=False)
+
+
+def check_clipping(volume: VolumeNetwork, image: Image, method: str, substitute: bool) -> dict[str, Any]:
+    """Refuse a network that `clipping` does not reach, see `Activations.check`; notes what is substituted."""
+    substituted = activations(volume, image).check(method, substitute)
+    return {"substituted": substituted} if substituted else {}
+
+
+@contextmanager
+def clipping(network: nn.Module, substitute: bool, clipped: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Send what ``clipped`` gives back from each ReLU, or with ``substitute`` from each rectifier."""
+    kinds = RECTIFIERS if substitute else (nn.ReLU,)
+    modules = [module for module in network.modules() if isinstance(module, kinds)]
+    with backward_rule(modules, lambda inputs, output: clipped):
+        yield
 
 
 class GuidedBackprop(ClippedGradient):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +13,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.fine_tuning import FineTuning, check_truth
+from unoise_monai.attribution.baselines import Baseline, baseline, check_baseline
+from unoise_monai.attribution.fine_tuning import FineTuning, check_classes, check_truth
 from unoise_monai.attribution.probability import ClassProbability
 from unoise_monai.attribution.roi import RegionOfInterest
 from unoise_monai.attribution.smoothing import SmoothGrad
@@ -60,15 +60,16 @@ class IterativeROI(Attributor):
         region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
         max_rounds: the most rounds, in the paper 5.
         min_probability: stops after the round that brings the class's probability below it.
-        hidden: what hidden voxels become, in normalised intensity.
+        hidden: what hidden voxels become, see `baseline`.
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work. The network itself stays as it is.
-        seed: of the default saliency.
+        seed: of the default saliency, and of noise as ``hidden``.
         **options: see `Attributor`.
 
     Raises:
-        ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` not finite; in the
-            call, when no voxel was given to the class, or the default saliency refuses the network.
+        ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
+            call, when no voxel was given to the class, an image as ``hidden`` does not expand to the volume, or the
+            default saliency refuses the network.
     """
 
     name = "iterative_roi"
@@ -81,7 +82,7 @@ class IterativeROI(Attributor):
         region: RegionOfInterest | None = None,
         max_rounds: int = 5,
         min_probability: float = 0.5,
-        hidden: float = 0.0,
+        hidden: Baseline = "zero",
         fine_tune: FineTuning | None = None,
         seed: int | None = 0,
         **options: Any,
@@ -91,12 +92,16 @@ class IterativeROI(Attributor):
             raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
         if not 0 <= min_probability <= 1:
             raise ValueError(f"min_probability must lie in [0, 1], got {min_probability}")
-        if not math.isfinite(hidden):
-            raise ValueError(f"hidden must be a finite number, got {hidden}")
+        check_baseline(hidden, "hidden")
         self.saliency = partial(SmoothGrad, method="guided_backprop", seed=seed) if saliency is None else saliency
         self.region = RegionOfInterest() if region is None else region
         self.max_rounds, self.min_probability, self.hidden = max_rounds, min_probability, hidden
-        self.fine_tune = fine_tune
+        self.fine_tune, self.seed = fine_tune, seed
+        self._place: MetaTensor | None = None
+
+    def __call__(self, image: Image, target: Target) -> MetaTensor:
+        self._place = _place(image)
+        return super().__call__(image, target)
 
     def rounds(self, image: Image, label: int, truth: LabelMap | None = None) -> list[Round]:
         """The regions of a class, one a round, the first the one that the network relied on most.
@@ -109,7 +114,7 @@ class IterativeROI(Attributor):
 
         Raises:
             ValueError: when the image is not one item or holds NaN or infinite voxels, no voxel was given to the class,
-                the truth is not on the image's grid, or given without ``fine_tune``.
+                the truth is not on the image's grid, holds no class of the network, or is given without ``fine_tune``.
         """
         plain = _plain(image).detach().float()
         if len(plain) != 1:
@@ -119,8 +124,11 @@ class IterativeROI(Attributor):
             if self.fine_tune is None:
                 raise ValueError("truth is what fine_tune trains towards, it must be None where fine_tune is")
             check_truth(truth, plain)
+        self._place = _place(image)
         with attributing(self.network):
             logits = self._logits(self.volume, plain)
+            if truth is not None:
+                check_classes(truth, logits)
             return self._unveil(plain, logits, class_sum(logits, label), truth)
 
     def attribute(self, image: Image, score: Score) -> Tensor:
@@ -141,16 +149,18 @@ class IterativeROI(Attributor):
         network = self.network if self.fine_tune is None else copy.deepcopy(self.network)
         volume = VolumeNetwork(network, self.volume.memory_gb, self.volume.precision)
         explain = self.saliency(network, memory_gb=volume.memory_gb, precision=volume.precision)
+        hidden = baseline(image, self.hidden, seed=self.seed)
         visible = torch.ones_like(image[:, :1], dtype=torch.bool)
         rounds: list[Round] = []
         while len(rounds) < self.max_rounds and not (rounds and rounds[-1].probability < self.min_probability):
-            masked = torch.where(visible, image, self.hidden)
-            saliency = _plain(explain(masked, target)).abs() * visible
+            masked = torch.where(visible, image, hidden)
+            placed = masked if self._place is None else MetaTensor(masked).copy_meta_from(self._place)
+            saliency = _plain(explain(placed, target)).abs() * visible
             roi = self.region(saliency, visible)
             if not bool(roi.any()):
                 break
             visible = visible & ~roi
-            masked = torch.where(visible, image, self.hidden)
+            masked = torch.where(visible, image, hidden)
             if self.fine_tune is not None:
                 self.fine_tune(network, masked, segmentation(logits) if truth is None else truth, volume.memory_gb)
             rounds.append(Round(roi, saliency, probability(self._logits(volume, masked))))
@@ -160,6 +170,11 @@ class IterativeROI(Attributor):
     def _logits(volume: VolumeNetwork, image: Image) -> Logits:
         with torch.no_grad():
             return volume(image)
+
+
+def _place(image: Image) -> MetaTensor | None:
+    """Where an image lies, without its voxels: a saliency may count in mm."""
+    return MetaTensor(torch.empty(0)).copy_meta_from(image) if isinstance(image, MetaTensor) else None
 
 
 def _plain(volume: Tensor) -> Tensor:

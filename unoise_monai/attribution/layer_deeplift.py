@@ -7,11 +7,11 @@ from typing import Any
 import captum.attr
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.baselines import Baseline
 from unoise_monai.attribution.deeplift import DeepLift, rescaling
 from unoise_monai.attribution.layer_paths import LayerContribution
 from unoise_monai.attribution.windows import WindowScore
+from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.types import Image
 
 
@@ -48,9 +48,8 @@ class LayerDeepLift(LayerContribution):
         super().__init__(network, layer, baseline, **options)
         self.deep_lift = DeepLift(network, substitute=substitute)
 
-    def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        score.notes |= self.deep_lift.check(image, score.volume)
-        return super().on_layer(image, score, layer)
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        return super().check(image, volume) | self.deep_lift.check(image, volume)
 
     def captum(self, score: WindowScore, layer: nn.Module, window: Image, start: Image) -> Tensor:
         with rescaling(score.volume.network, self.deep_lift.substitute):

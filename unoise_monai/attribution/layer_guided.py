@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,12 +9,11 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.backward_rules import backward_rule
 from unoise_monai.attribution.base import Score, signed
-from unoise_monai.attribution.guided import GuidedBackprop
+from unoise_monai.attribution.guided import GuidedBackprop, check_clipping, clipping
 from unoise_monai.attribution.layerwise import LayerAttributor
-from unoise_monai.attribution.rectifiers import RECTIFIERS, check_rectified
 from unoise_monai.attribution.windows import WindowScore, over_windows
+from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.types import Image
 
 
@@ -44,26 +41,16 @@ class LayerGuidedBackprop(LayerAttributor):
         super().__init__(network, layer, **options)
         self.substitute = substitute
 
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        return super().check(image, volume) | check_clipping(volume, image, self.name, self.substitute)
+
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        self.check(image, score)
         (values,) = over_windows(partial(self._gradient, layer), score, image)
         return values
 
-    def check(self, image: Image, score: Score) -> None:
-        substituted = check_rectified(score.volume, image, self.name, self.substitute)
-        if substituted:
-            score.notes["substituted"] = substituted
-
-    @contextmanager
-    def clipping(self, network: nn.Module) -> Iterator[None]:
-        kinds = RECTIFIERS if self.substitute else (nn.ReLU,)
-        modules = [module for module in network.modules() if isinstance(module, kinds)]
-        with backward_rule(modules, lambda inputs, output: GuidedBackprop.clipped):
-            yield
-
     def _gradient(self, layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, ...]:
         gradient = captum.attr.LayerGradientXActivation(score, layer, multiply_by_inputs=False)
-        with self.clipping(score.volume.network):
+        with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
             return (signed(gradient.attribute(window).float(), self.sign),)
 
 
@@ -84,7 +71,7 @@ class LayerGuidedActivation(LayerGuidedBackprop):
 
     def _gradient(self, layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, ...]:
         features: list[Tensor] = []
-        with self.clipping(score.volume.network):
+        with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
             handle = layer.register_forward_hook(lambda module, inputs, output: features.append(output))
             try:
                 score(window)

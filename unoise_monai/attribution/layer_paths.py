@@ -136,15 +136,16 @@ class LayerIntegratedGradients(LayerPath):
 
     def converge(self, score: Score, layer: nn.Module, image: Image, start: Image, total: Tensor) -> None:
         after = score(image)
+        # In main memory, as a fine layer of a volume is larger than the volume.
         kept: list[Tensor] = []
-        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output.cpu()))
         try:
             score(start)
         finally:
             handle.remove()
         # Volumes of one size go through in the same tiles.
         features = iter(kept)
-        handle = layer.register_forward_hook(lambda module, inputs, output: next(features))
+        handle = layer.register_forward_hook(lambda module, inputs, output: next(features).to(output.device))
         try:
             before = score(image)
         finally:

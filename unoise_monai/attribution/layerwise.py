@@ -13,15 +13,16 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.backward_rules import own_output
+from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, signed
 from unoise_monai.attribution.layers import find_layers, layer_named
 from unoise_monai.attribution.targets import Target
 from unoise_monai.attribution.windows import WindowScore, over_windows
-from unoise_monai.inference.volume import Slices
+from unoise_monai.inference.volume import Slices, VolumeNetwork
 from unoise_monai.types import Image, VoxelMap
 
 
-class LayerAttributor(Attributor):
+class LayerAttributor(CheckedAttributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
     The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
@@ -43,10 +44,14 @@ class LayerAttributor(Attributor):
         super().__init__(network, **options)
         self.layer = layer
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        found = layer_named(score.volume, self.layer, image)
-        score.notes["layer"] = found.path
-        return self.place(self.on_layer(image, score, score.volume.network.get_submodule(found.path)), image, score)
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        """Finds the layer."""
+        return {"layer": layer_named(volume, self.layer, image).path}
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        layer = score.volume.network.get_submodule(score.notes["layer"])
+        with own_output(layer):
+            return self.place(self.on_layer(images, score, layer), images, score)
 
     @abstractmethod
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:

@@ -1,4 +1,8 @@
-"""Occlusion: how far the score falls where a window hides the image."""
+"""Occlusion: how far the score falls where a window hides the image.
+
+Captum's knows no millimetres, keeps to no time limit and cuts the last windows of a side short; where windows fit the
+volume, the map is the same.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +52,7 @@ class Occlusion(PerturbationAttributor):
     """
 
     name = "occlusion"
+    contributes = True
 
     def __init__(
         self,

@@ -1,4 +1,8 @@
-"""Attributions that hide parts of an image and look at the score: what their loops share."""
+"""Attributions that hide parts of an image and look at the score: what their loops share.
+
+Captum's loops take a fixed number of copies a pass, in order, to the end; here that number follows the memory, the
+order spreads over the volume, and a time limit returns the map so far.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,7 @@ class PerturbationAttributor(Attributor):
         progress: show a bar of the perturbed copies.
         time_limit_s: seconds an item after which no further copy is begun. The map is then that of the copies so far,
             drawn in an order that spreads over the volume; ``notes`` hold ``stopped_after_s``, and a warning is logged.
+            The first copy goes through alone, the others as many at once as should end in time.
         **options: see `Attributor`.
 
     ``notes`` of the map hold how many copies were ``planned`` and ``evaluated``.
@@ -72,16 +77,21 @@ class PerturbationAttributor(Attributor):
         """
 
     def batches(self, planned: int, score: Score) -> Iterator[range]:
-        """The numbers of ``planned`` copies, as many at once as fit, until the time is up; the first in any case."""
+        """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case."""
         start, done = time.monotonic(), 0
         with tqdm(total=planned, desc=self.name, disable=not self.progress) as bar:
             while done < planned:
-                seconds = time.monotonic() - start
-                if done and self.time_limit_s is not None and seconds >= self.time_limit_s:
-                    score.notes["stopped_after_s"] = seconds
-                    logger.warning("%s: stopped after %.1f s with %d of %d copies", self.name, seconds, done, planned)
-                    break
-                batch = range(done, min(done + score.copies, planned))
+                count, seconds = score.copies, time.monotonic() - start
+                if self.time_limit_s is not None:
+                    if done and seconds >= self.time_limit_s:
+                        score.notes["stopped_after_s"] = seconds
+                        said = "%s: stopped after %.1f s with %d of %d copies"
+                        logger.warning(said, self.name, seconds, done, planned)
+                        break
+                    # All that fit the memory may be all there are, and take many times the limit.
+                    left = self.time_limit_s - seconds
+                    count = min(count, max(1, int(left * done / max(seconds, 1e-6)))) if done else 1
+                batch = range(done, min(done + count, planned))
                 yield batch
                 done = batch.stop
                 bar.update(len(batch))

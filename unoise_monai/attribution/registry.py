@@ -33,47 +33,44 @@ from unoise_monai.attribution.smoothing import SmoothGrad, SmoothGradSquared, Va
 from unoise_monai.attribution.surrogate import KernelShap, Lime
 from unoise_monai.attribution.voxelwise import VoxelwiseMean
 
-METHODS: Mapping[str, type[Attributor]] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            # Gradients of the image.
-            *GRADIENT_METHODS.values(),
-            # Many maps of a gradient method.
-            SmoothGrad,
-            SmoothGradSquared,
-            VarGrad,
-            VoxelwiseMean,
-            # One layer's features.
-            GradCAM,
-            GradCAMPlusPlus,
-            HiResCAM,
-            LayerCAM,
-            GuidedGradCAM,
-            LayerActivation,
-            LayerConductance,
-            InternalInfluence,
-            LayerGradCAM,
-            LayerDeepLift,
-            LayerIntegratedGradients,
-            LayerGuidedBackprop,
-            LayerGuidedActivation,
-            # Parts of the image hidden.
-            Occlusion,
-            FeatureAblation,
-            RISE,
-            Lime,
-            KernelShap,
-            IterativeROI,
-            # A noise model.
-            Learned,
-            # What all of them have to beat.
-            Random,
-            Intensity,
-            EdgeMagnitude,
-        )
-    }
+_CLASSES: tuple[type[Attributor], ...] = (
+    # Gradients of the image.
+    *GRADIENT_METHODS.values(),
+    # Many maps of a gradient method.
+    SmoothGrad,
+    SmoothGradSquared,
+    VarGrad,
+    VoxelwiseMean,
+    # One layer's features.
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    GuidedGradCAM,
+    LayerActivation,
+    LayerConductance,
+    InternalInfluence,
+    LayerGradCAM,
+    LayerDeepLift,
+    LayerIntegratedGradients,
+    LayerGuidedBackprop,
+    LayerGuidedActivation,
+    # Parts of the image hidden.
+    Occlusion,
+    FeatureAblation,
+    RISE,
+    Lime,
+    KernelShap,
+    IterativeROI,
+    # A noise model.
+    Learned,
+    # What all of them have to beat.
+    Random,
+    Intensity,
+    EdgeMagnitude,
 )
+
+METHODS: Mapping[str, type[Attributor]] = MappingProxyType({method.name: method for method in _CLASSES})
 """The classes, by ``name``."""
 
 

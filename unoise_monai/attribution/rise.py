@@ -1,4 +1,4 @@
-"""RISE: the score under random masks, averaged over those that leave a voxel visible."""
+"""RISE: the score under random masks, averaged over those that leave a voxel visible. Captum has none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class RISE(PerturbationAttributor):
     coverage is no part of the map; and the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a
     voxel that does not matter.
 
-    Costs a pass forward for each mask, and one. The map is a sample mean, blurred by a cell and noisy with few masks.
+    Costs a pass forward for each mask, and one. The map is a sample mean, blurred by a cell and noisy with few masks: a
+    ranking of voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
         network: see `Attributor`.

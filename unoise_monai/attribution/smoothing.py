@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class NoisyMaps(ComposedAttributor):
             `ComposedAttributor`; in the call, when the method refuses the network.
     """
 
+    squares: ClassVar[bool] = False
+    """Whether the map is of squares of the method's values, which are no contributions even where those are."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -56,6 +59,7 @@ class NoisyMaps(ComposedAttributor):
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
         self.samples, self.sigma, self.seed, self.progress = samples, sigma, seed, progress
+        self.contributes = self.contributes and not self.squares
 
     @staticmethod
     @abstractmethod
@@ -64,7 +68,7 @@ class NoisyMaps(ComposedAttributor):
 
     def attribute(self, image: Image, score: Score) -> Tensor:
         plain = image.detach()
-        notes = self.check(image, score)
+        self.check(image, score)
         at_once = self.at_once(score)
         mean, squares = torch.zeros_like(plain), torch.zeros_like(plain)
         sums: dict[str, float] = {}
@@ -81,7 +85,7 @@ class NoisyMaps(ComposedAttributor):
                     mean += change / done
                     squares += change * (values - mean)
                 bar.update(count)
-        score.notes |= {"samples": done, **notes, **{key: value / done for key, value in sums.items()}}
+        score.notes |= {"samples": done, **{key: value / done for key, value in sums.items()}}
         return self.of(mean, squares / done)
 
 
@@ -107,6 +111,7 @@ class SmoothGradSquared(NoisyMaps):
     """
 
     name = "smooth_grad_squared"
+    squares = True
 
     @staticmethod
     def of(mean: Tensor, variance: Tensor) -> Tensor:
@@ -121,6 +126,7 @@ class VarGrad(NoisyMaps):
     """
 
     name = "var_grad"
+    squares = True
 
     @staticmethod
     def of(mean: Tensor, variance: Tensor) -> Tensor:

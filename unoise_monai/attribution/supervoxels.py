@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import SimpleITK as sitk
@@ -40,7 +41,7 @@ def supervoxels(
     spatial = tuple(image.shape[2:])
     if len(image) != 1:
         raise ValueError(f"image must be one item, (1, C, *spatial), got {tuple(image.shape)}")
-    sides = [size] * len(spatial) if isinstance(size, int) else list(size)
+    sides = [int(side) for side in (size if isinstance(size, Sequence) else [size] * len(spatial))]
     if len(sides) != len(spatial):
         raise ValueError(f"size must be one number or {len(spatial)}, one an axis, got {size}")
     if within is not None and within.shape != (1, 1, *spatial):
@@ -66,12 +67,12 @@ def numbered(labels: LabelMap) -> tuple[LabelMap, int]:
 
 
 def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
-    """Refuse sizes below one voxel and a compactness that is not above 0.
+    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0.
 
     Raises:
-        ValueError: when ``size`` or ``compactness`` is out of range.
+        ValueError: when ``size`` is no such number, or one an axis, or ``compactness`` out of range.
     """
-    if any(side != int(side) or side < 1 for side in ([size] if isinstance(size, int | float) else size)):
-        raise ValueError(f"size must be whole voxels, at least 1, got {size}")
+    if not all(isinstance(side, Integral) and side >= 1 for side in (size if isinstance(size, Sequence) else [size])):
+        raise ValueError(f"size must be integers of at least 1, one or one an axis, got {size!r}")
     if not compactness > 0:
         raise ValueError(f"compactness must be above 0, got {compactness}")

@@ -1,4 +1,7 @@
-"""LIME and KernelSHAP: linear models of the score in which supervoxels are kept or hidden."""
+"""LIME and KernelSHAP: linear models of the score in which supervoxels are kept or hidden.
+
+Captum's need scikit-learn for the model, and draw sample by sample from the global random state, without a time limit.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.features import FeatureAttributor, Features
+from unoise_monai.inference.memory import default_budget
+
+BYTES = 17
+"""Of a feature of a sample: what is kept, a bool, and float64 in the model's matrix and in its solver's copy."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ class Lime(FeatureAttributor):
 
     Raises:
         ValueError: when ``samples`` is below 2, ``kernel_width`` is not above 0, or ``ridge`` is negative.
+        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
     """
 
     name = "lime"
@@ -51,19 +59,20 @@ class Lime(FeatureAttributor):
         self.samples, self.kernel_width, self.ridge = samples, kernel_width, ridge
 
     def effects(self, features: Features, score: Score) -> Tensor:
+        check_memory(self.samples, features.count, self.volume.memory_gb)
         kept = torch.rand(self.samples, features.count) < 0.5
         kept[0] = True
         scores = self.scores(features, kept, score)
         design = kept[: len(scores)].double()
         distance = 1 - design.mean(dim=1).sqrt()
         weights = torch.exp(-(distance**2) / (2 * self.kernel_width**2))
-        share = weights / weights.sum()
+        share, root = weights / weights.sum(), weights.sqrt()
         # The intercept takes the weighted means and no penalty.
-        design, scores = design - share @ design, scores - share @ scores
-        # The penalty as observations of its own: of too few samples, the least-squares solution of least norm.
-        root, penalty = weights.sqrt()[:, None], math.sqrt(self.ridge) * torch.eye(features.count, dtype=torch.float64)
-        values = _least_squares(torch.cat([root * design, penalty]), torch.cat([root[:, 0] * scores, penalty[0] * 0]))
-        score.notes["explained"] = _explained(scores, design @ values, weights)
+        design.sub_(share @ design).mul_(root[:, None])
+        scores = scores - share @ scores
+        observed = root * scores
+        values = _ridge(design, observed, self.ridge)
+        score.notes["explained"] = _explained(scores, weights, observed - design @ values)
         return values
 
 
@@ -88,6 +97,7 @@ class KernelShap(FeatureAttributor):
 
     Raises:
         ValueError: when ``samples`` is below 2.
+        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
     """
 
     name = "kernel_shap"
@@ -100,20 +110,24 @@ class KernelShap(FeatureAttributor):
 
     def effects(self, features: Features, score: Score) -> Tensor:
         count = features.count
+        samples = 2 * count + 2048 if self.samples is None else self.samples
+        check_memory(min(samples, 2**count - 2), count, self.volume.memory_gb)
         whole, nothing = (float(score(image)) for image in (features.image, features.hidden))
         even = torch.full((count,), (whole - nothing) / count, dtype=torch.float64)
         if count == 1:
             return even
-        kept, weights = coalitions(count, 2 * count + 2048 if self.samples is None else self.samples)
+        kept, weights = coalitions(count, samples)
         scores = self.scores(features, kept, score) - nothing
         design, weights = kept[: len(scores)].double(), weights[: len(scores)]
         if len(scores) < min(2 * count, 2**count) - 2:
             logger.warning("%s: %d samples do not determine %d features", self.name, len(scores), count)
         # What is left over the even split sums to 0, as do the rows less their mean: so the sum of the values holds.
-        centred, root = design - design.mean(dim=1, keepdim=True), weights.sqrt()
-        values = even + _least_squares(root[:, None] * centred, root * (scores - design @ even))
-        score.notes["explained"] = _explained(scores, design @ values, weights)
-        return values
+        root = weights.sqrt()
+        observed = root * (scores - design @ even)
+        design.sub_(design.mean(dim=1, keepdim=True)).mul_(root[:, None])
+        uneven = _least_squares(design, observed)
+        score.notes["explained"] = _explained(scores, weights, observed - design @ uneven)
+        return even + uneven
 
 
 def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
@@ -135,16 +149,41 @@ def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
     return pairs, torch.ones(samples, dtype=torch.float64)
 
 
+def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
+    """Refuse a linear model that does not fit the memory, half of the free RAM where ``memory_gb`` is None.
+
+    Raises:
+        MemoryError: when it does not.
+    """
+    need = BYTES * samples * features
+    budget = default_budget(torch.device("cpu")) if memory_gb is None else memory_gb * 1e9
+    if need > budget:
+        raise MemoryError(
+            f"memory_gb must be at least {math.ceil(need / 1e6) / 1e3} for a model of {samples} samples of {features} "
+            f"features, got {budget / 1e9:.3f}: take fewer samples or larger supervoxels"
+        )
+
+
+def _ridge(design: Tensor, observed: Tensor, ridge: float) -> Tensor:
+    """The solution with a penalty on its square, from the smaller one of two equal systems; 0 for least squares."""
+    if ridge == 0:
+        return _least_squares(design, observed)
+    few = len(design) < design.shape[1]
+    gram = design @ design.T if few else design.T @ design
+    gram.diagonal().add_(ridge)
+    return design.T @ _least_squares(gram, observed) if few else _least_squares(gram, design.T @ observed)
+
+
 def _least_squares(design: Tensor, observed: Tensor) -> Tensor:
     """The solution of least norm."""
     return torch.linalg.lstsq(design, observed[:, None], driver="gelsy").solution[:, 0]
 
 
-def _explained(observed: Tensor, predicted: Tensor, weights: Tensor) -> float | None:
-    """The share of the weighted variance that a prediction accounts for; None where nothing varies."""
+def _explained(observed: Tensor, weights: Tensor, left: Tensor) -> float | None:
+    """The share of the weighted variance that is not ``left``, which is weighted; None where nothing varies."""
     mean = (weights * observed).sum() / weights.sum()
     total = (weights * (observed - mean) ** 2).sum()
-    return 1 - float((weights * (observed - predicted) ** 2).sum() / total) if float(total) > 0 else None
+    return 1 - float(left.square().sum() / total) if float(total) > 0 else None
 
 
 def _check_samples(samples: int) -> None:

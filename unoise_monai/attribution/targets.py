@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from unoise_monai.attribution.items import check_grid, check_voxels, item_of
 from unoise_monai.networks.outputs import probabilities, segmentation
 from unoise_monai.types import LabelMap, Logits, VoxelMap
 
@@ -59,16 +60,16 @@ class Region:
     mean: bool = True
 
     def __post_init__(self) -> None:
-        _check_voxels(self.mask)
+        check_voxels("the region", self.mask)
 
     def __call__(self, logits: Logits) -> Tensor:
-        _check_grid("region", self.mask, logits)
+        check_grid("region", self.mask, logits)
         mask = self.mask.to(logits)
         total = (class_logits(logits, self.label) * mask).flatten(1).sum(dim=1)
         return total / mask.flatten(1).sum(dim=1) if self.mean else total
 
     def item(self, index: int) -> Region:
-        return replace(self, mask=_of_item(self.mask, index))
+        return replace(self, mask=item_of(self.mask, index))
 
 
 def class_sum(logits: Logits, label: int) -> Region:
@@ -109,14 +110,19 @@ class SoftDice:
         label: the class, above 0.
 
     Raises:
-        ValueError: in the call, when the label lies on another grid than the logits, or is of another number of items.
+        ValueError: when ``label`` is below 1; in the call, when the label lies on another grid than the logits, or is
+            of another number of items.
     """
 
     labels: LabelMap
     label: int
 
+    def __post_init__(self) -> None:
+        if self.label < 1:
+            raise ValueError(f"label must be at least 1, got {self.label}")
+
     def __call__(self, logits: Logits) -> Tensor:
-        _check_grid("label", self.labels, logits)
+        check_grid("label", self.labels, logits)
         class_logits(logits, self.label)
         shares = probabilities(logits)
         predicted = shares if logits.shape[1] == 1 else shares[:, self.label : self.label + 1]
@@ -125,7 +131,7 @@ class SoftDice:
         return 2 * overlap / (predicted.flatten(1).sum(dim=1) + truth.flatten(1).sum(dim=1)).clamp_min(1e-6)
 
     def item(self, index: int) -> SoftDice:
-        return replace(self, labels=_of_item(self.labels, index))
+        return replace(self, labels=item_of(self.labels, index))
 
 
 @dataclass(frozen=True)
@@ -157,16 +163,16 @@ class Foreground:
     labels: LabelMap
 
     def __post_init__(self) -> None:
-        _check_voxels(self.labels > 0)
+        check_voxels("the region", self.labels > 0)
 
     def __call__(self, logits: Logits) -> Tensor:
-        _check_grid("segmentation", self.labels, logits)
-        labels = self.labels.to(logits.device).expand(len(logits), *self.labels.shape[1:])
+        check_grid("segmentation", self.labels, logits)
+        labels = self.labels.to(logits.device, torch.long).expand(len(logits), *self.labels.shape[1:])
         chosen = logits if logits.shape[1] == 1 else logits.gather(1, labels)
         return (chosen * (labels > 0)).flatten(1).sum(dim=1)
 
     def item(self, index: int) -> Foreground:
-        return Foreground(_of_item(self.labels, index))
+        return Foreground(item_of(self.labels, index))
 
 
 def foreground_sum(logits: Logits) -> Foreground:
@@ -179,19 +185,3 @@ def foreground_sum(logits: Logits) -> Foreground:
         ValueError: when an item has no foreground.
     """
     return Foreground(segmentation(logits).detach())
-
-
-def _of_item(volume: Tensor, index: int) -> Tensor:
-    return volume if len(volume) == 1 else volume[index : index + 1]
-
-
-def _check_voxels(region: Tensor) -> None:
-    voxels = region.flatten(1).any(dim=1)
-    if not bool(voxels.all()):
-        empty = (~voxels).nonzero().flatten().tolist()
-        raise ValueError(f"the region must hold at least one voxel of every item, got none of item {empty[0]}")
-
-
-def _check_grid(name: str, volume: Tensor, logits: Logits) -> None:
-    if volume.shape[1:] != (1, *logits.shape[2:]) or volume.shape[0] not in (1, logits.shape[0]):
-        raise ValueError(f"{name} must lie on the grid of the logits {tuple(logits.shape)}, got {tuple(volume.shape)}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.base import CheckedAttributor, Score, signed
 from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM
 from unoise_monai.attribution.composed import GRADIENT_METHODS, ComposedAttributor, Method
 from unoise_monai.attribution.targets import Region, class_logits
@@ -21,7 +21,7 @@ from unoise_monai.types import Image, Logits
 
 logger = logging.getLogger(__name__)
 
-CAMS: tuple[type[Attributor], ...] = (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, GuidedGradCAM)
+CAMS: tuple[type[CheckedAttributor], ...] = (GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, GuidedGradCAM)
 
 
 class VoxelwiseMean(ComposedAttributor):
@@ -45,10 +45,11 @@ class VoxelwiseMean(ComposedAttributor):
         **options: see `Attributor`; by default those of the method. ``sign`` is taken of each voxel's map.
 
     Shape:
-        called with an image and a `Region`; of one that sums, the sum of the maps, in place of their mean.
+        called with an image and a `Region`; of one that sums, the sum of the maps, in place of their mean. Where its
+        mask has weights, each voxel's logit counts with its weight.
 
-    ``notes`` hold how many voxels the region has (``voxels``), were ``planned`` and ``evaluated``, and the means of
-    what the method notes.
+    ``notes`` hold how many voxels the region has (``voxels``), were ``planned`` and ``evaluated``, and what the method
+    notes, in the mean or the sum as the maps.
 
     Raises:
         ValueError: when ``max_voxels`` is below 1, ``time_limit_s`` not above 0, or ``method`` refused, see
@@ -82,19 +83,23 @@ class VoxelwiseMean(ComposedAttributor):
         if not isinstance(region, Region) or region.mask.shape[2:] != image.shape[2:]:
             got = tuple(region.mask.shape) if isinstance(region, Region) else type(region).__name__
             raise ValueError(f"target must be a Region on the grid of the image {tuple(image.shape)}, got {got}")
-        notes = self.check(image, score)
-        inside = region.mask[0, 0].as_subclass(Tensor).to(image.device).nonzero()
+        self.check(image, score)
+        mask = region.mask[0, 0].as_subclass(Tensor).to(image)
+        inside = mask.nonzero()
         # At random also where all are taken: what a time limit leaves is then spread over the region.
         voxels = inside[self._order(len(inside)).to(image.device)][: self.max_voxels]
         total, sums, done = torch.zeros_like(image[:, :1]), dict[str, float](), 0
         for part in self._parts(voxels, self.at_once(score), score):
             copies = image.detach().repeat(len(part), *[1] * (image.ndim - 1))
-            values = self.maps(copies, score, EachVoxel(part, region.label), sums)
+            weights = mask[part.unbind(dim=1)]
+            values = self.maps(copies, score, EachVoxel(part, region.label, weights), sums)
             total += signed(values, self.sign).sum(dim=0, keepdim=True)
             done += len(part)
-        score.notes |= {"voxels": len(inside), "planned": len(voxels), "evaluated": done, **notes}
-        score.notes |= {key: value / done for key, value in sums.items()}
-        return total.detach() * ((1 if region.mean else len(inside)) / done)
+        # The sum over the region, of which those done are a sample.
+        share = len(inside) / done / (float(mask.sum()) if region.mean else 1)
+        score.notes |= {"voxels": len(inside), "planned": len(voxels), "evaluated": done}
+        score.notes |= {key: value * share for key, value in sums.items()}
+        return total.detach() * share
 
     def _order(self, count: int) -> Tensor:
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
@@ -121,12 +126,15 @@ class EachVoxel:
     Args:
         voxels: indices, ``(n, spatial_dims)``.
         label: the class.
+        weights: of the voxels, ``(n,)``.
     """
 
     voxels: Tensor
     label: int
+    weights: Tensor
 
     def __call__(self, logits: Logits) -> Tensor:
         copies = torch.arange(len(logits), device=logits.device)
-        at = self.voxels[copies % len(self.voxels)].unbind(dim=1)
-        return class_logits(logits, self.label)[(copies, torch.zeros_like(copies), *at)]
+        at = copies % len(self.voxels)
+        chosen = class_logits(logits, self.label)[(copies, torch.zeros_like(copies), *self.voxels[at].unbind(dim=1))]
+        return chosen * self.weights[at]

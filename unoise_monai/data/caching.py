@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, PersistentDataset, pickle_hashing
-from monai.utils import TraceKeys
+from monai.utils import TraceKeys, convert_to_tensor
 
+from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
 from unoise_monai.data.decathlon import Case
 
@@ -27,7 +29,8 @@ class CaseCache(PersistentDataset):
     """MONAI's `PersistentDataset`, whose volumes come back with their geometry.
 
     MONAI's defaults give a plain tensor from the second read on, do not tell two tasks' preprocessing apart, and with
-    ``track_meta=True`` find every file of theirs corrupt.
+    ``track_meta=True`` find every file of theirs corrupt. They also copy each file into the folder from the system's
+    folder for temporary ones, so that a process may read what another is still copying; here files appear whole.
     """
 
     def __init__(self, cases: Sequence[Case], transform: Callable, cache_dir: str | Path) -> None:
@@ -35,9 +38,16 @@ class CaseCache(PersistentDataset):
             list(cases), transform, Path(cache_dir), hash_transform=pickle_hashing, track_meta=True, weights_only=True
         )
 
-    def _cachecheck(self, item_transformed: Any) -> Any:
-        with torch.serialization.safe_globals(METADATA_TYPES):
-            return super()._cachecheck(item_transformed)
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
+        path = self.cache_dir / f"{self.hash_func(item_transformed).decode()}{self.transform_hash}.pt"
+        if path.is_file():
+            with torch.serialization.safe_globals(METADATA_TYPES):
+                return torch.load(path, weights_only=True)
+        # A copy: the transforms change the item, whose hash names the file.
+        item = self._pre_transform(deepcopy(item_transformed))
+        with atomic_path(path) as temporary:
+            torch.save(convert_to_tensor(item, convert_numeric=False, track_meta=True), temporary)
+        return item
 
 
 def case_dataset(

@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, LoadImage, MapTransform
+from monai.transforms import Compose, MapTransform
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from unoise_monai.data.faults import affine_fault, intensity_fault
+from unoise_monai.data.paths import kind_of
+from unoise_monai.data.reading import load_volume, said
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +72,9 @@ def check_grids(case: Mapping[str, str]) -> None:
         try:
             header = nib.load(path)
         except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-            raise CaseError(f"case {case['case']}: {key} file {path} is unreadable: {error}") from error
+            raise CaseError(f"case {case['case']}: {key} file {path} is unreadable: {said(error)}") from error
         _check_dimensions(case["case"], key, path, header.shape)
+        _check_affine(case["case"], key, path, header.affine)
         grids[key] = (header.shape, header.affine)
     if "label" in grids:
         _check_same_grid(case["case"], case["label"], grids["image"], grids["label"])
@@ -88,13 +94,13 @@ class LoadCased(MapTransform):
 
     Raises:
         CaseError: when a file is missing or unreadable, not three-dimensional, holds NaN or infinite voxels, is an
-            image of one value, has label values that the task does not have, or image and label lie on different grids.
+            image of one value or of values beyond 1e12, has no place in space (`affine_fault`), has label values that
+            the task does not have, or image and label lie on different grids.
     """
 
     def __init__(self, keys: KeysCollection, labels: int) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.labels = labels
-        self._load = LoadImage(image_only=True, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -104,28 +110,30 @@ class LoadCased(MapTransform):
             path = Path(str(d[key]))
             volume = self._loaded(case, key, path)
             _check_dimensions(case, key, path, volume.shape)
-            if not bool(torch.isfinite(volume).all()):
-                bad = int((~torch.isfinite(volume)).sum())
+            _check_affine(case, key, path, np.asarray(volume.affine))
+            bad = int((~torch.isfinite(volume)).sum())
+            if bad:
                 raise CaseError(f"case {case}: {key} file {path} must hold finite voxels, got {bad} NaN or infinite")
             grids[key] = (tuple(volume.shape), np.asarray(volume.affine))
             if key == "label":
                 self._check_labels(case, path, volume)
-            elif bool((volume == volume.flatten()[0]).all()):
-                value = float(volume.flatten()[0])
-                raise CaseError(f"case {case}: {key} file {path} must not be constant, got {value:g} everywhere")
+            elif fault := intensity_fault(float(volume.min()), float(volume.max())):
+                raise CaseError(f"case {case}: {key} file {path} {fault}")
             d[key] = volume[None]
         if "label" in grids and "image" in grids:
             _check_same_grid(case, d["label"].meta["filename_or_obj"], grids["image"], grids["label"])
         return d
 
     def _loaded(self, case: str, key: Hashable, path: Path) -> MetaTensor:
-        if not path.exists():
+        if not (kind := kind_of(path)):
             raise CaseError(f"case {case}: {key} file {path} is missing")
+        if kind not in ("file", "folder"):
+            raise CaseError(f"case {case}: {key} file {path} must be a file or a folder of slices, got a {kind}")
         try:
-            return self._load(str(path))
+            return load_volume(path)
         # Readers raise what their libraries raise: zlib, nibabel, ITK and OS errors of every kind.
         except Exception as error:
-            raise CaseError(f"case {case}: {key} file {path} is unreadable: {error}") from error
+            raise CaseError(f"case {case}: {key} file {path} is unreadable: {said(error)}") from error
 
     def _check_labels(self, case: str, path: Path, volume: MetaTensor) -> None:
         values = torch.unique(volume.as_tensor()).tolist()
@@ -154,6 +162,11 @@ class CaseCompose(Compose):
 def _check_dimensions(case: str, key: Hashable, path: Path, shape: Sequence[int]) -> None:
     if len(shape) != 3 or min(shape) < 2:
         raise CaseError(f"case {case}: {key} file {path} must be a 3-D volume, got shape {tuple(shape)}")
+
+
+def _check_affine(case: str, key: Hashable, path: Path, affine: NDArray[np.float64]) -> None:
+    if fault := affine_fault(affine):
+        raise CaseError(f"case {case}: {key} file {path} {fault}")
 
 
 def _check_same_grid(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
@@ -21,7 +22,7 @@ class RunCheckpoint:
 
     MONAI's `CheckpointSaver` writes in place and forgets the best score when it starts again, so a kill at the wrong
     moment costs the run, or a worse model replaces the best. Here files appear whole or not at all. Attach it after the
-    validation, whose best metric belongs to the epoch.
+    validation, whose best metric belongs to the epoch. Of several ranks all continue from it, and rank 0 writes.
 
     Args:
         path: the run's checkpoint; it exists while the run is unfinished.
@@ -31,6 +32,7 @@ class RunCheckpoint:
     Raises:
         ValueError: on start, when the checkpoint lacks one of the objects, or is of a run of another length, whose
             learning rate follows another schedule.
+        ValueError: on start, when the ranks would continue after different epochs.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], evaluator: Engine | None = None) -> None:
@@ -44,8 +46,16 @@ class RunCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def resume(self, engine: Engine) -> None:
-        if not self.path.is_file():
-            return
+        if self.path.is_file():
+            self._load(engine)
+        epochs = idist.all_gather(engine.state.epoch)
+        if len(set(epochs)) > 1:
+            raise ValueError(
+                f"all ranks must continue after the same epoch, got {epochs}; {self.path.parent} must be a folder that"
+                " all machines share"
+            )
+
+    def _load(self, engine: Engine) -> None:
         state = torch.load(self.path, map_location=engine.state.device, weights_only=True)
         missing = sorted(set(self.objects) - set(state["objects"]))
         if missing:
@@ -65,6 +75,8 @@ class RunCheckpoint:
         logger.info("continued from %s after epoch %d", self.path.name, engine.state.epoch)
 
     def save(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         best = self.evaluator.state if self.evaluator is not None else None
         state = {
             "objects": {name: source.state_dict() for name, source in self.objects.items()},
@@ -78,6 +90,8 @@ class RunCheckpoint:
             torch.save(state, temporary)
 
     def finish(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == -1:
             logger.warning("no validation ran, so no best model was saved: the last weights stay in %s", self.path.name)
             return
@@ -87,7 +101,7 @@ class RunCheckpoint:
 class BestModel:
     """Save a network's plain state dict whenever the evaluator's key metric is its best so far.
 
-    Attach it to the evaluator, after its metrics.
+    Attach it to the evaluator, after its metrics. Of several ranks, rank 0 writes.
 
     Args:
         path: the checkpoint, replaced whole.
@@ -102,7 +116,7 @@ class BestModel:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if engine.state.best_metric_epoch != engine.state.epoch:
+        if engine.state.best_metric_epoch != engine.state.epoch or idist.get_rank() > 0:
             return
         with atomic_path(self.path) as temporary:
             torch.save(self.network.state_dict(), temporary)

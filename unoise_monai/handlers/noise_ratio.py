@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from ignite.engine import Engine, Events
+from monai.utils import evenly_divisible_all_gather
 from torch import Tensor
 
 from unoise_monai.losses import DualNoiseRatio
@@ -15,7 +16,8 @@ from unoise_monai.unoise import UNoise
 class NoiseRatioUpdater:
     """After every batch, compare the utility with and without noise on it and move lambda.
 
-    Costs one pass of the utility without gradients a batch.
+    Costs one pass of the utility without gradients a batch. Several ranks compare their batches together, so that
+    lambda stays the same on all of them.
 
     Args:
         unoise: the network in training.
@@ -40,13 +42,10 @@ class NoiseRatioUpdater:
         noised_logits = engine.state.output["pred"][0].detach()
         with torch.no_grad():
             clean_logits = engine.inferer(image, self.unoise.segmenter.utility)
-        score = _dice if self.noise_ratio.of == "dice" else _loss
-        self.noise_ratio.update(noised=score(noised_logits, label), clean=score(clean_logits, label))
+        score = foreground_dice if self.noise_ratio.of == "dice" else utility_loss
+        self.noise_ratio.update(noised=_mean(score(noised_logits, label)), clean=_mean(score(clean_logits, label)))
 
 
-def _dice(logits: Tensor, label: Tensor) -> float:
-    return float(foreground_dice(logits, label).nanmean())
-
-
-def _loss(logits: Tensor, label: Tensor) -> float:
-    return float(utility_loss(logits, label))
+def _mean(scores: Tensor) -> float:
+    """Of all ranks' scores, where they are not NaN."""
+    return float(evenly_divisible_all_gather(scores.reshape(-1)).nanmean())

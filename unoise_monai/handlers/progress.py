@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
@@ -15,9 +16,14 @@ from unoise_monai.atomic import atomic_path
 
 
 class LossProgress(ProgressBar):
-    """Ignite's progress bar with the loss of the last batch; attachable from a bundle's list of handlers."""
+    """Ignite's progress bar with the loss of the last batch; attachable from a bundle's list of handlers.
+
+    Of several ranks, rank 0 shows it.
+    """
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        if idist.get_rank() > 0:
+            return
         kwargs.setdefault("output_transform", last_loss)
         super().attach(engine, *args, **kwargs)
 
@@ -31,7 +37,8 @@ def last_loss(output: Any) -> dict[str, float]:
 class MetricsTable:
     """One CSV row an epoch: its seconds, the trainer's metrics, and the evaluator's of the same epoch where it ran.
 
-    Started again after a kill, the table goes on: rows of epochs that are run anew are replaced.
+    Started again after a kill, the table goes on: rows of epochs that are run anew are replaced. Of several ranks, rank
+    0 writes.
 
     Args:
         path: the CSV file.
@@ -56,6 +63,8 @@ class MetricsTable:
         return round(now - last, 2)
 
     def __call__(self, engine: Engine) -> None:
+        if idist.get_rank() > 0:
+            return
         row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": self._lap(), **scalars(engine)}
         if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
             row |= scalars(self.evaluator)

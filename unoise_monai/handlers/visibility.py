@@ -98,9 +98,9 @@ class VisibilityReport:
         for name, curve in curves.items():
             write_curve(curve, self.class_names[1:], self.output_dir / f"{name}.csv")
         # Where no label has any foreground there is no Dice to draw.
-        drawn = {name: curve for name, curve in curves.items() if bool(curve.mean_dice.isfinite().all())}
+        drawn = {name: curve for name, curve in curves.items() if bool(curve.mean_score.isfinite().all())}
         if drawn:
-            points = {name: (curve.share.numpy(), curve.mean_dice.numpy()) for name, curve in drawn.items()}
+            points = {name: (curve.share.numpy(), curve.mean_score.numpy()) for name, curve in drawn.items()}
             full = next((curve.at(1.0) for curve in drawn.values() if shows_all(curve)), None)
             save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
         summary = {name: figures(curve, self.class_names[1:]) for name, curve in curves.items()}
@@ -116,7 +116,7 @@ def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float |
     values = {f"dice_at_{share:.0%}": curve.at(share) for share in (*small, *QUOTED_SHARES)}
     values["area"] = curve.area
     if shows_all(curve):
-        last = curve.dice[curve.share.argmax()]
+        last = curve.score[curve.share.argmax()]
         values |= {f"dice_all_visible_{name}": float(last[column]) for column, name in enumerate(classes)}
     # JSON has no NaN, which is the Dice of a class that no volume has.
     return {key: round(value, 4) if math.isfinite(value) else None for key, value in values.items()}
@@ -133,8 +133,8 @@ def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> N
         {
             "level": float(curve.level[row]),
             "share_visible": float(curve.share[row]),
-            "dice_mean": float(curve.mean_dice[row]),
-            **{f"dice_{name}": float(curve.dice[row, column]) for column, name in enumerate(classes)},
+            "dice_mean": float(curve.mean_score[row]),
+            **{f"dice_{name}": float(curve.score[row, column]) for column, name in enumerate(classes)},
         }
         for row in range(len(curve.level))
     ]

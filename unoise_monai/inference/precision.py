@@ -51,12 +51,36 @@ def resolve_precision(device: torch.device | str, precision: str = "auto") -> to
     return torch.bfloat16 if device.type == "cpu" and cpu_has_fast_bf16() else torch.float32
 
 
+def differentiable(device: torch.device | str, precision: str) -> str:
+    """``precision``, but ``"fp32"`` for what `resolve_precision` makes fp16: gradients underflow in it, unscaled.
+
+    Raises:
+        ValueError: when `resolve_precision` refuses ``precision``.
+    """
+    return "fp32" if resolve_precision(device, precision) == torch.float16 else precision
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 convolutions with all of the mantissa on CUDA, of which TF32 keeps ten bits; the setting comes back.
+
+    cuDNN reads the setting when it runs, so a pass back is exact where this holds around it as well.
+    """
+    cudnn = torch.backends.cudnn
+    tf32 = cudnn.allow_tf32
+    try:
+        cudnn.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32 = tf32
+
+
 @contextmanager
 def autocast(device: torch.device | str, precision: str = "auto") -> Iterator[torch.dtype]:
     """Run the block in ``precision`` on ``device``; yields the number format that it resolved to.
 
-    ``"fp32"`` is float32 also inside an outer autocast, and on CUDA without TF32, whose convolutions keep only ten
-    bits of the mantissa. The settings come back as they were.
+    ``"fp32"`` is float32 also inside an outer autocast, and on CUDA without TF32, see `without_tf32`, which a pass
+    back needs around it too. The settings come back as they were.
 
     Raises:
         ValueError: when `resolve_precision` refuses ``precision``.
@@ -67,16 +91,8 @@ def autocast(device: torch.device | str, precision: str = "auto") -> Iterator[to
         with torch.autocast(device.type, dtype=dtype):
             yield dtype
         return
-    cudnn = torch.backends.cudnn
-    tf32 = cudnn.allow_tf32
-    try:
-        if device.type == "cuda":
-            cudnn.allow_tf32 = False
-        with torch.autocast(device.type, enabled=False):
-            yield dtype
-    finally:
-        if device.type == "cuda":
-            cudnn.allow_tf32 = tf32
+    with without_tf32(), torch.autocast(device.type, enabled=False):
+        yield dtype
 
 
 def to_fast_layout(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,9 +149,8 @@ class AutocastInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         precision = self.precision
-        if precision == "auto" and torch.is_grad_enabled() and resolve_precision(plain.device) == torch.float16:
-            # Gradients underflow in fp16 where no scaler lifts them.
-            precision = "fp32"
+        if precision == "auto" and torch.is_grad_enabled():
+            precision = differentiable(plain.device, precision)
         with autocast(plain.device, precision) as dtype:
             output = network(to_fast_layout(plain, dtype), *args, **kwargs)
         return to_float32(output, inputs)

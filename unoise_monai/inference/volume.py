@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,12 +12,21 @@ from torch.nn import functional as F
 
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.memory import PassCost, default_budget, fitting_tile, measure_pass
-from unoise_monai.inference.precision import PRECISIONS, autocast, resolve_precision, to_fast_layout
+from unoise_monai.inference.precision import (
+    PRECISIONS,
+    autocast,
+    differentiable,
+    resolve_precision,
+    to_fast_layout,
+    without_tf32,
+)
 from unoise_monai.inference.tiling import PROBE_SIDE, TilingRule, tiles_of, tiling_rule
 from unoise_monai.types import Image, Logits
 
 Slices: TypeAlias = tuple[Any, ...]
 Tiles: TypeAlias = list[tuple[Slices, Slices, Slices]]
+
+logger = logging.getLogger(__name__)
 
 
 class VolumeNetwork(nn.Module):
@@ -26,12 +36,14 @@ class VolumeNetwork(nn.Module):
     its last voxels, and the output cut back. Where a pass forward and back does not fit ``memory_gb``, it goes through
     in tiles with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
     made again on the way back. Logits and gradients equal those of one pass to rounding, whatever scalar is made of the
-    logits. A network that does not tell its stride and halo goes through in one pass.
+    logits. A network that does not tell its stride goes through in one pass, whatever it takes; where ``memory_gb`` is
+    given, a warning is logged.
 
     Args:
         network: a network from images to logits, on its device.
         memory_gb: what a pass may take, in 1e9 bytes; None for 80% of the free CUDA memory or half the free RAM.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, see `resolve_precision`.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, see `resolve_precision`; with gradients, what would
+            be fp16 is fp32, see `differentiable`. For exact fp32 on CUDA, go back within `without_tf32`.
         clips: whether a rule clips gradients within the network, as guided backpropagation does: such gradients don't
             add up over tiles, so every voxel's is computed in a window with all that it reaches.
 
@@ -53,6 +65,7 @@ class VolumeNetwork(nn.Module):
         if memory_gb is not None and not memory_gb > 0:
             raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
         self.network, self.memory_gb, self.precision, self.clips = network, memory_gb, precision, clips
+        self._warned = False
         self.stride = tiling_rule(network).stride or 1
         """The grid, in voxels, that volumes are padded to."""
 
@@ -69,9 +82,14 @@ class VolumeNetwork(nn.Module):
         """How the network is tiled in the mode that it is in: norms in training mode see the whole tile."""
         return tiling_rule(self.network)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether passes keep to ``memory_gb``: not where it is given and the network does not tell its stride."""
+        return self.memory_gb is None or self.rule.stride is not None
+
     def predict(self, window: Image) -> Logits:
         """One pass over a window whose sides are multiples of the stride; float32 out."""
-        with autocast(window.device, self.precision) as dtype:
+        with autocast(window.device, self._precision(window.device)) as dtype:
             output = self.network(to_fast_layout(window, dtype))
         if not isinstance(output, Tensor) or output.shape[2:] != window.shape[2:]:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -103,6 +121,13 @@ class VolumeNetwork(nn.Module):
         rule = self.rule
         stride, halo = rule.stride, rule.halo
         if stride is None:
+            if not self.bounded and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "memory_gb=%s is not kept: %s does not tell its stride as a number, so it takes volumes whole",
+                    self.memory_gb,
+                    type(self.network).__name__,
+                )
             return None
         cost, budget = self._cost(padded), self._budget(padded.device)
         need = cost.fixed_bytes + cost.bytes_per_voxel * len(padded) * padded[0, 0].numel()
@@ -122,8 +147,11 @@ class VolumeNetwork(nn.Module):
         # Two voxels a side at the coarsest level, which instance norms ask for.
         side = self.stride * max(2, -(-PROBE_SIDE // self.stride))
         block = (1, image.shape[1], *[side] * (image.ndim - 2))
-        dtype = resolve_precision(image.device, self.precision)
+        dtype = resolve_precision(image.device, self._precision(image.device))
         return measure_pass(self.network, self.predict, block, image.device, dtype, gradient=torch.is_grad_enabled())
+
+    def _precision(self, device: torch.device) -> str:
+        return differentiable(device, self.precision) if torch.is_grad_enabled() else self.precision
 
     def _budget(self, device: torch.device) -> float:
         return default_budget(device) if self.memory_gb is None else self.memory_gb * 1e9
@@ -158,7 +186,7 @@ class _InTiles(torch.autograd.Function):
                 # Gradients of outputs add up, so each output counts in one tile.
                 upstream = torch.zeros_like(upstream)
                 upstream[(..., *inner)] = gradient[(..., *core)]
-            with torch.enable_grad():
+            with torch.enable_grad(), without_tf32():
                 part = image[(..., *window)].detach().requires_grad_()
                 (back,) = torch.autograd.grad(ctx.predict(part), part, upstream)
             if ctx.clips:

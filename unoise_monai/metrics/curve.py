@@ -25,16 +25,6 @@ class VisibilityCurve(NamedTuple):
         """Mean over the classes, ``(N,)``."""
         return self.score.nanmean(dim=1)
 
-    @property
-    def dice(self) -> Tensor:
-        """The scores, by the name that they have where the measure is Dice."""
-        return self.score
-
-    @property
-    def mean_dice(self) -> Tensor:
-        """Mean over the classes, by the name that it has where the measure is Dice."""
-        return self.mean_score
-
     def at(self, share: float) -> float:
         """Mean score at a visible share, linear between the points measured."""
         order = self.share.argsort()

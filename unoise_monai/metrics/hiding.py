@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from monai.networks.layers import GaussianFilter
 from torch import Tensor
 
+from unoise_monai.attribution.baselines import baseline
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image, VoxelMap
 
@@ -74,16 +74,10 @@ class Hiding:
             eps = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(self.seed))
             return image + float(self.sigma or 0) * eps.to(image)
         if self.operator == "blur":
-            return _blurred(image, float(self.sigma or 0))
+            return baseline(image, "blurred", sigma=float(self.sigma or 0))
         if self.operator == "mean":
             return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
         return image.new_full((1,) * image.ndim, self.value or 0.0)
 
 
 ZERO = Hiding("zero")
-
-
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    """The weighted mean of the voxels inside: MONAI's filter alone would mix in the zeros outside the volume."""
-    gauss = GaussianFilter(image.ndim - 2, sigma).to(image.device)
-    return gauss(image) / gauss(torch.ones_like(image[:1, :1]))

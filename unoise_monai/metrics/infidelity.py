@@ -54,7 +54,9 @@ def infidelity(
     nothing: its ``unexplained`` is 1; a constant map predicts by the sum of ``I``.
 
     The perturbations go up and down, the score with them. A map without signs, such as the absolute gradient, Grad-CAM
-    or a learned importance, cannot tell the two apart: it scores near 1 by its nature, however right its places are.
+    or a learned importance, cannot tell the two apart: it comes near 1, however right its places are, unless the score
+    answers nearly everywhere in one direction. Contributions against a baseline have to be divided by the voxel's
+    distance to it (`Attributor.contributes`).
     As ``sigma`` goes to 0, the gradient comes to predict all: a small one favours gradients by construction. A large
     one leaves the range in which a map, whose prediction is linear in ``I``, could tell much.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.metrics.bootstrap import Interval, bounds, resampled_sums
+from unoise_monai.metrics.overlap import check_spacing
 from unoise_monai.types import LabelMap, VoxelMap
 
 ELSEWHERE = "elsewhere"
@@ -28,7 +29,7 @@ class RegionRow:
     volume_share: float
     """Share of the voxels."""
     volume_ml: float
-    """NaN where the spacing is not known."""
+    """NaN where the spacing is not known, and in 2D."""
     importance_share: Interval
     """Share of the case's importance."""
     ratio: Interval
@@ -36,7 +37,7 @@ class RegionRow:
     density: Interval
     """Mean importance a voxel."""
     density_per_ml: Interval
-    """Importance a millilitre; NaN where the spacing is not known."""
+    """Importance a millilitre; NaN where the spacing is not known, and in 2D."""
 
 
 def region_importance(
@@ -66,7 +67,7 @@ def region_importance(
             magnitude or their positive part, before.
         labels: whole numbers, ``(1, 1, *spatial)``.
         names: of the labels; their keys may be text, as JSON has them.
-        spacing_mm: voxel sizes, for volumes in ml.
+        spacing_mm: voxel sizes, for volumes in ml, which only three axes have.
         block: side of the blocks, in voxels.
         level: of the intervals.
         draws: of the bootstrap.
@@ -83,11 +84,11 @@ def region_importance(
     check_choice("order", order, ORDERS)
     _check_maps(importance, labels)
     size = tuple(importance.shape[2:])
-    if spacing_mm is not None and (len(spacing_mm) != len(size) or not all(0 < mm < math.inf for mm in spacing_mm)):
-        raise ValueError(f"spacing_mm must be {len(size)} positive numbers, got {tuple(spacing_mm)}")
+    if spacing_mm is not None:
+        check_spacing(spacing_mm, len(size))
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    voxel_ml = math.nan if spacing_mm is None else math.prod(spacing_mm) / 1000
+    voxel_ml = math.nan if spacing_mm is None or len(size) != 3 else math.prod(spacing_mm) / 1000
 
     regions = list(dict.fromkeys([ELSEWHERE, *names.values()]))
     sums, voxels = _block_sums(importance, _region_of(labels, regions, names), len(regions), block)

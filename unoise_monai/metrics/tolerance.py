@@ -20,7 +20,7 @@ class MeanTolerance(Metric):
     """Mean of the tolerance map ``B`` in a region of the label, as an ignite metric.
 
     A noise model that has learned something tolerates less on the foreground than on the background. NaN where no voxel
-    of the region was seen: an empty foreground is no reason to stop.
+    of the region was seen: an empty foreground is no reason to stop. Over the voxels that all ranks saw.
 
     Args:
         region: ``"all"``, ``"foreground"`` (label above 0) or ``"background"``.

@@ -10,10 +10,11 @@ from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
+from monai.utils import evenly_divisible_all_gather
 from torch import Tensor, nn
 
 from unoise_monai.checks import check_choice
-from unoise_monai.metrics.curve import SHARES, VisibilityCurve
+from unoise_monai.metrics.curve import SHARES, VisibilityScores
 from unoise_monai.metrics.hiding import ZERO, Hiding
 from unoise_monai.metrics.overlap import check_measures
 from unoise_monai.metrics.ranking import MODES, ORDERS
@@ -30,7 +31,7 @@ class VisibleDice(Metric):
     maps of any scale compare, by rank within each volume (``order="quantile"``: the top share of the importance, exact
     to the voxel; ties go in the order of the voxels). Hiding the most important ones in place of the others
     (``mode="deletion"``) asks the reverse: how soon the segmentation breaks down. `VisibilityScorer` does the same for
-    many maps of one image.
+    many maps of one image. The mean is over the volumes of all ranks; each must have seen at least one.
 
     Args:
         network: the utility network; it runs in evaluation mode and comes back in the mode that it had.
@@ -111,11 +112,14 @@ class VisibleDice(Metric):
     def compute(self) -> Any:
         if not self._scores:
             raise NotComputableError("VisibleDice needs at least one volume, got none")
-        curve = VisibilityCurve(
-            level=torch.tensor(self.levels, dtype=torch.float64),
-            share=torch.stack(self._shares).mean(dim=0).cpu(),
-            score=torch.stack(self._scores).nanmean(dim=0).cpu(),
-        )
+        level = torch.tensor(self.levels, dtype=torch.float64)
+        scores = {self.measure: _gathered(self._scores)}
+        curve = VisibilityScores(level, _gathered(self._shares), scores).curve(self.measure)
         if self.value == "curve":
             return curve
         return curve.area if self.value == "area" else curve.at(float(self.value))
+
+
+def _gathered(results: list[Tensor]) -> Tensor:
+    """One row a volume, of all ranks, in their order."""
+    return evenly_divisible_all_gather(torch.stack(results)).cpu()

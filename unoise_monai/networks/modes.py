@@ -28,6 +28,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def attributing(network: nn.Module) -> Iterator[None]:
     """Evaluation mode, gradients for the input alone, nothing in place; everything comes back as it was.
 
+    Gradients work also where the caller is in inference mode, for tensors that are made or copied within the block.
     Hooks on the result of an activation need it to be a tensor of its own, so activations don't write in place. Hooks
     that the block leaves behind are removed, also when it fails.
     """
@@ -35,7 +36,7 @@ def attributing(network: nn.Module) -> Iterator[None]:
     parameters = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     in_place = [module for module in modules if getattr(module, "inplace", False) is True]
     hooks = [(getattr(module, name), dict(getattr(module, name))) for module in modules for name in _HOOKS]
-    with ExitStack() as stack, evaluating(network):
+    with torch.inference_mode(False), ExitStack() as stack, evaluating(network):
         stack.callback(_restore, hooks, parameters, in_place)
         for parameter, _ in parameters:
             parameter.requires_grad_(False)

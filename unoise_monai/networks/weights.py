@@ -3,28 +3,70 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+
+SAFETENSORS = ".safetensors"
+SHOWN = 3
+"""How many misfits of a kind an error names."""
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
     """A checkpoint's state dict, on the CPU; code in a checkpoint is never run (``weights_only=True``).
 
+    Args:
+        path: of a ``.safetensors`` file, or of one by ``torch.save``, whatever its suffix.
+
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file holds something other than a state dict.
+        OSError: when it may not be read.
+        ValueError: when the file asks to run code, is damaged, or holds something other than a state dict.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"weights must be a checkpoint file, got {path}, which does not exist")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    # A file that may not be read says so here; within a reader an OSError is a damaged file's, too.
+    path.open("rb").close()
+    try:
+        if path.suffix.lower() == SAFETENSORS:
+            state = load_file(path, device="cpu")
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    # What a damaged file raises is of every kind: pickle's, struct's, safetensors' own, a KeyError, an OSError.
+    except Exception as error:
+        raise ValueError(f"{path} must hold a state dict, tensors only: {_reason(error)}") from error
     if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
         raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(state).__name__}")
-    return state
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(value).__name__} at '{name}'")
+    return dict(state)
+
+
+def load_weights(network: nn.Module, path: str | Path, name: str = "network") -> nn.Module:
+    """Load a checkpoint of exactly this network.
+
+    Args:
+        network: its weights are replaced, on the device that it is on; none of them when this raises.
+        path: the checkpoint.
+        name: what errors call the network.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is no state dict (see `load_state`), or the weights do not fit; it names which.
+    """
+    _fit(network, load_state(path), path, name)
+    return network
 
 
 def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], train_command: str = "") -> nn.Module:
@@ -51,9 +93,41 @@ def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], t
     prefix = "utility."
     if any(name.startswith(prefix) for name in state):
         state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    try:
-        utility.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {found} must fit the utility network: {error}") from error
+    _fit(utility, state, found, "utility network")
     logger.info("utility weights from %s", Path(found).name)
     return utility
+
+
+def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, name: str) -> None:
+    own = network.state_dict()
+    kinds = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} for {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    misfits = [f"{len(found)} {kind} ({_first(found)})" for kind, found in kinds.items() if found]
+    if misfits:
+        raise ValueError(f"the weights in {source} must fit the {name}, got {', '.join(misfits)}")
+    network.load_state_dict(dict(state))
+
+
+def _first(names: Sequence[str]) -> str:
+    return "; ".join(names[:SHOWN]) + ("; ..." if len(names) > SHOWN else "")
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint did not load, without PyTorch's advice to load it with its code running."""
+    text = str(error)
+    if called := re.search(r"GLOBAL (\S+)", text):
+        return f"it asks to call {called[1]}, and code in a checkpoint is never run"
+    if "legacy .tar" in text or "TorchScript" in text:
+        kind = "PyTorch's legacy .tar format" if "legacy .tar" in text else "TorchScript"
+        return f"it is in {kind}, which can run code; save the network's state dict instead"
+    if "weights_only" in text:
+        return "it is a pickle of something else, or damaged; code in a checkpoint is never run"
+    first = text.splitlines()[0] if text else "it ends too early"
+    return f"it is truncated or damaged ({type(error).__name__}: {first})"

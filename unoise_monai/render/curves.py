@@ -17,17 +17,28 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
 
 
+def style(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line of the curve or point of this number: no two of the first 147 are alike."""
+    row = number // len(COLOURS)
+    # Shifted by one a row, or every seventh would have the same marker as well as the same colour.
+    return COLOURS[number % len(COLOURS)], MARKERS[(number + row) % len(MARKERS)], LINES[row % len(LINES)]
+
+
 def plot_visibility(
-    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], title: str = "", reference: float | None = None
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    title: str = "",
+    reference: float | None = None,
+    measure: str = "Dice",
 ) -> NDArray[np.uint8]:
-    """Draw Dice against the share of voxels visible, a line for each method.
+    """Draw Dice, or another measure, against the share of voxels visible, a line for each method.
 
     Koker et al., "U-Noise", 2021, Fig. 3a.
 
     Args:
-        curves: name to (share of voxels visible, Dice), each 1-D, 0 to 1; drawn in the order of rising share.
+        curves: name to (share of voxels visible, measure), each 1-D, 0 to 1; drawn in the order of rising share.
         title: above the plot.
-        reference: Dice with everything visible, drawn as a dashed line.
+        reference: the measure with everything visible, drawn as a dashed line.
+        measure: what it is, for the axis.
 
     Returns:
         RGB, ``(H, W, 3)``.
@@ -42,19 +53,20 @@ def plot_visibility(
         _check_unit("reference", np.asarray(reference))
     figure = Figure(figsize=(6.6, 4.4), dpi=200, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    for number, (name, (shares, dice)) in enumerate(curves.items()):
-        x, y = np.asarray(shares, dtype=np.float64), np.asarray(dice, dtype=np.float64)
+    for number, (name, (shares, values)) in enumerate(curves.items()):
+        x, y = np.asarray(shares, dtype=np.float64), np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.shape != y.shape or x.size == 0:
             raise ValueError(f"curve {name!r} must be two 1-D arrays of one length, got {x.shape} and {y.shape}")
         _check_unit(f"share visible of {name!r}", x)
-        _check_unit(f"Dice of {name!r}", y)
+        _check_unit(f"{measure} of {name!r}", y)
         order = np.argsort(x, kind="stable")
+        colour, marker, line = style(number)
         axes.plot(
             100 * x[order],
             y[order],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=LINES[number // len(COLOURS) % len(LINES)],
+            color=colour,
+            marker=marker,
+            linestyle=line,
             linewidth=1.8,
             markersize=5,
             label=name,
@@ -63,14 +75,14 @@ def plot_visibility(
         )
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", linewidth=1.2, label=f"all visible ({reference:.3f})")
-    axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="share of voxels visible (%)", ylabel="Dice", title=title)
+    axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="share of voxels visible (%)", ylabel=measure, title=title)
     axes.set_xticks(range(0, 101, 10))
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     handles = len(axes.get_legend_handles_labels()[0])
     if handles > 6:  # too many to lie over the lines
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
     else:
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor="#dddddd")
     return figure_to_rgb(figure)

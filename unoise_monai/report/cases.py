@@ -24,7 +24,7 @@ def find_cases(
     split_file: str | Path | None = None,
     part: str | None = None,
     lister: Callable[[Path], list[Case]] = list_cases,
-    choice: int | Sequence[str] | None = None,
+    choice: int | str | Sequence[str] | None = None,
 ) -> list[Case]:
     """The cases to explain: of a Decathlon folder those with labels, else every volume that is found.
 
@@ -34,7 +34,7 @@ def find_cases(
             validation cases that no network was trained on.
         part: ``"training"``, ``"validation"``, ``"test"``, or None for all.
         lister: lists the cases of a folder that holds labels; that with a ``dataset.json`` by default.
-        choice: the first so many, or cases by name; None for all.
+        choice: the first so many, or a case or several by name; None for all.
 
     Raises:
         ValueError: when ``part`` is unknown, or given for cases without labels or a split.
@@ -55,6 +55,7 @@ def find_cases(
         if choice < 1:
             raise ValueError(f"cases must be at least 1, got {choice}")
         return cases[:choice]
+    choice = [choice] if isinstance(choice, str) else choice
     by_name = {case["case"]: case for case in cases}
     missing = [name for name in choice if name not in by_name]
     if missing:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+from unoise_monai.metrics.curve import VisibilityCurve
 
 CONTROLS = ("random", "intensity", "edges", "label_distance")
 """Rankings that ask no network: shown beside the methods, and not ranked among them."""
@@ -38,6 +40,8 @@ class MethodRow:
     cases: int
     failed: int
     scores: Mapping[str, Interval]
+    areas: Mapping[str, Interval]
+    """Under the curves of the further measures, such as soft Dice, which are not ranked."""
     ranks: Mapping[str, float]
     """For each score, 1 the best; equal means share their mean rank. Empty for controls."""
     overall: float
@@ -64,21 +68,54 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
         name: [result for result in results if result["method"] == name]
         for name in dict.fromkeys(result["method"] for result in results)
     }
-    scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
-    means = {name: _means(found, scores) for name, found in by_method.items()}
+    scores = _names(_scores(result) for result in results)
+    means = {name: _means([_scores(result) for result in found], scores) for name, found in by_method.items()}
+    under = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
+    measured = _names(areas for found in under.values() for areas in found)
     ranked = [name for name in by_method if name not in CONTROLS]
     ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
     counted = _counted(scores, means)
     rows = [
-        _row(name, found, means[name], counted, {score: ranks[score][name] for score in scores if name in ranks[score]})
+        _row(
+            name,
+            found,
+            means[name],
+            _means(under[name], measured),
+            counted,
+            {score: ranks[score][name] for score in scores if name in ranks[score]},
+        )
         for name, found in by_method.items()
     ]
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
 
 
-def _means(results: Sequence[Mapping[str, Any]], scores: Sequence[str]) -> dict[str, Interval]:
-    values = {score: [result.get("scores", {}).get(score, math.nan) for result in results] for score in scores}
-    return {score: bootstrap_mean(found) for score, found in values.items()}
+def further_areas(result: Mapping[str, Any]) -> dict[str, float]:
+    """The areas under one map's curves of all measures but the first, Dice, whose area is among the scores."""
+    areas: dict[str, float] = {}
+    if "failed" in result:
+        return areas
+    for operator, modes in result.get("curves", {}).items():
+        for mode, curve in modes.items():
+            share = torch.tensor(curve["share"], dtype=torch.float64)
+            for measure in [name for name in curve if name != "share"][1:]:
+                # None, where a case has no foreground to find, becomes NaN.
+                values = torch.tensor(np.array(curve[measure], dtype=np.float64))
+                areas[f"{mode}_{operator}_{measure}"] = VisibilityCurve(share, share, values[:, None]).area
+    return areas
+
+
+def _scores(result: Mapping[str, Any]) -> Mapping[str, float]:
+    """Of a method that failed on the case none, whatever it had got to."""
+    return {} if "failed" in result else result.get("scores", {})
+
+
+def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All of several tables, in the order in which they come."""
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def _means(tables: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Interval]:
+    return {name: bootstrap_mean([table.get(name, math.nan) for table in tables]) for name in names}
 
 
 def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
@@ -99,6 +136,7 @@ def _row(
     method: str,
     results: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Interval],
+    areas: Mapping[str, Interval],
     counted: Sequence[str],
     ranks: Mapping[str, float],
 ) -> MethodRow:
@@ -114,6 +152,7 @@ def _row(
         cases=len(done),
         failed=len(results) - len(done),
         scores=scores,
+        areas=areas,
         ranks=ranks,
         overall=float(np.mean(faithful)) if faithful else math.nan,
         seconds=mean("seconds"),

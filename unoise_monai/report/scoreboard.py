@@ -39,7 +39,7 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
     for operator, mode in operators(results):
         curves = mean_curves(results, [row.method for row in rows], operator, mode)
         if curves:
-            picture = plot_visibility(curves, f"{mode}, hidden by {operator}")
+            picture = plot_visibility(curves, f"{mode}, hidden by {operator}", measure=first_measure(results))
             save_png(picture, folder / f"curves_{mode}_{operator}.png")
     costs = {row.method: (row.seconds, row.overall) for row in rows if math.isfinite(row.overall) and row.seconds > 0}
     if costs:
@@ -55,16 +55,23 @@ def operators(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
+def first_measure(results: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the measure that is drawn and ranked, as an axis shows it."""
+    curves = [curve for result in results for modes in result.get("curves", {}).values() for curve in modes.values()]
+    name = next(name for name in curves[0] if name != "share")
+    return {"dice": "Dice", "iou": "IoU"}.get(name, name.replace("_", " "))
+
+
 def mean_curves(
     results: Sequence[Mapping[str, Any]], methods: Sequence[str], operator: str, mode: str
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Of each method the share visible and the mean over cases of the first measure, Dice."""
+    """Of each method the share visible and the mean over cases of the first measure, Dice by default."""
     curves = {}
     for method in methods:
         found = [
             result["curves"][operator][mode]
             for result in results
-            if result["method"] == method and operator in result.get("curves", {})
+            if result["method"] == method and "failed" not in result and operator in result.get("curves", {})
         ]
         if found:
             measure = next(name for name in found[0] if name != "share")

@@ -16,6 +16,7 @@ from unoise_monai.attribution.targets import Target
 from unoise_monai.metrics.curve import VisibilityScores
 from unoise_monai.metrics.hiding import Hiding
 from unoise_monai.metrics.infidelity import infidelity
+from unoise_monai.metrics.overlap import MEASURES, check_measures
 from unoise_monai.metrics.randomisation import randomisation
 from unoise_monai.metrics.scorer import VisibilityScorer
 from unoise_monai.metrics.sensitivity import max_sensitivity
@@ -49,7 +50,8 @@ class MapScorer:
         seed: of all draws; every method meets the same.
 
     Raises:
-        ValueError: when there is no hiding, or the shares lack 0 or 1.
+        ValueError: when there is no hiding, the shares lack 0 or 1, a measure is unknown, or of the first one low is
+            good, as of a distance.
     """
 
     hidings: Mapping[str, Hiding] = field(default_factory=lambda: dict(HIDINGS))
@@ -66,6 +68,10 @@ class MapScorer:
     def __post_init__(self) -> None:
         if not self.hidings:
             raise ValueError("hidings must be at least one, got none")
+        check_measures(self.measures, spacing_mm=(1.0,))
+        if not MEASURES[self.measures[0]].higher_is_better:
+            better = tuple(name for name, measure in MEASURES.items() if measure.higher_is_better)
+            raise ValueError(f"the first of measures must be one of {better}, high is good, got {self.measures[0]!r}")
         if not {0.0, 1.0} <= {float(share) for share in self.shares}:
             raise ValueError(f"shares must hold 0 and 1, got {tuple(self.shares)}")
 
@@ -107,7 +113,7 @@ class MapScorer:
         return {"infidelity": float(found.unexplained)}
 
     def robustness(self, attributor: Attributor, image: Image, target: Target, where: VoxelMap) -> dict[str, float]:
-        """How the map changes with the image, and with the network's weights."""
+        """How the map changes with the image and, in the voxels of ``where``, if any, with the network's weights."""
         scores = {}
         if self.sensitivity_samples:
             generator = torch.Generator().manual_seed(self.seed)
@@ -121,7 +127,7 @@ class MapScorer:
                     generator=generator,
                 )
             )
-        if self.randomisation_steps:
+        if self.randomisation_steps and bool(where.any()):
             found = randomisation(attributor, image, target, where, seed=self.seed, steps=self.randomisation_steps)
             scores["randomisation_correlation"] = float(found.correlation[-1, 0])
             scores["randomisation_ssim"] = float(found.ssim[-1, 0])
@@ -151,10 +157,12 @@ def per_intensity(values: VoxelMap, image: Image, attributor: Attributor | None 
     Args:
         values: ``(1, 1, *spatial)``.
         image: ``(1, C, *spatial)``.
-        attributor: whose they are, with its ``baseline``, or the mean of its ``baselines``; None for zero.
+        attributor: whose they are, with its ``baseline``, or the mean of its ``baselines``, or those of the method that
+            it is made of; None for zero.
     """
-    kinds = getattr(attributor, "baselines", None) or (getattr(attributor, "baseline", "zero"),)
+    method = getattr(attributor, "inner", attributor)
+    kinds = getattr(method, "baselines", None) or (getattr(method, "baseline", "zero"),)
     plain = image.as_subclass(Tensor)
-    reference = torch.stack(baselines(plain, kinds, getattr(attributor, "seed", 0))).mean(dim=0)
+    reference = torch.stack(baselines(plain, kinds, getattr(method, "seed", 0))).mean(dim=0)
     steps = (plain - reference).sum(dim=1, keepdim=True)
     return torch.where(steps.abs() > 1e-3, values / steps, torch.zeros_like(values))

@@ -15,10 +15,14 @@ _NONE = Interval(math.nan, math.nan, math.nan, 0)
 
 
 def csv_table(rows: Sequence[MethodRow]) -> str:
-    """One row a method: counts, cost, and for each score the mean, its 95% interval and the rank."""
+    """One row a method: counts, cost, and for each score the mean, its 95% interval and the rank.
+
+    Last come the areas under the curves of the measures beside Dice, mean and interval, which have no rank.
+    """
     text = io.StringIO()
     head = ["method", "cases", "failed", "overall_rank", "seconds", "forward_passes", "backward_passes", "peak_gb"]
     columns = [f"{name}{part}" for name in rows[0].scores for part in ("", "_low", "_high", "_rank")]
+    columns += [f"{name}{part}" for name in rows[0].areas for part in ("", "_low", "_high")]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head + columns)
     for row in rows:
@@ -27,18 +31,24 @@ def csv_table(rows: Sequence[MethodRow]) -> str:
         for name in rows[0].scores:
             found = row.scores[name]
             values += [_number(x) for x in (found.mean, found.low, found.high, row.ranks.get(name, math.nan))]
+        for name in rows[0].areas:
+            values += [_number(x) for x in (row.areas[name].mean, row.areas[name].low, row.areas[name].high)]
         writer.writerow(values)
     return text.getvalue()
 
 
 def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any]]) -> str:
-    """The best method first: overall rank, then each score's mean and 95% interval; what failed, below."""
+    """The best method first: overall rank, then each score's mean and 95% interval; what failed, below.
+
+    Means over fewer cases than there are say of how many.
+    """
     scores = list(rows[0].scores)
+    cohort = len({result["case"] for result in results})
     head = ["method", "rank", "seconds", "passes", "GB", *(name.replace("_", " ") for name in scores)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [row.method, _short(row.overall, 1), _short(row.seconds, 2), passes(row), _short(row.peak_gb, 2)]
-        cells += [_interval(row.scores[name]) for name in scores]
+        cells += [_interval(row.scores[name], cohort) for name in scores]
         lines.append(f"| {' | '.join(cells)} |")
     failures = [
         f"- {result['method']} on {result['case']}: {result['failed']}" for result in results if "failed" in result
@@ -60,11 +70,12 @@ def passes(row: MethodRow) -> str:
     return f"{row.forward_passes:.0f} + {row.backward_passes:.0f}"
 
 
-def _interval(found: Interval) -> str:
+def _interval(found: Interval, cohort: int) -> str:
     if math.isnan(found.mean):
         return "-"
     bounds = "" if math.isnan(found.low) else f" ({found.low:.3f}-{found.high:.3f})"
-    return f"{found.mean:.3f}{bounds}"
+    cases = "" if found.count == cohort else f", {found.count} of {cohort}"
+    return f"{found.mean:.3f}{bounds}{cases}"
 
 
 def _short(value: float, digits: int) -> str:

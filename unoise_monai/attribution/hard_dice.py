@@ -8,6 +8,7 @@ import torch
 from monai.metrics import compute_dice
 from torch import Tensor
 
+from unoise_monai.attribution.items import check_grid, check_voxels, item_of
 from unoise_monai.attribution.targets import class_logits
 from unoise_monai.networks.outputs import segmentation
 from unoise_monai.types import LabelMap, Logits
@@ -32,23 +33,17 @@ class HardDice:
     label: int
 
     def __post_init__(self) -> None:
-        voxels = (self.labels == self.label).flatten(1).any(dim=1)
-        if not bool(voxels.all()):
-            empty = (~voxels).nonzero().flatten().tolist()
-            raise ValueError(f"every item must have a voxel of class {self.label}, got none in item {empty[0]}")
+        check_voxels(f"class {self.label}", self.labels == self.label)
 
     def __call__(self, logits: Logits) -> Tensor:
-        items, *size = self.labels.shape
-        if size != [1, *logits.shape[2:]] or items not in (1, len(logits)):
-            grids = f"the logits {tuple(logits.shape)}, got {tuple(self.labels.shape)}"
-            raise ValueError(f"label must lie on the grid of {grids}")
+        check_grid("label", self.labels, logits)
         class_logits(logits, self.label)
-        truth = (self.labels == self.label).expand(len(logits), *size).to(logits.device)
+        truth = (self.labels == self.label).expand(len(logits), *self.labels.shape[1:]).to(logits.device)
         predicted = segmentation(logits) == self.label
         return compute_dice(predicted, truth).flatten().to(torch.float32)
 
     def item(self, index: int) -> HardDice:
-        return replace(self, labels=self.labels if len(self.labels) == 1 else self.labels[index : index + 1])
+        return replace(self, labels=item_of(self.labels, index))
 
 
 def unperturbed_dice(logits: Logits, label: int) -> HardDice:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from unoise_monai.attribution.overlap import HardDice, unperturbed_dice
+from unoise_monai.attribution.hard_dice import HardDice, unperturbed_dice
 
 
 def logits_of(classes: int, *size: int, batch: int = 2) -> torch.Tensor:
@@ -46,7 +46,10 @@ def test_made_from_one_item_it_serves_many_copies() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: unperturbed_dice(torch.full((2, 1, 3, 3), -1.0), 1), "voxel of class 1, got none in item 0"),
+        (
+            lambda: unperturbed_dice(torch.full((2, 1, 3, 3), -1.0), 1),
+            "class 1 must hold at least one voxel of every item, got none of item 0",
+        ),
         (lambda: unperturbed_dice(torch.zeros(1, 3, 3, 3), 3), "label must be a class of the network, 0 to 2, got 3"),
         (
             lambda: HardDice(torch.ones(2, 1, 3, 3), 1)(torch.zeros(3, 2, 3, 3)),

@@ -1,0 +1,132 @@
+"""Files that are damaged, absurd or hostile end in a clear refusal or a right result, at once and in little memory."""
+
+from __future__ import annotations
+
+import signal
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import bad_texts
+import bad_volumes
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from bad_volumes import Bad
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nibabel.affines import from_matvec
+
+from unoise_monai.data.headers import check_header
+from unoise_monai.data.preprocessing import preprocessing
+from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.validation import CaseError, LoadCased
+
+TASK = SegmentationTask("MR", ("background", "organ"), (1.0, 1.0, 1.0), (16, 16, 16))
+SECONDS = 10
+EXAMPLES = 150
+FAMILIES = (
+    bad_volumes.cut_off,
+    bad_volumes.no_volumes,
+    bad_volumes.claims,
+    bad_volumes.voxels,
+    bad_volumes.affines,
+    bad_volumes.flips,
+    bad_volumes.specials,
+    bad_texts.texts,
+)
+CORPUS = [bad for family in FAMILIES for bad in family()]
+
+
+@pytest.fixture(autouse=True)
+def no_hang() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"a file took more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def naive(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What nibabel, or SimpleITK for the formats that it does not know, makes of a file: voxels and RAS affine."""
+    if path.suffix in (".nii", ".gz", ".hdr"):
+        image = nib.load(path)
+        return np.asarray(image.dataobj), image.affine
+    image = SimpleITK.ReadImage(str(path))
+    axes = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    lps = np.diag([-1.0, -1.0, 1.0])
+    return SimpleITK.GetArrayFromImage(image).T, from_matvec(lps @ axes, lps @ image.GetOrigin())
+
+
+def read(path: Path) -> str:
+    """How the loading chain refuses a file; empty where its result is right."""
+    try:
+        check_header(path, TASK.spacing_mm)
+        volume = LoadCased(["image"], labels=2)({"case": "scan", "image": str(path)})["image"]
+        item = preprocessing(TASK, with_label=False)({"case": "scan", "image": str(path)})
+    except CaseError as error:
+        return str(error)
+    voxels, affine = naive(path)
+    np.testing.assert_array_equal(volume[0].numpy(), voxels.astype(np.float32))
+    np.testing.assert_allclose(volume.affine.numpy(), affine, rtol=1e-6, atol=1e-5)
+    image = item["image"].as_tensor()
+    assert bool(image.isfinite().all())
+    assert image.ndim == 4
+    assert min(image.shape[1:]) >= 2
+    assert float(image.std()) > 0
+    return ""
+
+
+@pytest.mark.parametrize("bad", CORPUS, ids=lambda bad: bad.name)
+def test_corpus(bad: Bad, tmp_path: Path) -> None:
+    path = bad.write(tmp_path)
+    said = read(path)
+    assert bad.refused is None or bool(said) == bad.refused, said
+    if said:
+        assert "\n" not in said.replace(str(path), "")
+        assert path.name in said
+
+
+def test_no_claim_is_believed(tmp_path: Path) -> None:
+    """Terabytes in the header, a thousand bytes in the file: nothing of that size is asked for."""
+    for number, bad in enumerate([*bad_volumes.claims(), *bad_texts.texts()]):
+        if not bad.refused:
+            continue
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = bad.write(folder)
+        tracemalloc.start()
+        # Of a compressed file, loading alone tells how much is in it.
+        with suppress(CaseError):
+            check_header(path, TASK.spacing_mm)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5e6, bad.name
+
+
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    changes=st.dictionaries(st.integers(0, 351), st.binary(min_size=1, max_size=8), min_size=1, max_size=4),
+    packed=st.booleans(),
+)
+def test_any_header(tmp_path: Path, changes: dict[int, bytes], packed: bool) -> None:
+    bad = list(bad_volumes.both("any", bad_volumes.put(bad_volumes.nifti(), changes), None))[packed]
+    signal.alarm(SECONDS)
+    read(bad.write(tmp_path))
+
+
+def test_there_are_enough() -> None:
+    assert len({bad.name for bad in CORPUS}) == len(CORPUS)
+    assert len(CORPUS) + EXAMPLES >= 300

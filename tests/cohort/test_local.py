@@ -1,0 +1,108 @@
+"""No case ends a run: not one that crashes its reader, hangs it, or fails anywhere."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reading import misread
+
+from unoise_monai.cohort.bundle import LoadedBundle
+from unoise_monai.cohort.cases import CohortCase
+from unoise_monai.cohort.explain import CohortExplainer, Explained
+from unoise_monai.cohort.faults import OutputFault
+from unoise_monai.cohort.load import Loaded
+from unoise_monai.cohort.local import run_local
+from unoise_monai.cohort.save import CaseWriter
+from unoise_monai.cohort.settings import Settings
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def explainer(bundle: LoadedBundle, settings: Make) -> CohortExplainer:
+    return CohortExplainer(bundle, settings(images=False), torch.device("cpu"))
+
+
+def test_each_fault_is_one_line_and_the_others_are_done(
+    explainer: CohortExplainer, cases: list[CohortCase], tmp_path: Path
+) -> None:
+    class Fails(CohortExplainer):
+        def __call__(self, loaded: Loaded) -> Explained:
+            if loaded.case.name == "fails":
+                raise RuntimeError(f"no {loaded.case.files[0]}")
+            return super().__call__(loaded)
+
+    class Unwritable(CaseWriter):
+        def __call__(self, explained: Explained) -> dict[str, Any]:
+            if explained.loaded.case.name == "unwritable":
+                raise OSError(errno.ENAMETOOLONG, "name too long")
+            return super().__call__(explained)
+
+    bad = [replace(cases[0], name=name) for name in ("crashes", "raises", "fails", "hangs", "unwritable")]
+    mixed = [cases[0], bad[0], cases[1], *bad[1:], cases[2]]
+    records: list[dict[str, Any]] = []
+    failing = Fails(explainer.bundle, explainer.settings, explainer.device)
+    # Time enough to begin a process on a busy machine.
+    run_local(mixed, failing, Unwritable(failing, tmp_path), records.append, workers=2, timeout=25, read=misread)
+    assert [record["case"] for record in records] == [case.name for case in mixed]
+    found = {record["case"]: record for record in records}
+    assert [found[case.name]["status"] for case in cases[:3]] == ["done"] * 3
+    assert {name: found[name]["stage"] for name in found if "stage" in found[name]} == {
+        "crashes": "load",
+        "raises": "load",
+        "hangs": "load",
+        "fails": "explain",
+        "unwritable": "save",
+    }
+    assert "process ended with code" in found["crashes"]["reason"]
+    assert "took too long" in found["hangs"]["reason"]
+    assert not any(str(cases[0].files[0].parent) in record.get("reason", "") for record in records)
+    assert {path.name for path in tmp_path.iterdir()} == {".unoise", *(case.name for case in cases[:3])}
+
+
+def test_a_full_disk_ends_the_run_and_says_so(
+    explainer: CohortExplainer, cases: list[CohortCase], tmp_path: Path
+) -> None:
+    class Full(CaseWriter):
+        def __call__(self, explained: Explained) -> dict[str, Any]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputFault, match="No space left on device"):
+        run_local(cases, explainer, Full(explainer, tmp_path), lambda record: None)
+
+
+def test_reading_and_saving_overlap_the_network(
+    explainer: CohortExplainer, cases: list[CohortCase], tmp_path: Path
+) -> None:
+    """While one case is saved, the next is explained: the times, once the readers have begun, do not add up."""
+    spans: dict[str, list[tuple[float, float]]] = {"explain": [], "save": []}
+
+    class Slow(CohortExplainer):
+        def __call__(self, loaded: Loaded) -> Explained:
+            start = time.monotonic()
+            time.sleep(0.5)
+            explained = super().__call__(loaded)
+            spans["explain"].append((start, time.monotonic()))
+            return explained
+
+    class SlowWriter(CaseWriter):
+        def __call__(self, explained: Explained) -> dict[str, Any]:
+            start = time.monotonic()
+            time.sleep(0.5)
+            record = super().__call__(explained)
+            spans["save"].append((start, time.monotonic()))
+            return record
+
+    slow = Slow(explainer.bundle, explainer.settings, explainer.device)
+    run_local(cases, slow, SlowWriter(slow, tmp_path), lambda record: None)
+    for (_, explained), (begun, saved) in zip(spans["explain"][1:], spans["save"], strict=False):
+        assert begun < explained
+        assert saved > begun
+    assert spans["explain"][1][0] < spans["save"][0][1]

@@ -1,0 +1,103 @@
+"""A record stands for files that are there, whole, and made as the run makes them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.cohort.cases import CohortCase
+from unoise_monai.cohort.records import Records, fingerprint, inputs_of
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> CohortCase:
+    scan, label = tmp_path / "in" / "scan.nii", tmp_path / "in" / "label.nii"
+    scan.parent.mkdir()
+    scan.write_bytes(b"voxels")
+    label.write_bytes(b"classes")
+    return CohortCase("a [1]", (scan,), "scan.nii", label)
+
+
+@pytest.fixture
+def records(tmp_path: Path, case: CohortCase) -> Records:
+    records = Records(tmp_path / "out")
+    file = tmp_path / "out" / case.name / "map.nii.gz"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"importance")
+    records.write(
+        {
+            "case": case.name,
+            "status": "done",
+            "settings": "digest",
+            "source": fingerprint(inputs_of(case)),
+            "files": {"map.nii.gz": fingerprint([file])},
+        }
+    )
+    return records
+
+
+def test_a_fingerprint_is_that_of_the_contents_in_a_row(case: CohortCase) -> None:
+    found = fingerprint(inputs_of(case))
+    assert found == {"bytes": 13, "sha256": hashlib.sha256(b"voxelsclasses").hexdigest()}
+
+
+def test_done_is_what_is_whole(records: Records, case: CohortCase) -> None:
+    assert records.done(case, "digest")
+
+
+@pytest.mark.parametrize("change", ["settings", "cut", "gone", "input", "label", "record", "failed"])
+def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, case: CohortCase) -> None:
+    file = records.output / case.name / "map.nii.gz"
+    if change == "cut":
+        file.write_bytes(b"importanc")
+    elif change == "gone":
+        file.unlink()
+    elif change == "input":
+        case.files[0].write_bytes(b"others")
+    elif change == "label":
+        assert case.label is not None
+        case.label.write_bytes(b"others!")
+    elif change == "record":
+        (records.folder / f"{case.name}.json").unlink()
+    elif change == "failed":
+        records.write({**(records.read(case.name) or {}), "status": "failed"})
+    assert not records.done(case, "other" if change == "settings" else "digest")
+
+
+def test_an_input_that_is_gone_says_nothing_against_results(records: Records, case: CohortCase) -> None:
+    case.files[0].unlink()
+    assert records.done(case, "digest")
+
+
+def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: CohortCase) -> None:
+    other = records.output / case.name / "notes.txt"
+    other.write_text("mine")
+    records.forget(case.name)
+    assert records.read(case.name) is None
+    assert [path.name for path in (records.output / case.name).iterdir()] == ["notes.txt"]
+    records.forget(case.name)
+
+
+def test_what_a_killed_run_leaves_is_swept(records: Records, case: CohortCase) -> None:
+    left = records.output / case.name / ".0123456789abcdef0123456789abcdef.nii.gz"
+    left.write_bytes(b"half")
+    mine = records.output / case.name / ".hidden"
+    mine.write_text("mine")
+    with atomic_path(records.output / "cohort.csv") as temporary:
+        temporary.write_text("")
+        pattern = temporary.name
+    (records.output / pattern).write_bytes(b"half")
+    records.sweep([case.name, "not there"])
+    assert not left.exists()
+    assert not (records.output / pattern).exists()
+    assert mine.exists()
+
+
+def test_all_are_read_by_name_but_for_half_written_ones(records: Records) -> None:
+    records.write({"case": "A", "status": "failed"})
+    (records.folder / ".0123456789abcdef0123456789abcdef.json").write_text("{")
+    assert [record["case"] for record in records.all()] == ["A", "a [1]"]
+    assert Records(records.output / "nothing").all() == []

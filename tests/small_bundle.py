@@ -1,0 +1,77 @@
+"""A bundle of two tiny networks, in the shape of the shipped ones, for tests of what loads and runs bundles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from unoise_monai import ExplainedSegmenter
+from unoise_monai.networks import UNet
+
+CONFIG = """
+imports:
+- $import torch
+bundle_root: .
+ckpt_dir: $@bundle_root + '/models'
+weights: $@ckpt_dir + '/model.pt'
+device: $torch.device('nowhere')
+sigma_min: 0.0
+sigma_max: 5.0
+pictures: [montage, mip]
+window: [-160, 240]
+style: colour
+threshold: 0.1
+axis: 2
+count: 6
+crop_mm: null
+slab_mm: 30.0
+task:
+  _target_: unoise_monai.data.segmentation_task
+  name: Task04_Hippocampus
+  spacing_mm: [3.0, 3.0, 3.0]
+utility:
+  _target_: unoise_monai.networks.UNet
+  spatial_dims: 3
+  in_channels: 1
+  out_channels: $@task.num_classes
+  depth: 2
+  channel_factor: 2
+noise_model:
+  _target_: unoise_monai.networks.UNet
+  spatial_dims: 3
+  in_channels: 1
+  out_channels: 1
+  depth: 2
+  channel_factor: 1
+network_def:
+  _target_: unoise_monai.ExplainedSegmenter
+  utility: '@utility'
+  noise_model: '@noise_model'
+network: $@network_def.to(@device)
+dataset: $1 / 0
+evaluator: $@dataset
+"""
+
+
+def small_segmenter(seed: int = 0) -> ExplainedSegmenter:
+    """Networks that fit `CONFIG`."""
+    torch.manual_seed(seed)
+    return ExplainedSegmenter(UNet(3, 1, 3, depth=2, channel_factor=2), UNet(3, 1, 1, depth=2, channel_factor=1))
+
+
+def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Path:
+    """Write a bundle; whoever evaluates its data set or its own device gets an error.
+
+    Args:
+        folder: of the bundle.
+        config: the text of ``configs/inference.yaml``.
+        seed: of the weights.
+    """
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    (folder / "configs" / "inference.yaml").write_text(config)
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"version": "0.3.1", "name": "Small"}))
+    torch.save(small_segmenter(seed).state_dict(), folder / "models" / "model.pt")
+    return folder

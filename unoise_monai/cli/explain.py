@@ -1,0 +1,139 @@
+"""``unoise explain``: every volume of an input, explained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from unoise_monai.cli.codes import Exit
+from unoise_monai.cli.explain_options import add_explain
+from unoise_monai.cohort.bundle import LoadedBundle, find_bundle, load_bundle
+from unoise_monai.cohort.cases import CohortCase
+from unoise_monai.cohort.device import find_device
+from unoise_monai.cohort.inputs import find_cohort
+from unoise_monai.cohort.names import read_key
+from unoise_monai.cohort.ray_engine import RayEngine, Work
+from unoise_monai.cohort.run import Summary, explain_cohort, part_of
+from unoise_monai.cohort.settings import Settings
+
+
+def add(commands: Any) -> None:
+    """The command and what it does."""
+    add_explain(commands).set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Explain; see `Exit`."""
+    if chosen.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {chosen.workers}")
+    key = read_key(chosen.key or chosen.output.with_name(f"{chosen.output.name}.key")) if chosen.anonymise else None
+    cases = find_cohort(chosen.input, chosen.labels, chosen.organs, key)
+    if chosen.dry_run:
+        return _list(part_of(cases, chosen.part), chosen.json)
+    if not chosen.quiet:
+        logging.getLogger("unoise_monai.cohort").setLevel(logging.INFO)
+    # Workers of a cluster find their own device; here the bundle is asked for its settings only.
+    device = find_device(chosen.device if chosen.engine == "local" else "cpu")
+    place = find_bundle(chosen.bundle)
+    bundle = load_bundle(place, device, chosen.weights, chosen.trust_bundle)
+    settings = settings_of(chosen, bundle)
+    engine = None if chosen.engine == "local" else ray_engine(chosen, place, settings)
+    summary = explain_cohort(
+        cases,
+        bundle,
+        settings,
+        chosen.output,
+        device,
+        command=command_line(chosen),
+        part=chosen.part,
+        overwrite=chosen.overwrite,
+        workers=chosen.workers,
+        timeout=chosen.timeout,
+        memory_gb=chosen.memory_gb,
+        quiet=chosen.quiet,
+        engine=engine,
+    )
+    _tell(summary, chosen)
+    return Exit.SOME_FAILED if summary.failed else Exit.DONE
+
+
+def settings_of(chosen: argparse.Namespace, bundle: LoadedBundle) -> Settings:
+    """What the files hang on.
+
+    Raises:
+        ValueError: when an option is unknown.
+    """
+    return Settings(
+        bundle=bundle.name,
+        bundle_version=bundle.version,
+        weights_sha256=bundle.weights_sha256,
+        config_sha256=bundle.config_sha256,
+        software=version("unoise-monai"),
+        quantity=chosen.quantity,
+        methods=tuple(filter(None, chosen.methods.split(","))),
+        images=chosen.images,
+        fast=chosen.fast,
+        precision=chosen.precision,
+        anonymised=chosen.anonymise,
+    )
+
+
+def ray_engine(chosen: argparse.Namespace, bundle: Path, settings: Settings) -> RayEngine:
+    """Runs the cases on a Ray cluster, whose workers see the same files."""
+    work = Work(
+        bundle=bundle.resolve(),
+        weights=None if chosen.weights is None else chosen.weights.resolve(),
+        trusted=chosen.trust_bundle,
+        settings=settings,
+        output=chosen.output.resolve(),
+        device=chosen.device,
+        memory_gb=chosen.memory_gb,
+        timeout=chosen.timeout,
+    )
+    return RayEngine(work, chosen.address, chosen.gpus)
+
+
+def command_line(chosen: argparse.Namespace) -> str:
+    """The command for ``run.json``: paths, which may name patients, are left out."""
+    words = [f"--{name.replace('_', '-')}" for name in ("fast", "anonymise", "overwrite") if getattr(chosen, name)]
+    words += [] if chosen.images else ["--no-images"]
+    words += [f"--{name} PATH" for name in ("labels", "organs", "weights") if getattr(chosen, name)]
+    words += [f"--{name} {getattr(chosen, name)}" for name in ("quantity", "precision", "device")]
+    words += [f"--methods {chosen.methods}"] if chosen.methods else []
+    return " ".join(["unoise explain BUNDLE INPUT OUTPUT", *words])
+
+
+def _tell(summary: Summary, chosen: argparse.Namespace) -> None:
+    if chosen.json:
+        sys.stdout.write(json.dumps({**asdict(summary), "output": str(chosen.output)}) + "\n")
+    elif not chosen.quiet:
+        told = f"{summary.done} done, {summary.kept} were there, {summary.failed} failed, of {summary.cases} cases"
+        failures = f"; see {chosen.output / 'failures.csv'}" if summary.failed else ""
+        sys.stderr.write(f"{told}{failures}\n")
+
+
+def _list(cases: Sequence[CohortCase], as_json: bool) -> int:
+    """To standard output alone: these are the only lines that say which file is which case."""
+    rows = [
+        {
+            "case": case.name,
+            "files": [str(path) for path in case.files],
+            "label": None if case.label is None else str(case.label),
+            "organs": None if case.organs is None else str(case.organs),
+        }
+        for case in cases
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+    else:
+        for row in rows:
+            more = f" and {len(row['files']) - 1} more" if len(row["files"]) > 1 else ""  # type: ignore[arg-type]
+            sys.stdout.write(f"{row['case']}\t{row['files'][0]}{more}\n")  # type: ignore[index]
+    return Exit.DONE

@@ -1,0 +1,144 @@
+"""What is installed, on which machine, with which bundles, and whether a small volume goes through each."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unoise_monai.cohort.bundle import FOLDERS, LoadedBundle, known_bundles, load_bundle
+from unoise_monai.cohort.diagnosis import Diagnosis, Finding, told
+from unoise_monai.cohort.trust import is_trusted
+from unoise_monai.data.nifti import write_nifti
+from unoise_monai.data.phantoms import abdomen_phantom
+from unoise_monai.data.vessel_phantoms import vessel_phantom
+from unoise_monai.inference.explain import Explainer
+from unoise_monai.inference.memory import default_budget
+
+REQUIRED = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum", "safetensors")
+OPTIONAL = {
+    "ray": "for --engine ray: pip install 'unoise-monai[ray]'",
+    "ipyniivue": "for the report's 3-D viewer: pip install ipyniivue",
+}
+ENOUGH_DISK_GB = 1.0
+SIZE = (40, 36, 32)
+"""Of the volume that is tried, in voxels."""
+
+
+def diagnose(bundles: Sequence[Path] | None = None) -> Diagnosis:
+    """Look at the installation, the machine and the bundles; a part that fails is a finding, never an error.
+
+    Args:
+        bundles: folders of bundles; by default all that are known by name. One that is not trusted is not run.
+    """
+    folders = list(known_bundles().values()) if bundles is None else list(bundles)
+    findings = [*_versions(), *_machine()]
+    for folder in folders:
+        findings += _bundle(folder)
+    if not folders:
+        advice = f"run from a source checkout, or name the folders of bundles in ${FOLDERS}"
+        findings.append(Finding("bundles", "bundles", "none found", False, advice))
+    return Diagnosis(tuple(findings))
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("versions", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("unoise-monai", *REQUIRED):
+        try:
+            number = version(package)
+            import_module(package.replace("-", "_"))
+        except PackageNotFoundError:
+            yield Finding("versions", package, "not installed", False, f"pip install {package}")
+        # A broken library fails in ways of its own.
+        except Exception as error:
+            yield Finding("versions", package, told(error), False, f"pip install --force-reinstall {package}")
+        else:
+            yield Finding("versions", package, number)
+    for package, advice in OPTIONAL.items():
+        try:
+            yield Finding("versions", package, version(package))
+        except PackageNotFoundError:
+            yield Finding("versions", package, "not installed (optional)", advice=advice)
+
+
+def _machine() -> Iterator[Finding]:
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        try:
+            free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
+            yield Finding("machine", f"cuda:{index}", f"{name}, {total:.1f} GB, {free:.1f} GB of it free")
+        except RuntimeError as error:
+            yield Finding("machine", f"cuda:{index}", f"{name}: {told(error)}", False, "use --device cpu meanwhile")
+    yield Finding("machine", "device", f"{_device()}{'' if torch.cuda.is_available() else ', no GPU for PyTorch'}")
+    yield Finding("machine", "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
+    size = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB, " if known else ""
+    budget = default_budget(torch.device("cpu")) / 1e9
+    yield Finding("machine", "RAM", f"{size}{budget:.1f} GB for one pass of a network")
+    try:
+        free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
+    except OSError as error:
+        yield Finding("machine", "temporary folder", told(error), False, "name a folder that may be written in $TMPDIR")
+    else:
+        ok = free >= ENOUGH_DISK_GB
+        advice = "" if ok else f"free at least {ENOUGH_DISK_GB:g} GB, or name a folder on another disk in $TMPDIR"
+        yield Finding("machine", "temporary folder", f"{free:.1f} GB free", ok, advice)
+
+
+def _bundle(folder: Path) -> Iterator[Finding]:
+    name = folder.resolve().name
+    try:
+        if not is_trusted(folder):
+            advice = "read its configs, which can run any code as you, then pass --trust-bundle"
+            yield Finding("bundles", name, "not trusted, so not tried", advice=advice, values={"trusted": False})
+            return
+        bundle = load_bundle(folder, _device())
+    except Exception as error:
+        advice = "mend or put back what this names, fetch the bundle again, or train it as its docs/README.md says"
+        yield Finding("bundles", name, told(error), False, advice)
+        return
+    values = {"version": bundle.version, "trusted": True, "weights_sha256": bundle.weights_sha256}
+    text = f"version {bundle.version}, trusted, weights there, SHA-256 {bundle.weights_sha256}"
+    yield Finding("bundles", name, text, values=values)
+    try:
+        seconds = _explain_phantom(bundle)
+    except Exception as error:
+        advice = "try it with --device cpu; where that fails too, report these lines"
+        yield Finding("bundles", f"{name}, one small volume", told(error), False, advice)
+    else:
+        text = f"{'x'.join(map(str, SIZE))} voxels in {seconds:.1f} s on {_device()}"
+        yield Finding("bundles", f"{name}, one small volume", text, values={"seconds": round(seconds, 3)})
+
+
+def _explain_phantom(bundle: LoadedBundle) -> float:
+    """Seconds from a file to its maps.
+
+    Raises:
+        RuntimeError: when the importance is not one in [0, 1] on the file's grid.
+    """
+    draw = vessel_phantom if bundle.task.top_percentile is not None else abdomen_phantom
+    phantom = draw(0, SIZE, bundle.task.spacing_mm, oblique_degrees=12.0, left_handed=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_nifti(Path(folder) / "phantom.nii.gz", phantom.image, phantom.affine)
+        start = time.perf_counter()
+        importance = Explainer(bundle.segmenter, bundle.task)(Path(folder) / "phantom.nii.gz").importance
+        seconds = time.perf_counter() - start
+    inside = bool(((importance >= 0) & (importance <= 1)).all())
+    if tuple(importance.shape) != (1, *SIZE) or not np.allclose(importance.affine, phantom.affine, atol=1e-5):
+        raise RuntimeError(f"the importance must lie on the file's grid {SIZE}, got {tuple(importance.shape[1:])}")
+    if not inside:
+        raise RuntimeError("the importance must lie in [0, 1], got values outside or NaN")
+    return seconds
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,107 @@
+"""Names for cases: safe as files on every system, never two alike, and, where asked for, telling nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from unoise_monai.data.validation import CaseError
+
+LONGEST = 100
+"""Bytes of a safe name: files add their quantity and extension, and most file systems end at 255."""
+KEY_BYTES = 32
+DIGITS = 12
+"""Hexadecimal digits of the hashes in names."""
+# What Windows refuses, what shells and spreadsheets take for a command at the start, and how our own hashes look.
+FORBIDDEN = '/\\<>:"|?*'
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+STARTS = " .-=+@~"
+HASHED = re.compile(rf".*-[0-9a-f]{{{DIGITS}}}", re.IGNORECASE)
+
+
+def safe_name(raw: str) -> str:
+    """A file name made of any text; two different texts never give the same one.
+
+    It has no separators, control or invisible characters, no leading dot, no name that a system reserves, at most 100
+    bytes, in Unicode's form NFC. Where anything had to be changed, a hash of the text is appended.
+    """
+    text = unicodedata.normalize("NFC", raw)
+    name = "".join("_" if char in FORBIDDEN or not _is_visible(char) else char for char in text)
+    name = name.lstrip(STARTS).rstrip(" .")
+    name = f"_{name}" if RESERVED.fullmatch(name) else name
+    if name and name == raw and len(name.encode()) <= LONGEST and not HASHED.fullmatch(name):
+        return name
+    # Cut by bytes, whole characters only.
+    start = name.encode()[: LONGEST - DIGITS - 1].decode(errors="ignore").rstrip(" .") or "case"
+    return f"{start}-{_digest(raw)}"
+
+
+def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Names of which no two are alike, also where a file system ignores case: such get a hash of their source appended.
+
+    Args:
+        names: safe ones.
+        sources: what tells them apart, such as their paths; no two alike.
+    """
+    times = Counter(map(_folded, names))
+    return [
+        safe_name(f"{name}/{source}") if times[_folded(name)] > 1 else name
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def printable(text: str) -> str:
+    """Text in one line, without characters that no terminal or table shows."""
+    return "".join(char if _is_visible(char) else "?" for char in text)
+
+
+def series_name(uid: str) -> str:
+    """What a DICOM series is called: not as its folder, which in an export is often the patient's name."""
+    return f"series-{_digest(uid)}"
+
+
+def anonymised(name: str, key: bytes) -> str:
+    """A name that only those who have ``key`` can lead back to ``name``, by trying names."""
+    return f"case-{hmac.new(key, name.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:DIGITS]}"
+
+
+def read_key(path: str | os.PathLike[str]) -> bytes:
+    """The key of `anonymised`; made at random, for its owner's eyes only, where there is no such file.
+
+    Raises:
+        CaseError: when the file does not hold 32 bytes.
+        OSError: when it cannot be read or made.
+    """
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+        except FileExistsError:
+            # Another run was faster: its key is the key.
+            return read_key(path)
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise CaseError(f"key file {path.name} must hold {KEY_BYTES} bytes, got {len(key)}")
+    return key
+
+
+def _is_visible(char: str) -> bool:
+    kind = unicodedata.category(char)
+    return char == " " or kind[0] not in "CZ"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]

@@ -1,0 +1,172 @@
+"""A finished cohort run as one static folder: a table of cases, a page a case, a 3-D viewer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from tqdm import tqdm
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.report.site_cases import SiteCase, page_name, read_cases
+from unoise_monai.report.site_curves import HEIGHT, LEFT, TOP, WIDTH, charts
+from unoise_monai.report.site_layers import Layer, read_layers
+from unoise_monai.report.site_pictures import THUMBNAIL, UNREADABLE_PICTURE, Picture, copy_picture
+from unoise_monai.report.site_run import run_facts
+from unoise_monai.report.site_table import cell, class_names, columns, label_of, number_columns, show, tiles
+from unoise_monai.report.site_volumes import pack
+from unoise_monai.report.viewer import copy_viewer, deliver
+
+FOLDER = "report"
+ASSETS = ("style.css", "table.js", "viewer.js")
+PARTS = ("cases", "pictures", "volumes")
+"""Folders of the report that hold files of cases."""
+WORKERS = 2
+"""Cases at once: a large scan takes more than a gigabyte."""
+
+
+def write_site(
+    output: str | Path,
+    scans: Mapping[str, str | Path] | None = None,
+    viewer: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Write the report of a finished run, ``OUTPUT/report``: open its ``index.html`` in a browser.
+
+    It needs no network and no server, and may be moved or zipped by itself. Written again, it replaces the old one;
+    the index comes last. A file of a case that cannot be read is left out, and its page says so.
+
+    Args:
+        output: what ``unoise explain`` wrote.
+        scans: case to its volume (or its folder with one DICOM series), shown beneath the maps; cases without one,
+            and all where it is None, show importance and segmentation alone. Neither its path nor its header
+            reaches the report.
+        viewer: with the 3-D viewer and the volumes that it shows, some megabytes a case.
+        progress: show a progress bar.
+
+    Returns:
+        The index.
+
+    Raises:
+        FileNotFoundError: when ``output`` holds no ``cohort.csv``.
+        ValueError: when a table has no column ``case``.
+        ModuleNotFoundError: when the viewer is not installed; the message says how to.
+    """
+    output = Path(output)
+    cases = read_cases(output)
+    site = Site(output / FOLDER, cases, {case: Path(path) for case, path in (scans or {}).items()}, viewer)
+    site.write_assets()
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        work = pool.map(site.write_case, range(len(cases)))
+        thumbnails = list(tqdm(work, total=len(cases), desc="report", unit="case", disable=not progress))
+    index = site.write_index(dict(zip((case.name for case in cases), thumbnails, strict=True)), run_facts(output))
+    site.remove_old()
+    return index
+
+
+@dataclass
+class Site:
+    """The folder of a report, and what goes into it."""
+
+    folder: Path
+    cases: Sequence[SiteCase]
+    scans: Mapping[str, Path]
+    viewer: bool
+
+    def __post_init__(self) -> None:
+        self.columns = columns(self.cases)
+        self.classes = class_names(self.cases)
+        self.written: set[Path] = set()
+        self.pages = Environment(
+            loader=PackageLoader("unoise_monai.report", "assets"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.pages.filters["show"] = show
+
+    def write_assets(self) -> None:
+        for name in ASSETS:
+            text = files("unoise_monai.report").joinpath("assets", name).read_text(encoding="utf-8")
+            self._write(Path("assets", name), text)
+        if self.viewer:
+            copy_viewer(self.folder / "assets")
+
+    def write_case(self, number: int) -> Picture | None:
+        """Write a case's page, pictures and volumes; gives its thumbnail."""
+        case = self.cases[number]
+        pictures = {key: found for key in case.pictures if (found := self._picture(case, key)) is not None}
+        volumes = read_layers(case, self.scans.get(case.name))
+        segmentation = volumes.segmentation()
+        page = self.pages.get_template("case.html").render(
+            case=case,
+            previous=self.cases[number - 1] if number else None,
+            following=self.cases[number + 1] if number + 1 < len(self.cases) else None,
+            cells=[(column.label, cell(case.values, column).text) for column in self.columns],
+            facts=[(label_of(key), value) for key, value in case.values.items() if key.endswith("_sha256")],
+            pictures=pictures,
+            layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
+            classes=self.classes,
+            notes=volumes.notes,
+            factors=volumes.factors,
+            start=volumes.start() if volumes.layers else [],
+            charts=charts(volumes.maps()[0].voxels, segmentation.voxels) if segmentation and volumes.maps() else [],
+            chart_size=(WIDTH, HEIGHT, LEFT, TOP),
+            organ_numbers=number_columns(case.organs),
+        )
+        self._write(Path("cases", f"{case.page}.html"), page)
+        return self._picture(case, "mip", "_thumbnail", THUMBNAIL) if "mip" in pictures else None
+
+    def write_index(self, thumbnails: Mapping[str, Picture | None], facts: Sequence[tuple[str, str]]) -> Path:
+        """Write the table of cases."""
+        rows = [
+            (case, thumbnails[case.name], [cell(case.values, column) for column in self.columns]) for case in self.cases
+        ]
+        page = self.pages.get_template("index.html").render(
+            columns=self.columns, rows=rows, tiles=tiles(self.cases), facts=facts
+        )
+        return self._write(Path("index.html"), page)
+
+    def remove_old(self) -> None:
+        """Remove what an earlier report wrote for cases, and this one did not."""
+        for part in PARTS:
+            for path in (self.folder / part).glob("*.*"):
+                if path not in self.written:
+                    path.unlink()
+
+    def _write_layer(self, case: SiteCase, layer: Layer) -> dict[str, Any]:
+        """Write a layer's volume, and say what the viewer needs to know of it."""
+        path = Path("volumes", f"{case.page}_{page_name(layer.key)}.js")
+        self._write(path, deliver(layer.key, pack(layer.voxels, layer.affine, layer.kind == "seg")))
+        return {
+            "key": layer.key,
+            "kind": layer.kind,
+            "title": layer.title,
+            "low": layer.low,
+            "high": layer.high,
+            "lowest": float(layer.voxels.min()),
+            "highest": float(layer.voxels.max()),
+            "file": f"../{path.as_posix()}",
+        }
+
+    def _picture(self, case: SiteCase, key: str, end: str = "", most: tuple[int, int] | None = None) -> Picture | None:
+        path = self.folder / "pictures" / f"{case.page}_{page_name(key)}{end}.jpg"
+        try:
+            picture = copy_picture(case.pictures[key], path, *([most] if most else []))
+        except UNREADABLE_PICTURE:
+            return None
+        self.written.add(path)
+        return picture
+
+    def _write(self, path: Path, text: str) -> Path:
+        with atomic_path(self.folder / path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        self.written.add(self.folder / path)
+        return self.folder / path
