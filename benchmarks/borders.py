@@ -4,10 +4,10 @@
     python benchmarks/borders.py --cases 1 --voxels 8 # a look
 
 Both maps explain the same voxels: of each volume's border of the anterior hippocampus, so many are drawn.
-`VoxelwiseMean` takes the mean of gradient methods, a loop over voxels that of Grad-CAM. Compared are ranks (Spearman)
-and values (the L2 norm of the difference, once the first map is scaled to the second by least squares, over the norm of
-the second), in fp32. Task04 (CC BY-SA 4.0) is read from ../shared/data. Writes benchmarks/results/borders.json and
-prints the table that the docs quote.
+`VoxelwiseMean` takes the mean over voxels. Compared are ranks (Spearman) and values (the L2 norm of the difference,
+once the first map is scaled to the second by least squares, over the norm of the second), in fp32; an empty map, as
+Grad-CAM's may be, is as far as can be from any other. Task04 (CC BY-SA 4.0) is read from ../shared/data. Writes
+benchmarks/results/borders.json and prints the table that the docs quote.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iterative_paper import HIPPOCAMPUS, utility, validation_volumes
 from torch import Tensor, nn
 from visibility import ROOT, machine
 
-from unoise_monai.attribution import Region, border_mean, voxel
+from unoise_monai.attribution import Region, border_mean
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.voxelwise import VoxelwiseMean
 from unoise_monai.inference.volume import VolumeNetwork
@@ -96,7 +96,7 @@ def compared(network: nn.Module, image: Image, region: Region, method: str, sign
     start = time.perf_counter()
     at_once = make_attributor(method, network, sign=sign)(image, region).as_subclass(Tensor)
     middle = time.perf_counter()
-    one_by_one = mean_of_maps(network, image, region, method, sign)
+    one_by_one = VoxelwiseMean(network, method, sign=sign)(image, region).as_subclass(Tensor)
     seconds = middle - start, time.perf_counter() - middle
     return {
         "method": method,
@@ -106,16 +106,6 @@ def compared(network: nn.Module, image: Image, region: Region, method: str, sign
         "seconds_at_once": round(seconds[0], 2),
         "seconds_one_by_one": round(seconds[1], 1),
     }
-
-
-def mean_of_maps(network: nn.Module, image: Image, region: Region, method: str, sign: str) -> VoxelMap:
-    """The mean of the maps of a region's single voxels."""
-    if method != "grad_cam":
-        return VoxelwiseMean(network, method, sign=sign)(image, region).as_subclass(Tensor)
-    attributor = make_attributor(method, network, sign=sign)
-    inside = region.mask[0, 0].nonzero().tolist()
-    maps = (attributor(image, voxel(index, region.label, image.shape[2:])).as_subclass(Tensor) for index in inside)
-    return torch.stack([*maps]).mean(dim=0)
 
 
 def relative_difference(first: VoxelMap, second: VoxelMap) -> float:

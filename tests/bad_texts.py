@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +112,7 @@ def texts() -> Iterator[Bad]:
             yield Bad(f"{name} at {target!r}", _changing(name, old, target.encode()), True)
 
 
-def _changing(name: str, old: bytes, new: bytes):  # type: ignore[no-untyped-def]
+def _changing(name: str, old: bytes, new: bytes) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = written(folder, name)
         content = path.read_bytes()
@@ -125,7 +125,7 @@ def _changing(name: str, old: bytes, new: bytes):  # type: ignore[no-untyped-def
     return write
 
 
-def _cutting(name: str, share: float, packed: bool):  # type: ignore[no-untyped-def]
+def _cutting(name: str, share: float, packed: bool) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = written(folder, name, packed)
         content = path.read_bytes()
@@ -135,7 +135,7 @@ def _cutting(name: str, share: float, packed: bool):  # type: ignore[no-untyped-
     return write
 
 
-def _flipping(name: str, seed: int):  # type: ignore[no-untyped-def]
+def _flipping(name: str, seed: int) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         path = written(folder, name, packed=seed % 2 == 0)
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The small network, picture and region that tests of layers and gradients share."""
+"""The small network, picture, region and geometry that tests of attributions share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from torch import Tensor, nn
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 
+AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+"""Oblique, anisotropic and left-handed."""
 
-def unet(dims: int, classes: int = 3) -> UNet:
+
+def unet(dims: int, classes: int = 3, channels: int = 1) -> UNet:
     """With features that are alive at every layer, and a batch norm that does something."""
     torch.manual_seed(dims)
-    network = UNet(dims, 1, classes, 2, channel_factor=2).eval()
+    network = UNet(dims, channels, classes, 2, channel_factor=2).eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             assert module.running_mean is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.backward_rules import backward_rule, own_inputs
+from unoise_monai.attribution.backward_rules import backward_rule, own_inputs, own_output
 
 
 class Skipping(nn.Module):
@@ -100,3 +100,24 @@ def test_no_hook_is_left_after_a_failure() -> None:
         fail()
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
+
+
+def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> None:
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    own, leaf = torch.full((1, 2), 5.0, requires_grad=True), torch.full((1, 2), 3.0, requires_grad=True)
+    layer.register_forward_hook(lambda *_: own)
+    with own_output(layer):
+        first = layer(x)
+        assert torch.equal(first, own)
+        handle = layer.register_forward_hook(lambda *_: leaf)
+        for _ in range(2):
+            output = layer(x)
+            output += 1
+            assert torch.equal(leaf, torch.full((1, 2), 3.0))
+            assert torch.equal(torch.autograd.grad(output.sum(), leaf)[0], torch.ones(1, 2))
+        handle.remove()
+    assert layer(x) is own
+    assert not layer._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="half way"), own_output(layer):
+        raise RuntimeError("half way")
+    assert (len(layer._forward_hooks), len(layer._forward_pre_hooks)) == (1, 0)

@@ -7,13 +7,21 @@ from typing import Any
 import pytest
 import torch
 from monai.data import MetaTensor
+from small import AFFINE, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import foreground_sum
-from unoise_monai.attribution.base import Attributor, Score, seeded, signed
-from unoise_monai.networks import UNet
-
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+from unoise_monai.attribution import (
+    Difference,
+    GradCAM,
+    GuidedBackprop,
+    IntegratedGradients,
+    LayerIntegratedGradients,
+    Region,
+    SoftDice,
+    foreground_sum,
+)
+from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, seeded, signed
+from unoise_monai.inference.volume import VolumeNetwork
 
 
 class Gradient(Attributor):
@@ -27,6 +35,18 @@ class Gradient(Attributor):
         return torch.autograd.grad(score(image).sum(), image)[0]
 
 
+class Checked(CheckedAttributor):
+    """Refuses what is not made for it."""
+
+    name = "checked"
+
+    def check(self, image: Tensor, volume: VolumeNetwork) -> dict[str, Any]:
+        return {"stride": volume.stride}
+
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        return images * score.notes["stride"]
+
+
 class Failing(Gradient):
     """Fails half way, with a hook left and the network in training."""
 
@@ -36,18 +56,13 @@ class Failing(Gradient):
         raise RuntimeError("half way")
 
 
-def unet(spatial_dims: int = 3, in_channels: int = 1) -> UNet:
-    torch.manual_seed(0)
-    return UNet(spatial_dims, in_channels, 3, depth=2, channel_factor=2)
-
-
 def target_of(network: nn.Module, image: Tensor) -> Any:
     with torch.no_grad():
         return foreground_sum(network.eval()(image))
 
 
 def test_a_map_for_each_item_of_the_image_s_own_size() -> None:
-    network, image = unet(3, 2), torch.randn(2, 2, 6, 8, 4)
+    network, image = unet(3, channels=2), torch.randn(2, 2, 6, 8, 4)
     target = target_of(network, image)
     maps = Gradient(network)(image, target)
     copy = image.clone().requires_grad_()
@@ -71,7 +86,7 @@ def test_signs_are_taken_of_each_channel() -> None:
 
 
 def test_geometry_goes_with_the_map() -> None:
-    network = unet()
+    network = unet(3)
     image = MetaTensor(torch.randn(1, 1, 6, 8, 4), affine=AFFINE, meta={"filename_or_obj": "scan.nii.gz"})
     result = Gradient(network)(image, target_of(network, image.as_tensor()))
     torch.testing.assert_close(result.affine, image.affine)
@@ -107,6 +122,67 @@ def test_network_and_image_come_back_untouched(method: type[Attributor]) -> None
     assert not image.requires_grad
     for name, value in network.state_dict().items():
         assert torch.equal(value, weights[name])
+
+
+def test_a_target_of_another_number_of_items_is_refused() -> None:
+    network, image = unet(2), torch.randn(2, 1, 8, 8)
+    three = Region(torch.ones(3, 1, 8, 8), 1)
+    with pytest.raises(ValueError, match="target must be of one item or of the image's 2, got one of 3"):
+        Gradient(network)(image, three)
+    assert Gradient(network)(image, three.item(0)).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("method", [Gradient, IntegratedGradients, GuidedBackprop, GradCAM, LayerIntegratedGradients])
+@pytest.mark.parametrize("kind", ["region", "foreground", "dice", "difference"])
+def test_inference_mode_around_it_changes_nothing(method: type[Attributor], kind: str) -> None:
+    def explain() -> Tensor:
+        logits = network.eval()(image)
+        mask = logits[:, 1:2].sigmoid()
+        target = {
+            "region": Region(mask, 1),
+            "foreground": foreground_sum(logits),
+            "dice": SoftDice(logits.argmax(dim=1, keepdim=True), 1),
+            "difference": Difference(Region(mask, 1), Region(1 - mask, 2)),
+        }[kind]
+        return method(network)(image.clone(), target).as_tensor()
+
+    network, image = unet(2), torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = explain()
+    with torch.inference_mode():
+        found = explain()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_passes_back_are_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network, image, seen = unet(2), torch.randn(1, 1, 8, 8), []
+    network.head.register_full_backward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    Gradient(network)(image, target_of(network, image))
+    # One more is that of the measured pass.
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_check_goes_before_the_maps() -> None:
+    network, image = unet(2), torch.rand(2, 1, 8, 8)
+    maps = Checked(network)(image, first_class)
+    torch.testing.assert_close(maps.as_tensor(), 2 * image)
+    assert [note["stride"] for note in maps.meta["attribution"]] == [2, 2]
+
+
+def test_a_map_says_where_memory_is_not_kept() -> None:
+    network, image = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 8, 8)
+    notes = [
+        Gradient(network, memory_gb=memory_gb)(image, first_class).meta["attribution"][0] for memory_gb in (None, 1)
+    ]
+    assert [note.get("memory_gb") for note in notes] == [None, "not kept"]
+    assert "memory_gb" not in Gradient(unet(2), memory_gb=1)(image, first_class).meta["attribution"][0]
+
+
+def first_class(logits: Tensor) -> Tensor:
+    return logits[:, 1].flatten(1).sum(dim=1)
 
 
 def test_a_seed_leaves_the_global_state() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks import nets
-from small import picture, region, unet
+from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,6 @@ from unoise_monai.attribution.targets import Region, SoftDice, class_sum
 from unoise_monai.inference.volume import VolumeNetwork
 
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 def by_hand(network: nn.Module, path: str, image: Tensor, target: Any) -> tuple[Tensor, Tensor]:
@@ -96,6 +95,27 @@ def test_hires_cam_before_the_head_is_each_voxel_s_contribution() -> None:
     with torch.no_grad():
         logits = network(image)[:, 1:2] - network.head.bias[1]
     torch.testing.assert_close(found, logits * target.mask / target.mask.sum())
+
+
+def test_grad_cam_plus_plus_refuses_negative_features() -> None:
+    network, image, target = unet(2), picture(8, 6), region(8, 6)
+    says = r"layer must give features of at least 0, such as those after a ReLU, for grad_cam_plus_plus, got -\d"
+    with pytest.raises(ValueError, match=says):
+        GradCAMPlusPlus(network, "encoder.0.0")(image, target)
+    assert float(GradCAM(network, "encoder.0.0")(image, target).max()) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_pass_forward_and_back(method: type[CAM]) -> None:
+    network, image = unet(2), picture(40, 6)
+    method(network)(image, region(40, 6))  # what a pass takes is measured
+    passes: list[str] = []
+    network.head.register_forward_hook(
+        lambda module, inputs, output: passes.append("forward") if output.shape[2] == 40 else None
+    )
+    network.head.register_full_backward_hook(lambda *_: passes.append("back"))
+    method(network)(image, region(40, 6))
+    assert passes == ["forward", "back"]
 
 
 def test_the_cam_of_a_region_reaches_no_further_than_the_network() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from monai.data import MetaTensor
+from small import AFFINE, unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
@@ -17,22 +18,10 @@ from unoise_monai.attribution.gradient import GradientAttributor, InputXGradient
 from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import Region, Target
 from unoise_monai.attribution.voxelwise import EachVoxel
-from unoise_monai.networks import UNet
 from unoise_monai.networks.modes import attributing
 
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
 CLASSES = [*GRADIENT_METHODS.values(), SmoothGrad]
-
-
-def unet(spatial_dims: int = 2, in_channels: int = 1, classes: int = 3) -> UNet:
-    torch.manual_seed(0)
-    network = UNet(spatial_dims, in_channels, classes, depth=2, channel_factor=2)
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-    return network
 
 
 def image_of(*size: int) -> Tensor:
@@ -56,7 +45,7 @@ def gradient(network: nn.Module, image: Tensor, target: Target) -> Tensor:
 
 @pytest.mark.parametrize("size", [(8, 6), (6, 4, 8)])
 def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
-    network, image = unet(len(size), 2), image_of(2, 2, *size)
+    network, image = unet(len(size), channels=2), image_of(2, 2, *size)
     target = target_of(image)
     expected = gradient(network, image, target)
     maps = Saliency(network, sign="signed")(image, target)
@@ -69,7 +58,7 @@ def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("method", CLASSES)
 @pytest.mark.parametrize("size", [(9, 7), (5, 6, 4)])
 def test_a_batch_of_two_is_two_images(method: type[Attributor], size: tuple[int, ...]) -> None:
-    network, image = unet(len(size), 2), image_of(2, 2, *size)
+    network, image = unet(len(size), channels=2), image_of(2, 2, *size)
     attributor = make(method, network)
     target = target_of(image)
     maps = attributor(image, target)
@@ -90,7 +79,7 @@ def test_geometry_goes_with_the_map(method: type[Attributor]) -> None:
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_tiles_give_the_map_of_one_pass(method: type[Attributor]) -> None:
-    network, image = unet().eval(), image_of(1, 1, 119, 8)
+    network, image = unet(2).eval(), image_of(1, 1, 119, 8)
     target = target_of(image)
     tiled = make(method, network, memory_gb=0.00025)
     assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
@@ -101,7 +90,7 @@ def test_tiles_give_the_map_of_one_pass(method: type[Attributor]) -> None:
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_as_many_copies_as_fit_give_the_map_of_one_at_a_time(method: type[Attributor]) -> None:
-    network, image = unet(), image_of(1, 1, 12, 10)
+    network, image = unet(2), image_of(1, 1, 12, 10)
     target = target_of(image)
     many = make(method, network, memory_gb=0.0003)
     assert 2 < many.volume.copies(image) < 8
@@ -112,11 +101,12 @@ def test_as_many_copies_as_fit_give_the_map_of_one_at_a_time(method: type[Attrib
 @pytest.mark.parametrize("method", GRADIENT_METHODS.values())
 @pytest.mark.parametrize("copies", [1, 7, 100])
 def test_images_that_go_through_at_once_keep_their_own_targets(method: type[GradientAttributor], copies: int) -> None:
-    network = unet().eval()
+    network = unet(2).eval()
     attributor = make(method, network)
     images = image_of(3, 1, 6, 8).requires_grad_()
-    targets = [EachVoxel(torch.tensor([at]), 1) for at in ([0, 3], [4, 7], [2, 2])]
-    score = Score(attributor.volume, EachVoxel(torch.cat([target.voxels for target in targets]), 1), copies)
+    at, weights = torch.tensor([[0, 3], [4, 7], [2, 2]]), torch.tensor([1.0, 0.5, 2.0])
+    targets = [EachVoxel(at[index : index + 1], 1, weights[index : index + 1]) for index in range(3)]
+    score = Score(attributor.volume, EachVoxel(at, 1, weights), copies)
     sizes: list[int] = []
     handle = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     with attributing(network):
@@ -145,7 +135,7 @@ def test_bf16_is_near(method: type[Attributor]) -> None:
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_layers_that_write_in_place(method: type[Attributor]) -> None:
-    network, image = unet(), image_of(1, 1, 8, 8)
+    network, image = unet(2), image_of(1, 1, 8, 8)
     target = target_of(image)
     expected = make(method, network)(image, target).as_tensor()
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
@@ -157,7 +147,7 @@ def test_layers_that_write_in_place(method: type[Attributor]) -> None:
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_one_channel_with_a_sigmoid(method: type[Attributor]) -> None:
-    network, image = unet(classes=1), image_of(1, 1, 8, 8)
+    network, image = unet(2, classes=1), image_of(1, 1, 8, 8)
     maps = [make(method, network)(image, target_of(image, label)).as_tensor() for label in (0, 1)]
     assert float(maps[1].std()) > 0
     assert not torch.equal(*maps)
@@ -188,7 +178,7 @@ class Failing:
 @pytest.mark.parametrize("method", CLASSES)
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_network_and_the_random_state_are_left_as_they_were(method: type[Attributor], fails: bool) -> None:
-    network, image = unet(), image_of(1, 1, 8, 8)
+    network, image = unet(2), image_of(1, 1, 8, 8)
     target = target_of(image)
     network.train()
     weights = {name: value.clone() for name, value in network.state_dict().items()}
@@ -210,7 +200,7 @@ def test_the_network_and_the_random_state_are_left_as_they_were(method: type[Att
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_no_warning_of_captum_s_hooks(method: type[Attributor]) -> None:
-    network, image = unet(), image_of(1, 1, 8, 8)
+    network, image = unet(2), image_of(1, 1, 8, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(method, network)(image, target_of(image))
@@ -223,7 +213,7 @@ def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture)
             note_convergence(score, values, torch.tensor([self.delta]))
             return values
 
-    attributor = Missing(unet())
+    attributor = Missing(unet(2))
     image = image_of(1, 1, 2, 2)
     for attributor.delta, logged in ((0.3, False), (2.0, True)):
         with caplog.at_level(logging.WARNING):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks import nets
-from small import picture, region, unet
+from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +15,6 @@ from unoise_monai.attribution.targets import SoftDice
 from unoise_monai.inference.volume import VolumeNetwork
 
 METHODS = [LayerGuidedBackprop, LayerGuidedActivation]
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 class Chain(nn.Module):

@@ -9,8 +9,9 @@ import captum.attr
 import pytest
 import torch
 from monai.data import MetaTensor
-from small import picture, region, unet
-from torch import Tensor
+from monai.networks import nets
+from small import AFFINE, picture, region, unet
+from torch import Tensor, nn
 
 from unoise_monai.attribution.baselines import baseline
 from unoise_monai.attribution.layer_paths import (
@@ -21,24 +22,22 @@ from unoise_monai.attribution.layer_paths import (
 )
 from unoise_monai.attribution.targets import SoftDice
 from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.networks import UNet
 
 METHODS = [LayerConductance, LayerIntegratedGradients, InternalInfluence]
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
 LONG = {2: (151, 11), 3: (93, 5, 7)}
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
 
-def scores(network: UNet, image: Tensor, start: Tensor, path: str, target: Any) -> tuple[float, float, float]:
+def scores(network: nn.Module, image: Tensor, start: Tensor, path: str, target: Any) -> tuple[float, float, float]:
     """Of the image, of the baseline, and of the image with the layer's features of the baseline."""
     layer = network.get_submodule(path)
     kept: list[Tensor] = []
     with torch.no_grad():
         first = target(network(image))
-        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output.clone()))
         second = target(network(start))
         handle.remove()
-        handle = layer.register_forward_hook(lambda module, inputs, output: kept[0])
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept[0].clone())
         third = target(network(image))
         handle.remove()
     return float(first), float(second), float(third)
@@ -60,6 +59,17 @@ def test_integrated_gradients_sum_to_what_the_layer_changes(dims: int, path: str
         assert without == pytest.approx(before, abs=1e-5)
         # At full resolution the map is the layer's own.
         assert float(found.sum()) == pytest.approx(after - without, rel=0.01)
+
+
+def test_integrated_gradients_of_a_residual_layer_sum_to_what_it_changes() -> None:
+    torch.manual_seed(0)
+    network = nets.SegResNet(2, init_filters=8, in_channels=1, blocks_down=(1, 1), blocks_up=(1,)).eval()
+    image, target, path = picture(8, 8), region(8, 8), "down_layers.0.1.conv2"
+    after, _, without = scores(network, image, torch.zeros_like(image), path, target)
+    found = LayerIntegratedGradients(network, path, steps=100, sign="signed")(image, target)
+    note = found.meta["attribution"][0]
+    assert note["score_difference"] == pytest.approx(after - without, abs=1e-5)
+    assert abs(note["convergence_delta"]) < 0.02 * abs(after - without)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -6,18 +6,19 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks import nets
+from small import AFFINE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.cam import GradCAM, GuidedGradCAM
-from unoise_monai.attribution.layer_guided import LayerGuidedBackprop
+from unoise_monai.attribution.layer_deeplift import LayerDeepLift
+from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
+from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConductance, LayerIntegratedGradients
 from unoise_monai.attribution.layerwise import LayerActivation, LayerAttributor, every_layer, on_image
 from unoise_monai.attribution.targets import Region
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks import UNet
-
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 class OnePlace(LayerAttributor):
@@ -31,6 +32,25 @@ class OnePlace(LayerAttributor):
         values = torch.zeros(1, 1, *[side // 4 for side in score.volume.pad(image).shape[2:]])
         values[(0, 0, *self.at)] = 1
         return values
+
+
+class Residual(nn.Module):
+    """Adds its skip connection to a layer's output, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 3), (3, 3), (3, 2)))
+        self.act, self.in_place = nn.ReLU(), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.first(x)
+        x = self.second(skip)
+        if self.in_place:
+            x += skip
+        else:
+            x = x + skip
+        return self.last(self.act(x))
 
 
 class TwoSigns(LayerAttributor):
@@ -175,3 +195,25 @@ def test_the_network_stays_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        GradCAM,
+        InternalInfluence,
+        LayerActivation,
+        LayerConductance,
+        LayerDeepLift,
+        LayerGuidedActivation,
+        LayerGuidedBackprop,
+        LayerIntegratedGradients,
+    ],
+)
+def test_what_is_added_to_a_layer_in_place_is_not_the_layer_s(method: type[LayerAttributor]) -> None:
+    image, target = picture(6, 5), region(6, 5)
+    found, expected = (method(Residual(kind), "second", sign="signed")(image, target) for kind in (True, False))
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    for key, value in expected.meta["attribution"][0].items():
+        assert found.meta["attribution"][0][key] == (pytest.approx(value) if isinstance(value, float) else value)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import seeded
@@ -15,16 +16,10 @@ from unoise_monai.attribution.baselines import baseline, baselines
 from unoise_monai.attribution.gradient import GradientAttributor
 from unoise_monai.attribution.path import RULES, GradientShap, IntegratedGradients
 from unoise_monai.attribution.targets import Region
-from unoise_monai.networks import UNet
 
 SIZE = (8, 6)
 IMAGE = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(2))
 TARGET = Region(torch.ones(1, 1, *SIZE), 1)
-
-
-def unet() -> UNet:
-    torch.manual_seed(0)
-    return UNet(2, 1, 3, depth=2, channel_factor=2).eval()
 
 
 def linear() -> nn.Module:
@@ -64,7 +59,7 @@ def test_of_a_linear_network_it_is_exact(kind: Any) -> None:
     ],
 )
 def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
-    network = unet()
+    network = unet(2)
     expected = sum(IMAGE * gradient(network, place * IMAGE) for place in places) / 4
     maps = IntegratedGradients(network, steps=4, rule=rule, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), expected)
@@ -72,11 +67,11 @@ def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
 
 @pytest.mark.parametrize("kind", ["zero", "blurred"])
 def test_the_sum_is_the_difference_of_scores_within_the_delta(kind: str) -> None:
-    network = unet()
+    network = unet(2)
     with torch.no_grad():
         difference = float(TARGET(network(IMAGE)) - TARGET(network(baseline(IMAGE, kind))))
     deltas = []
-    for steps in (5, 200):
+    for steps in (5, 400):
         maps = IntegratedGradients(network, steps=steps, baseline=kind, sign="signed")(IMAGE, TARGET)
         notes = notes_of(maps)
         assert float(maps.sum()) == pytest.approx(difference + notes["convergence_delta"], abs=1e-5)
@@ -104,7 +99,7 @@ def test_expected_gradients_of_a_linear_network() -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_expected_gradients_equal_the_loop(sigma: float) -> None:
-    network = unet()
+    network = unet(2)
     starts = baselines(IMAGE, ("zero", "blurred"), seed=1)
     expected = torch.zeros_like(IMAGE)
     with seeded(1, IMAGE.device):
@@ -117,7 +112,7 @@ def test_expected_gradients_equal_the_loop(sigma: float) -> None:
 
 
 def test_more_samples_come_nearer_to_the_integral() -> None:
-    network = unet()
+    network = unet(2)
     integral = IntegratedGradients(network, 200, sign="signed")(IMAGE, TARGET).as_tensor()
     errors = [
         float((GradientShap(network, samples, ("zero",), sign="signed")(IMAGE, TARGET).as_tensor() - integral).norm())
@@ -127,7 +122,7 @@ def test_more_samples_come_nearer_to_the_integral() -> None:
 
 
 def test_seeds() -> None:
-    network = unet()
+    network = unet(2)
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - Captum's methods draw from it
     maps = [GradientShap(network, 3, seed=seed)(IMAGE, TARGET).as_tensor() for seed in (0, 0, 1, None, None)]
     assert torch.equal(maps[0], maps[1])

@@ -8,6 +8,7 @@ from typing import Any
 import captum.attr
 import pytest
 import torch
+from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import seeded
@@ -16,18 +17,12 @@ from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.path import IntegratedGradients
 from unoise_monai.attribution.smoothing import NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
 from unoise_monai.attribution.targets import Region
-from unoise_monai.networks import UNet
 
 SIZE = (8, 6)
 IMAGE = torch.randn(1, 2, *SIZE, generator=torch.Generator().manual_seed(2))
 TARGET = Region(torch.ones(1, 1, *SIZE), 1, mean=False)
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}}
 CLASSES = [SmoothGrad, SmoothGradSquared, VarGrad]
-
-
-def unet() -> UNet:
-    torch.manual_seed(0)
-    return UNet(2, 2, 3, depth=2, channel_factor=2).eval()
 
 
 def linear() -> nn.Module:
@@ -42,7 +37,7 @@ def gradient(network: nn.Module, image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_without_noise_it_is_the_method(method: str) -> None:
-    network, options = unet(), CHEAP.get(method, {})
+    network, options = unet(2, channels=2), CHEAP.get(method, {})
     inner = GRADIENT_METHODS[method](network, **options)
     expected = inner(IMAGE, TARGET)
     maps = SmoothGrad(network, method, samples=3, sigma=0.0, method_options=options)(IMAGE, TARGET)
@@ -66,7 +61,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def test_equals_the_loop_over_noisy_copies() -> None:
-    network = unet()
+    network = unet(2, channels=2)
     maps = loop(network, 6, 0.4, seed=3)
     options: dict[str, Any] = {"samples": 6, "sigma": 0.4, "seed": 3, "sign": "signed"}
     for method, expected in (
@@ -82,7 +77,7 @@ def test_equals_the_loop_over_noisy_copies() -> None:
     ("method", "kind"), [(SmoothGrad, "smoothgrad"), (SmoothGradSquared, "smoothgrad_sq"), (VarGrad, "vargrad")]
 )
 def test_equals_captum_s_one_copy_at_a_time(method: type[NoisyMaps], kind: str) -> None:
-    network = unet()
+    network = unet(2, channels=2)
     tunnel = captum.attr.NoiseTunnel(captum.attr.InputXGradient(lambda x: TARGET(network(x))))
     with seeded(0, IMAGE.device):
         copy = IMAGE.clone().requires_grad_()
@@ -93,7 +88,7 @@ def test_equals_captum_s_one_copy_at_a_time(method: type[NoisyMaps], kind: str) 
 
 @pytest.mark.parametrize("method", CLASSES)
 def test_the_noise_does_not_depend_on_the_memory(method: type[NoisyMaps]) -> None:
-    network = unet()
+    network = unet(2, channels=2)
     for inner in ("guided_backprop", "deep_lift", "gradient_shap"):
         alone, many = (
             method(network, inner, samples=5, method_options=CHEAP.get(inner), memory_gb=memory_gb)
@@ -123,7 +118,7 @@ def test_the_noise_has_the_sigma_that_is_asked_for() -> None:
 
 
 def test_the_rules_hold_within_the_samples() -> None:
-    network = unet()
+    network = unet(2, channels=2)
     guided = SmoothGrad(network, "guided_backprop", samples=4)(IMAGE, TARGET).as_tensor()
     assert not torch.allclose(guided, SmoothGrad(network, samples=4)(IMAGE, TARGET).as_tensor())
     by_hand = []
@@ -136,7 +131,7 @@ def test_the_rules_hold_within_the_samples() -> None:
 
 
 def test_notes_are_the_means_of_the_samples() -> None:
-    network = unet()
+    network = unet(2, channels=2)
     notes = SmoothGrad(network, IntegratedGradients, samples=3, method_options={"steps": 4})(IMAGE, TARGET)
     deltas = []
     with seeded(0, IMAGE.device):
@@ -155,7 +150,7 @@ def test_substitutes_are_noted() -> None:
 
 
 def test_a_mean_of_contributions_is_one_and_a_variance_is_none() -> None:
-    network = unet()
+    network = unet(2, channels=2)
     for inner, contributes in (("integrated_gradients", True), ("saliency", False)):
         assert SmoothGrad(network, inner).contributes is contributes
         assert not SmoothGradSquared(network, inner).contributes
@@ -163,7 +158,7 @@ def test_a_mean_of_contributions_is_one_and_a_variance_is_none() -> None:
 
 
 def test_seeds() -> None:
-    network = unet()
+    network = unet(2, channels=2)
     maps = [SmoothGrad(network, samples=2, seed=seed)(IMAGE, TARGET).as_tensor() for seed in (0, 0, 1, None, None)]
     assert torch.equal(maps[0], maps[1])
     assert not torch.equal(maps[0], maps[2])
@@ -181,4 +176,4 @@ def test_seeds() -> None:
 )
 def test_refusals(method: type[NoisyMaps], options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        method(unet(), **options)
+        method(unet(2, channels=2), **options)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unoise_monai.attribution import (
     Difference,
+    Foreground,
     Region,
     SoftDice,
     border_mean,
@@ -122,6 +123,13 @@ def test_the_gradient_reaches_the_image(kind: str) -> None:
     assert bool((image.grad.flatten(1).abs().sum(dim=1) > 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.float32, torch.int64])
+def test_foreground_labels_may_be_of_any_type(dtype: torch.dtype) -> None:
+    logits = logits_of(3, 6, 6)
+    labels = foreground_sum(logits).labels
+    torch.testing.assert_close(Foreground(labels.to(dtype))(logits), Foreground(labels)(logits))
+
+
 def test_the_mask_is_no_part_of_the_graph() -> None:
     logits = logits_of(2, 6, 6).requires_grad_()
     assert not class_sum(logits, 1).mask.requires_grad
@@ -141,6 +149,7 @@ def test_the_mask_is_no_part_of_the_graph() -> None:
             lambda: foreground_sum(torch.ones(1, 1, 3, 4))(torch.zeros(1, 1, 3, 3)),
             "segmentation must lie on the grid of the logits (1, 1, 3, 3), got (1, 1, 3, 4)",
         ),
+        (lambda: SoftDice(torch.zeros(1, 1, 3, 3), 0), "label must be at least 1, got 0"),
         (lambda: voxel((3, 0), 1, (3, 3)), "index must lie inside (3, 3), got (3, 0)"),
         (
             lambda: Region(torch.ones(1, 1, 3, 4), 1)(torch.zeros(1, 2, 3, 3)),

@@ -9,23 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from small import unet
 from torch import Tensor, nn
 
+from unoise_monai.attribution import guided, layerwise
 from unoise_monai.attribution.base import signed
 from unoise_monai.attribution.borders import border_mean
+from unoise_monai.attribution.cam import GuidedGradCAM
 from unoise_monai.attribution.composed import GRADIENT_METHODS
 from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import Region, class_sum, foreground_sum, voxel
 from unoise_monai.attribution.voxelwise import CAMS, EachVoxel, VoxelwiseMean
-from unoise_monai.networks import UNet
 
 CHEAP = {"integrated_gradients": {"steps": 3}, "gradient_shap": {"samples": 3}}
 LINEAR = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deep_lift", "deep_lift_shap")
-
-
-def unet(spatial_dims: int = 2, in_channels: int = 1) -> UNet:
-    torch.manual_seed(0)
-    return UNet(spatial_dims, in_channels, 3, depth=2, channel_factor=2).eval()
 
 
 def image_of(*size: int) -> Tensor:
@@ -47,7 +44,7 @@ def blob(*size: int, batch: int = 1) -> Region:
 def test_of_a_linear_method_it_is_the_map_of_the_region(
     method: str, size: tuple[int, ...], memory_gb: float | None
 ) -> None:
-    network, image, region = unet(len(size), 2), image_of(2, 2, *size), blob(*size, batch=2)
+    network, image, region = unet(len(size), channels=2), image_of(2, 2, *size), blob(*size, batch=2)
     options = {"method_options": CHEAP.get(method), "sign": "signed", "memory_gb": memory_gb}
     attributor = VoxelwiseMean(network, method, max_voxels=None, **options)
     assert (attributor.volume.copies(image) > 1) is (memory_gb is not None)
@@ -73,7 +70,7 @@ def loop(network: nn.Module, image: Tensor, region: Region, method: str, sign: s
 @pytest.mark.parametrize("sign", ["absolute", "positive", "signed"])
 @pytest.mark.parametrize("memory_gb", [None, 0.0003])
 def test_equals_the_loop_over_voxels(method: str, sign: str, memory_gb: float | None) -> None:
-    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
     maps = VoxelwiseMean(network, method, sign=sign, memory_gb=memory_gb)(image, region)
     expected = loop(network, image, region, method, sign).mean(dim=0)
     torch.testing.assert_close(maps.as_tensor(), expected, rtol=1e-4, atol=1e-6)
@@ -82,14 +79,14 @@ def test_equals_the_loop_over_voxels(method: str, sign: str, memory_gb: float | 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvolution"])
 def test_clipped_gradients_of_voxels_are_not_those_of_the_region(method: str) -> None:
-    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
     maps = VoxelwiseMean(network, method, sign="signed")(image, region).as_tensor()
     direct = GRADIENT_METHODS[method](network, sign="signed")(image, region).as_tensor()
     assert float((maps - direct).norm()) > 0.05 * float(direct.norm())
 
 
 def test_in_tiles() -> None:
-    network, image = unet(), image_of(1, 1, 119, 8)
+    network, image = unet(2), image_of(1, 1, 119, 8)
     mask = torch.zeros(1, 1, 119, 8)
     mask[0, 0, [3, 50, 60, 118], [0, 4, 5, 7]] = 1
     tiled = VoxelwiseMean(network, memory_gb=0.00025)
@@ -99,14 +96,35 @@ def test_in_tiles() -> None:
 
 
 def test_a_region_that_sums_gives_the_sum() -> None:
-    network, image, mask = unet(), image_of(1, 1, 6, 6), torch.rand(1, 1, 6, 6) > 0.5
+    network, image, mask = unet(2), image_of(1, 1, 6, 6), torch.rand(1, 1, 6, 6) > 0.5
     mean = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
     total = VoxelwiseMean(network)(image, Region(mask, 1, mean=False)).as_tensor()
     torch.testing.assert_close(total, mean * mask.sum())
 
 
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_soft_mask_weighs_its_voxels(mean: bool) -> None:
+    network, image = unet(2), image_of(1, 1, 7, 6)
+    mask = torch.rand(1, 1, 7, 6, generator=torch.Generator().manual_seed(0)) * blob(7, 6).mask
+    region = Region(mask, 2, mean)
+    for method in ("saliency", "integrated_gradients"):
+        options = {"sign": "signed", "method_options": CHEAP.get(method)}
+        maps = VoxelwiseMean(network, method, **options)(image, region)
+        expected = GRADIENT_METHODS[method](network, sign="signed", **CHEAP.get(method, {}))(image, region)
+        torch.testing.assert_close(maps.as_tensor(), expected.as_tensor(), rtol=1e-4, atol=1e-6)
+        for key in ("convergence_delta", "score_difference"):
+            wanted = expected.meta["attribution"][0].get(key)
+            assert maps.meta["attribution"][0].get(key) == (None if wanted is None else pytest.approx(wanted, abs=1e-5))
+    weights = mask[mask > 0].view(-1, 1, 1, 1, 1)
+    for method in ("guided_backprop", "deep_lift"):
+        every = loop(network, image, region, method, "absolute")
+        found = VoxelwiseMean(network, method)(image, region).as_tensor()
+        total = (weights * every).sum(dim=0)
+        torch.testing.assert_close(found, total / weights.sum() if mean else total, rtol=1e-4, atol=1e-6)
+
+
 def test_voxels_are_drawn_from_a_large_region() -> None:
-    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
     every = loop(network, image, region, "saliency", "absolute")
     attributor = VoxelwiseMean(network, "saliency", max_voxels=3)
     maps = attributor(image, region)
@@ -126,7 +144,7 @@ def test_voxels_are_drawn_from_a_large_region() -> None:
 
 
 def test_a_time_limit_gives_the_mean_so_far(caplog: pytest.LogCaptureFixture) -> None:
-    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
     with caplog.at_level(logging.WARNING):
         maps = VoxelwiseMean(network, "saliency", time_limit_s=1e-9)(image, region)
     notes = maps.meta["attribution"][0]
@@ -143,15 +161,16 @@ def test_a_time_limit_gives_the_mean_so_far(caplog: pytest.LogCaptureFixture) ->
 def test_each_copy_has_its_voxel() -> None:
     logits = torch.randn(6, 3, 4, 5)
     at = torch.tensor([[3, 0], [1, 4], [2, 2]])
-    result = EachVoxel(at, 2)(logits)
-    expected = [logits[copy, 2, at[copy % 3][0], at[copy % 3][1]] for copy in range(6)]
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    result = EachVoxel(at, 2, weights)(logits)
+    expected = [weights[copy % 3] * logits[copy, 2, at[copy % 3][0], at[copy % 3][1]] for copy in range(6)]
     torch.testing.assert_close(result, torch.stack(expected))
     one = torch.randn(3, 1, 4, 5)
-    torch.testing.assert_close(EachVoxel(at, 0)(one), -EachVoxel(at, 1)(one))
+    torch.testing.assert_close(EachVoxel(at, 0, weights)(one), -EachVoxel(at, 1, weights)(one))
 
 
 def test_the_sign_is_of_each_voxel_s_map() -> None:
-    network, image, region = unet(), image_of(1, 1, 7, 6), blob(7, 6)
+    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
     maps = VoxelwiseMean(network, "saliency")(image, region).as_tensor()
     of_the_mean = signed(VoxelwiseMean(network, "saliency", sign="signed")(image, region).as_tensor(), "absolute")
     assert bool((maps >= of_the_mean - 1e-6).all())
@@ -166,7 +185,7 @@ def test_the_sign_is_of_each_voxel_s_map() -> None:
     ],
 )
 def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
-    network, image = unet(), image_of(1, 1, 6, 6)
+    network, image = unet(2), image_of(1, 1, 6, 6)
     logits = torch.randn(1, 3, 6, 6)
     says = f"target must be a Region on the grid of the image (1, 1, 6, 6), {got}"
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -183,7 +202,7 @@ def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
 )
 def test_refusals(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
-        VoxelwiseMean(unet(), **options)
+        VoxelwiseMean(unet(2), **options)
 
 
 def test_networks_that_the_method_refuses() -> None:
@@ -195,10 +214,39 @@ def test_networks_that_the_method_refuses() -> None:
 
 
 @pytest.mark.parametrize("cam", CAMS)
-def test_of_a_cam_it_is_the_mean_over_single_voxels(cam: type) -> None:
-    network, image, region = unet(), image_of(1, 1, 8, 8), blob(8, 8)
+def test_the_network_is_looked_at_once(cam: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image, region = unet(2), image_of(1, 1, 40, 8), blob(40, 8)
+    cam(network)(image, region)  # what a pass takes is measured
+    watched = [(layerwise, "layer_named"), (guided, "activations")]
+    looks: list[str] = []
+    for module, name in watched:
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real, name=name: looks.append(name) or real(*args))
+    sizes: list[int] = []
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2]))
+    VoxelwiseMean(network, cam)(image, region)
+    kinds = 2 if cam is GuidedGradCAM else 1
+    assert len(looks) == len(set(looks)) == kinds
+    # A pass for each voxel and method, beside one for each look.
+    assert sizes.count(40) == kinds * int(region.mask.sum())
+    assert len(sizes) == sizes.count(40) + kinds
+
+
+@pytest.mark.parametrize("cam", CAMS)
+@pytest.mark.parametrize("sign", ["signed", "absolute", "positive"])
+def test_of_a_cam_it_is_the_mean_over_single_voxels(cam: type, sign: str) -> None:
+    network, image, region = unet(2), image_of(1, 1, 8, 8), blob(8, 8)
     voxels = region.mask[0, 0].nonzero().tolist()
-    maps = [cam(network)(image, voxel(at, region.label, (8, 8))).as_tensor() for at in voxels]
-    found = VoxelwiseMean(network, cam.name)(image, region)
+    maps = [cam(network, sign=sign)(image, voxel(at, region.label, (8, 8))).as_tensor() for at in voxels]
+    found = VoxelwiseMean(network, cam.name, sign=sign)(image, region)
     torch.testing.assert_close(found.as_tensor(), torch.stack(maps).mean(dim=0), rtol=1e-4, atol=1e-7)
     assert found.meta["attribution"][0]["evaluated"] == len(voxels)
+
+
+@pytest.mark.parametrize("cam", ["grad_cam", "hires_cam"])
+def test_of_a_cam_with_its_signs_it_is_the_map_of_the_region(cam: str) -> None:
+    network, image, region = unet(2), image_of(1, 1, 8, 8), blob(8, 8)
+    expected = VoxelwiseMean.methods[cam](network, sign="signed")(image, region).as_tensor()
+    found = VoxelwiseMean(network, cam, sign="signed")(image, region).as_tensor()
+    assert float(expected.min()) < 0 < float(expected.max())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -60,7 +60,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert cases["a"].shown == "deep/er/a.nii"
     assert cases[series_name(UID)].series
     assert cases["out"].files == ()
-    with pytest.raises(CaseError, match="case out: file out.nii must lie within the input's folder"):
+    with pytest.raises(CaseError, match=r"case out: file out.nii must lie within the input's folder"):
         volume_file(cases["out"], tmp_path)
     with pytest.raises(CaseError, match="must begin with NRRD000"):
         check_header(volume_file(cases["broken"], tmp_path))

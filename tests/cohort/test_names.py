@@ -45,6 +45,8 @@ def test_good_names_stay(name: str) -> None:
         ("a\nb", "a_b-"),
         ("a\u202eb", "a_b-"),
         ("CON", "_CON-"),
+        ("Report", "_Report-"),
+        ("cohort.csv", "_cohort.csv-"),
         ("nul.txt", "_nul.txt-"),
         ("a\\b:c", "a_b_c-"),
         ("scan ", "scan-"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.cohort.cases import CohortCase
@@ -42,6 +44,14 @@ def records(tmp_path: Path, case: CohortCase) -> Records:
 def test_a_fingerprint_is_that_of_the_contents_in_a_row(case: CohortCase) -> None:
     found = fingerprint(inputs_of(case))
     assert found == {"bytes": 13, "sha256": hashlib.sha256(b"voxelsclasses").hexdigest()}
+
+
+def test_voxels_beside_their_header_count(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.float32)), str(tmp_path / "scan.mhd"))
+    case = CohortCase("scan", (tmp_path / "scan.mhd",), "scan.mhd")
+    assert [path.name for path in inputs_of(case)] == ["scan.mhd", "scan.raw"]
+    (tmp_path / "scan.mhd").write_text("nothing")
+    assert inputs_of(case) == [tmp_path / "scan.mhd"]
 
 
 def test_done_is_what_is_whole(records: Records, case: CohortCase) -> None:

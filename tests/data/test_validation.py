@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,37 @@ def test_truncated_voxels_show_on_loading(case: dict[str, str]) -> None:
     check_grids(case)
     with pytest.raises(CaseError, match=r"case scan_7: image file .*scan_7.nii.gz is unreadable: "):
         LoadCased(["image"], labels=3)(case)
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan_7.nii.gz")
+    with pytest.raises(CaseError, match=r"case scan_7: image file .* must be a file or a folder of slices, got a pipe"):
+        LoadCased(["image"], labels=2)({"image": str(tmp_path / "scan_7.nii.gz")})
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_volumes_have_a_place_in_space(case: dict[str, str], write: Write, affine: np.ndarray, key: str) -> None:
+    affine[:, 1] = affine[:, 0]
+    write(Path(case[key]), np.ones((30, 12, 18), np.float32), affine)
+    for check in (check_grids, LoadCased([key], labels=3)):
+        with pytest.raises(CaseError, match=rf"case scan_7: {key} file {case[key]} must have an affine whose axes"):
+            check(case)
+
+
+def test_intensities_stay_within_arithmetic(case: dict[str, str], write: Write) -> None:
+    voxels = np.ones((30, 12, 18), np.float32)
+    voxels[1, 2, 3] = 1e20
+    write(Path(case["image"]), voxels)
+    with pytest.raises(CaseError, match=r"must hold intensities up to 1e\+12, got 1 to 1e\+20"):
+        LoadCased(["image"], labels=3)(case)
+
+
+def test_messages_are_one_line(tmp_path: Path, write: Write) -> None:
+    path = write(tmp_path / "scan_7.nii", np.ones((30, 12, 18), np.float32))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CaseError) as caught:
+        LoadCased(["image"], labels=2)({"image": str(path)})
+    assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder_is_no_series(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from monai.data import MetaTensor
 from torch import nn
 
 from unoise_monai.inference import precision
-from unoise_monai.inference.precision import AutocastInferer, autocast, resolve_precision, to_fast_layout, to_float32
+from unoise_monai.inference.precision import (
+    AutocastInferer,
+    autocast,
+    differentiable,
+    resolve_precision,
+    to_fast_layout,
+    to_float32,
+    without_tf32,
+)
 from unoise_monai.networks import UNet
 
 
@@ -79,13 +87,24 @@ def test_fp32_stays_fp32_inside_an_outer_autocast() -> None:
         assert convolution(x).dtype is torch.bfloat16
 
 
-def test_fp32_on_cuda_is_without_tf32_and_gives_the_setting_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: torch.no_grad())
-    before = torch.backends.cudnn.allow_tf32
-    with autocast("cuda", "fp32"):
+@pytest.mark.parametrize("before", [True, False])
+def test_fp32_is_without_tf32_and_gives_the_setting_back(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    with autocast("cpu", "fp32"):
         inside = torch.backends.cudnn.allow_tf32
     assert not inside
     assert torch.backends.cudnn.allow_tf32 == before
+    with pytest.raises(RuntimeError, match="half way"), without_tf32():
+        raise RuntimeError("half way")
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_fp32_in_place_of_fp16_where_gradients_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert differentiable("cuda", "fp16") == "fp32"
+    assert [differentiable("cpu", name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    for units, expected in ((True, "auto"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, units=units: units)
+        assert differentiable("cuda", "auto") == expected
 
 
 @pytest.mark.parametrize("size", [(6, 8), (4, 6, 8)])

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unoise_monai.inference import precision
+from unoise_monai.inference import volume as volume_module
 from unoise_monai.inference.volume import VolumeNetwork
 from unoise_monai.networks import UNet
 
@@ -86,11 +88,43 @@ def test_a_network_given_in_training_mode_is_tiled_as_it_runs() -> None:
     assert len(volume.tiles(torch.zeros(1, 1, 50, 38, 40).requires_grad_()) or []) > 1
 
 
-def test_a_foreign_network_goes_through_in_one_pass() -> None:
+def test_a_foreign_network_goes_through_in_one_pass_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     network, image = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 9, 7)
-    torch.testing.assert_close(VolumeNetwork(network, memory_gb=1e-6)(image), network(image), rtol=0, atol=0)
+    free, bound = VolumeNetwork(network), VolumeNetwork(network, memory_gb=1e-6)
+    for _ in range(2):
+        torch.testing.assert_close(free(image), network(image), rtol=0, atol=0)
+    assert free.bounded
+    assert not caplog.messages
+    for _ in range(2):
+        torch.testing.assert_close(bound(image), network(image), rtol=0, atol=0)
+    assert not bound.bounded
+    (message,) = caplog.messages
+    assert message.startswith("memory_gb=1e-06 is not kept: Conv2d does not tell its stride")
+    own = Own()
+    assert VolumeNetwork(own, memory_gb=1e-6).bounded
     with pytest.raises(ValueError, match="one tensor on its input's grid"):
         VolumeNetwork(nn.Conv2d(1, 2, 3))(image)
+
+
+class Own(nn.Module):
+    """Somebody's network, of which they told what `VolumeNetwork` asks."""
+
+    stride, halo = 1, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_a_network_that_is_told_about_is_tiled() -> None:
+    network, image = Own(), torch.randn(1, 1, 150, 40)
+    tiled = VolumeNetwork(network, 0.0004)
+    assert len(tiled.tiles(image.requires_grad_()) or []) > 1
+    torch.testing.assert_close(tiled(image), network(image), rtol=1e-5, atol=1e-6)
 
 
 def test_copies_fill_the_memory_that_is_given() -> None:
@@ -120,6 +154,38 @@ def test_bf16_is_near_fp32() -> None:
     exact, fast = (gradient(VolumeNetwork(network, precision=name), image) for name in ("fp32", "bf16"))
     assert fast.dtype == torch.float32
     assert 0 < float((exact - fast).norm() / exact.norm()) < 0.1
+
+
+@pytest.mark.parametrize("memory_gb", [None, 0.04])
+def test_gradients_are_not_in_fp16_where_they_would_be_0(
+    monkeypatch: pytest.MonkeyPatch, memory_gb: float | None
+) -> None:
+    dtypes = {"fp16": torch.float16, "fp32": torch.float32}
+    for module in (precision, volume_module):
+        monkeypatch.setattr(module, "resolve_precision", lambda device, name="auto": dtypes[name])
+    network, image, seen = unet(), torch.randn(1, 1, 50, 37, 40), []
+    network.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    half, full = (VolumeNetwork(network, memory_gb, name) for name in ("fp16", "fp32"))
+    copies = [image.clone().requires_grad_() for _ in range(2)]
+    maps = [torch.autograd.grad(1e-9 * net(x).sum(), x)[0] for net, x in zip((half, full), copies, strict=True)]
+    assert float(maps[1].abs().max()) > 0
+    torch.testing.assert_close(maps[0], maps[1], rtol=0, atol=0)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    with torch.no_grad():
+        half(image)
+    assert set(seen) == {torch.float16}
+
+
+def test_tiles_go_back_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    network, image, seen = unet(), torch.randn(1, 1, 50, 37, 40, requires_grad=True), []
+    logits = VolumeNetwork(network, 0.04)(image)
+    network.head.register_full_backward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    logits.sum().backward()
+    assert len(seen) > 1
+    assert not any(seen)
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,19 @@ def test_attributing_leaves_no_trace_also_after_an_error() -> None:
     assert calls == ["own"]
 
 
+def test_attributing_in_inference_mode() -> None:
+    network = Left()
+    with torch.inference_mode():
+        x = torch.ones(1, 2)
+        with attributing(network):
+            copy = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(network(copy).sum(), copy)
+        assert torch.is_inference_mode_enabled()
+    expected = torch.ones(1, 2, requires_grad=True)
+    network(expected).sum().backward()
+    torch.testing.assert_close(gradient, expected.grad)
+
+
 def test_attributing_enables_gradients_where_the_caller_has_none() -> None:
     network = Left()
     with torch.no_grad(), attributing(network):

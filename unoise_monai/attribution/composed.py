@@ -61,7 +61,8 @@ class ComposedAttributor(Attributor):
                 raise ValueError(f"method_options must be None where method is made, got {dict(method_options)}")
             self.inner: CheckedAttributor = method
         else:
-            self.inner = self._class_of(method)(network, **(method_options or {}))
+            # A CAM takes its sign on the layer's own grid, before anything else can.
+            self.inner = self._class_of(method)(network, **({"sign": options.get("sign")} | dict(method_options or {})))
         volume = self.inner.volume
         like_inner = {"memory_gb": volume.memory_gb, "precision": volume.precision}
         if options.get("sign") is None:

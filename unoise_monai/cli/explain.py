@@ -33,6 +33,8 @@ def run(chosen: argparse.Namespace) -> int:
     """Explain; see `Exit`."""
     if chosen.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {chosen.workers}")
+    if Path(chosen.input).resolve() == chosen.output.resolve():
+        raise ValueError(f"OUTPUT must be another folder than INPUT, got {chosen.output} for both")
     key = read_key(chosen.key or chosen.output.with_name(f"{chosen.output.name}.key")) if chosen.anonymise else None
     cases = find_cohort(chosen.input, chosen.labels, chosen.organs, key)
     if chosen.dry_run:

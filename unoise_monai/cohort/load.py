@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
@@ -20,6 +19,7 @@ from unoise_monai.cohort.dicom import volume_file
 from unoise_monai.cohort.records import fingerprint, inputs_of
 from unoise_monai.data import CaseError, SegmentationTask, preprocessing
 from unoise_monai.data.headers import check_header
+from unoise_monai.data.reading import load_volume
 from unoise_monai.data.validation import CaseCompose, LoadCased
 from unoise_monai.handlers.nifti import GRID_LIMIT
 
@@ -64,7 +64,7 @@ def load(case: CohortCase, task: SegmentationTask) -> Loaded:
     with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
         files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
         for path in files.values():
-            check_header(path)
+            check_header(path, task.spacing_mm)
         volumes = LoadCased(list(files), labels=len(task.labels))(
             {"case": case.name, **{key: str(path) for key, path in files.items()}}
         )
@@ -83,7 +83,7 @@ def load(case: CohortCase, task: SegmentationTask) -> Loaded:
 
 def _organs(case: CohortCase, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:
     check_header(path)
-    volume = LoadImage(image_only=True, ensure_channel_first=True)(path)
+    volume = load_volume(path)[None]
     rule = f"case {case.name}: organ map must lie on the image's grid"
     if volume.shape != scan.shape:
         raise CaseError(f"{rule}, got shape {tuple(volume.shape[1:])} for an image of {tuple(scan.shape[1:])}")

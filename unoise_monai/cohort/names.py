@@ -21,7 +21,10 @@ DIGITS = 12
 """Hexadecimal digits of the hashes in names."""
 # What Windows refuses, what shells and spreadsheets take for a command at the start, and how our own hashes look.
 FORBIDDEN = '/\\<>:"|?*'
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|report|(cohort|organs|failures)\.csv|run\.json", re.IGNORECASE
+)
+"""Of systems, and of what lies beside the cases in an output."""
 STARTS = " .-=+@~"
 HASHED = re.compile(rf".*-[0-9a-f]{{{DIGITS}}}", re.IGNORECASE)
 

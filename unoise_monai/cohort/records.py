@@ -11,8 +11,11 @@ from typing import Any
 from unoise_monai.atomic import atomic_path
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.lock import STATE
+from unoise_monai.data.headers import read_header
+from unoise_monai.data.validation import CaseError
 
 CHUNK = 1 << 20
+DETACHED = (".hdr", ".nhdr", ".mhd")
 
 
 class Records:
@@ -78,8 +81,9 @@ class Records:
 
 
 def inputs_of(case: CohortCase) -> list[Path]:
-    """All the files that a case is read from."""
-    return [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
+    """All the files that a case is read from, with the voxels that lie beside their headers."""
+    files = [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
+    return files if case.series else list(dict.fromkeys(each for path in files for each in (path, _voxels(path))))
 
 
 def fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
@@ -91,6 +95,14 @@ def fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
                 digest.update(chunk)
                 size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _voxels(path: Path) -> Path:
+    """The file that a header says holds the voxels; of one that is not to be read, itself."""
+    try:
+        return read_header(path).data if path.suffix.lower() in DETACHED else path
+    except (CaseError, OSError):
+        return path
 
 
 def _is_temporary(name: str) -> bool:

@@ -39,14 +39,20 @@ def check_header(path: Path, spacing_mm: Sequence[float] | None = None) -> None:
         raise CaseError(f"file {path} is missing")
     if kind != "file":
         raise CaseError(f"file {path} must be a regular file, got a {kind}")
-    name = path.name.lower()
-    if name.endswith(NIFTI):
-        header = read_nifti(path)
-    elif path.suffix.lower() in READERS:
-        header = READERS[path.suffix.lower()](path)
-    else:
-        raise CaseError(f"file {path} must be a volume, of {', '.join((*NIFTI, *READERS))}, got another extension")
-    check_stored(header, spacing_mm)
+    check_stored(read_header(path), spacing_mm)
+
+
+def read_header(path: Path) -> VolumeHeader:
+    """What a regular file's header claims.
+
+    Raises:
+        CaseError: when it is of no known format, malformed, or of numbers that are not real.
+    """
+    if path.name.lower().endswith(NIFTI):
+        return read_nifti(path)
+    if path.suffix.lower() in READERS:
+        return READERS[path.suffix.lower()](path)
+    raise CaseError(f"file {path} must be a volume, of {', '.join((*NIFTI, *READERS))}, got another extension")
 
 
 def read_nifti(path: Path) -> VolumeHeader:
@@ -80,9 +86,7 @@ def read_nifti(path: Path) -> VolumeHeader:
     if unit not in ("mm", "unknown"):
         raise CaseError(f"file {path} must give its lengths in mm, got {unit}")
     if not 0 <= offset <= len(raw) + LONGEST_EXTENSION:
-        raise CaseError(
-            f"file {path} must have its voxels within {LONGEST_EXTENSION} bytes of its header, got {offset}"
-        )
+        raise CaseError(f"file {path} must have its voxels soon after its header, got them at byte {offset:g}")
     data = path.with_suffix(".img") if paired else path
     if kind_of(data) != "file":
         raise CaseError(f"file {path} must have its voxels beside it, in {data.name}, which is missing")

@@ -123,7 +123,7 @@ def _fields(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
     for key, value in pairs:
         # Readers differ in which of two they take.
         if key in fields:
-            raise CaseError(f"file {path} must give '{_printed(key)}' once in its header, got it twice")
+            raise CaseError(f"file {path} must give {_printed(key)} once in its header, got it twice")
         fields[key] = value.strip()
     return fields
 

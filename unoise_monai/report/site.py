@@ -16,7 +16,7 @@ from tqdm import tqdm
 from unoise_monai.atomic import atomic_path
 from unoise_monai.report.site_cases import SiteCase, page_name, read_cases
 from unoise_monai.report.site_curves import HEIGHT, LEFT, TOP, WIDTH, charts
-from unoise_monai.report.site_layers import Layer, read_layers
+from unoise_monai.report.site_layers import NO_SCAN, Layer, read_layers
 from unoise_monai.report.site_pictures import THUMBNAIL, UNREADABLE_PICTURE, Picture, copy_picture
 from unoise_monai.report.site_run import run_facts
 from unoise_monai.report.site_table import cell, class_names, columns, label_of, number_columns, show, tiles
@@ -103,7 +103,7 @@ class Site:
         """Write a case's page, pictures and volumes; gives its thumbnail."""
         case = self.cases[number]
         pictures = {key: found for key in case.pictures if (found := self._picture(case, key)) is not None}
-        volumes = read_layers(case, self.scans.get(case.name))
+        volumes = read_layers(case, self.scans.get(case.name) if self.viewer else None)
         segmentation = volumes.segmentation()
         page = self.pages.get_template("case.html").render(
             case=case,
@@ -114,7 +114,7 @@ class Site:
             pictures=pictures,
             layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
             classes=self.classes,
-            notes=volumes.notes,
+            notes=[note for note in volumes.notes if self.viewer or note != NO_SCAN],
             factors=volumes.factors,
             start=volumes.start() if volumes.layers else [],
             charts=charts(volumes.maps()[0].voxels, segmentation.voxels) if segmentation and volumes.maps() else [],

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, ImageFileError)
 """What readers raise of a file that is missing, truncated or of another kind."""
 HIGHEST_LABEL = 255
+NO_SCAN = "The scan was not at hand when this report was written: the maps are shown without it."
 KINDS = ("scan", "ground", "map", "seg")
 """From the lowest layer to the top; ``ground`` is black, and there where no scan is."""
 UNIT = ("importance", "tolerance")
@@ -117,7 +118,7 @@ def read_layers(case: SiteCase, scan: Path | None, most: int = MOST_VOXELS) -> L
             logger.warning("%s: the %s could not be read (%s)", case.name, key, type(error).__name__)
             notes.append(f"The {title} could not be read and is not shown.")
     if scan is None and found:
-        notes.append("The scan was not at hand when this report was written: the maps are shown without it.")
+        notes.append(NO_SCAN)
     if found and not any(layer.kind == "scan" for layer in found):
         # The viewer cuts off by threshold only what lies over something.
         nothing = np.zeros_like(found[0].voxels, dtype=np.uint8)

@@ -11,7 +11,8 @@ import numpy as np
 from unoise_monai.report.site_cases import Row, SiteCase
 
 LABELS = {
-    "label_dice": "Dice",
+    "dice": "Dice",
+    "spacing_mm": "voxel size, mm",
     "importance_mean": "importance, mean",
     "importance_p50": "importance, median",
     "importance_p95": "importance, 95th percentile",
@@ -19,8 +20,8 @@ LABELS = {
     "importance_in_background": "importance outside",
     "peak_memory_gb": "peak memory, GB",
 }
-GROUPS = {"label_dice_": "Dice, {}", "volume_ml_": "{}, ml", "organ_": "{}, share"}
-HIDDEN = ("organ_", "importance_p", "importance_mean", "peak_memory")
+GROUPS = {"dice_": "Dice, {}", "volume_ml_": "{}, ml", "organ_": "{}, share"}
+HIDDEN = ("organ_", "importance_p", "importance_mean", "peak_memory", "voxels", "spacing_mm", "device")
 """Beginnings of the columns that wait behind the choice of columns."""
 NEVER = ("_sha256",)
 """Endings of the columns that only a case's own page shows."""
@@ -120,7 +121,7 @@ def tiles(cases: Sequence[SiteCase]) -> list[Tile]:
         Tile("failed", str(failed), "see the reasons below" if failed else "none"),
     ]
     for key, label in (
-        ("label_dice", "Dice"),
+        ("dice", "Dice"),
         ("importance_in_foreground", "importance inside"),
         ("importance_in_background", "importance outside"),
         ("seconds", "seconds a case"),

@@ -48,13 +48,14 @@ const CLASSES = [[0, 229, 255], [255, 120, 225], [90, 255, 120], [255, 255, 255]
 const LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "APSI" };
 /* Azimuth and elevation, degrees, of the side that is cut away. */
 const CUTS = { front: [180, 0], back: [0, 0], right: [90, 0], left: [270, 0], head: [0, 90], feet: [0, -90] };
-/* Voxels of the cross hairs' step: to the patient's right, front and head. */
-const KEYS = {
-  ArrowLeft: [1, 0, 0], ArrowRight: [-1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1],
-};
+/* Keys to steps: across the view (0), up (1) or through it (2), towards the patient's right, front or head. */
+const KEYS = { ArrowLeft: [0, 1], ArrowRight: [0, -1], ArrowUp: [1, 1], ArrowDown: [1, -1], PageUp: [2, 1], PageDown: [2, -1] };
+/* The patient's axes across, up and through a view. */
+const AXES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] };
 /* What the sliders of a layer are called by NiiVue's widget. */
 const TRAITS = { opacity: "opacity", threshold: "cal_min", black: "cal_min", white: "cal_max" };
-const HEIGHT = 620;
+/* Of the canvas at most, CSS pixels. */
+const HEIGHT = 680;
 const OPTIONS = {
   isRadiologicalConvention: true, // as the pictures: the patient's right on the left, the front of sagittal slices too
   sagittalNoseLeft: true,
@@ -127,9 +128,10 @@ class Viewer {
   }
 
   async start(widget) {
+    const height = Math.round(Math.min(HEIGHT, 0.8 * innerHeight, 1.2 * this.stage.clientWidth));
     this.model = new Model({
       opts: { ...this.options(), sliceType: SLICES.axial }, // the volume is slow to draw without a graphics card: once, when all is there
-      volumes: this.shown(), meshes: [], height: HEIGHT, scene: null, graph: null, background_masks_overlays: 0,
+      volumes: this.shown(), meshes: [], height, scene: null, graph: null, background_masks_overlays: 0,
       draw_lut: null, draw_opacity: 1, draw_fill_overwrites: true, overlay_outline_width: 0, overlay_alpha_shader: 1,
       this_model_id: null,
     }, this.manager);
@@ -180,7 +182,13 @@ class Viewer {
     const [part, what] = name.split("-");
     const layers = this.layers.filter(({ kind }) => kind === part);
     if (name === "view" || name === "seg-opacity") this.view();
-    if (name === "map") await this.choose(layers.find(({ key }) => key === value));
+    if (name === "map") {
+      try {
+        await this.choose(layers.find(({ key }) => key === value));
+      } catch (error) {
+        this.place.textContent = `The map could not be shown: ${error.message}.`;
+      }
+    }
     if (part === "cut") this.cut();
     const trait = TRAITS[what];
     if (trait) for (const { model } of layers) model?.change(trait, Number(value));
@@ -188,6 +196,7 @@ class Viewer {
 
   async choose(layer) {
     await this.fetch(layer);
+    // The widget compares: what is there already stays.
     if (this.shown().join() !== this.model.get("volumes").join()) this.model.change("volumes", this.shown());
   }
 
@@ -222,13 +231,16 @@ class Viewer {
   }
 
   key(event) {
-    const step = KEYS[event.key];
-    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (!(event.key in KEYS) || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     event.stopImmediatePropagation();
-    if (this.form.elements.view.value !== "volume") this.model.order("move_crosshair_in_vox", ...step);
-    else {
-      this.turn = [this.turn[0] + 10 * step[0], this.turn[1] + 10 * (step[1] + step[2])];
+    const [along, sign] = KEYS[event.key], view = this.form.elements.view.value;
+    if (view !== "volume") {
+      const step = [0, 0, 0];
+      step[(AXES[view] ?? AXES.axial)[along]] = sign;
+      this.model.order("move_crosshair_in_vox", ...step);
+    } else {
+      this.turn[along ? 1 : 0] += 10 * sign;
       this.model.change("scene", { renderAzimuth: this.turn[0], renderElevation: this.turn[1] });
       this.model.order("draw_scene");
     }

@@ -1,0 +1,136 @@
+"""``unoise explain`` from its arguments to its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from unoise_monai.cli.codes import Exit
+from unoise_monai.cli.main import main
+from unoise_monai.data import write_phantom_cohort
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+BUNDLE = "pancreas_ct_unoise"
+QUICK = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli") / "phantoms"
+    return write_phantom_cohort(root, count=2, size=(24, 20, 16), spacing_mm=(6, 6, 6), progress=False)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_cohort_with_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    organs = folder / "truthTr"
+    arguments = ["--organs", str(organs), "--methods", "saliency", "--json", "--quantity", "percentile"]
+    assert main(["explain", BUNDLE, str(folder), str(output), *QUICK, *arguments]) == Exit.DONE
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"cases": 2, "done": 2, "kept": 0, "failed": 0, "output": str(output)}
+    assert "[2/2]" in captured.err
+    assert sorted(path.name for path in (output / "phantom_001").iterdir()) == [
+        "phantom_001_mip.png",
+        "phantom_001_montage.png",
+        "phantom_001_percentile.nii.gz",
+        "phantom_001_saliency.nii.gz",
+        "phantom_001_saliency_mip.png",
+        "phantom_001_saliency_montage.png",
+        "phantom_001_seg.nii.gz",
+    ]
+    assert nib.load(output / "phantom_001" / "phantom_001_percentile.nii.gz").get_fdata().max() > 90
+    first, second = rows(output / "cohort.csv")
+    assert (first["case"], second["case"]) == ("phantom_001", "phantom_002")
+    assert first["dice"]
+    assert first["percentile_sha256"]
+    shares = [float(value) for name, value in first.items() if name.startswith("organ_") and value]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert {row["case"] for row in rows(output / "organs.csv")} == {"phantom_001", "phantom_002"}
+    told = json.loads((output / "run.json").read_text())
+    assert str(folder) not in json.dumps(told)
+    assert told["settings"]["methods"] == ["saliency"]
+
+
+def test_other_options_need_overwrite(folder: Path, tmp_path: Path) -> None:
+    arguments = ["explain", BUNDLE, str(folder), str(tmp_path / "out"), *QUICK, "--no-images", "--quiet"]
+    assert main(arguments) == Exit.DONE
+    assert main([*arguments, "--fast"]) == Exit.REFUSED
+    assert main([*arguments, "--fast", "--overwrite"]) == Exit.DONE
+
+
+def test_some_that_failed_have_their_exit_status(folder: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "in"
+    mixed.mkdir()
+    (mixed / "bad.nii.gz").write_bytes(b"not a volume")
+    (mixed / "good.nii.gz").write_bytes((folder / "imagesTr" / "phantom_001.nii.gz").read_bytes())
+    output = tmp_path / "out"
+    assert main(["explain", BUNDLE, str(mixed), str(output), *QUICK, "--no-images"]) == Exit.SOME_FAILED
+    (failed,) = rows(output / "failures.csv")
+    assert (failed["case"], failed["file"], failed["stage"]) == ("bad", "bad.nii.gz", "load")
+    assert str(tmp_path) not in (output / "failures.csv").read_text()
+
+
+def test_a_dry_run_lists_and_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", BUNDLE, str(folder), str(tmp_path / "out"), "--dry-run", "--part", "2/2"]) == Exit.DONE
+    assert capsys.readouterr().out == f"phantom_002\t{folder / 'imagesTr' / 'phantom_002.nii.gz'}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_anonymous_cases_tell_no_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    arguments = ["explain", BUNDLE, str(folder), str(output), *QUICK, "--anonymise", "--part", "1/2"]
+    assert main(arguments) == Exit.DONE
+    assert stat.S_IMODE((tmp_path / "out.key").stat().st_mode) == 0o600
+    words = [path.read_bytes() for path in output.rglob("*") if path.is_file() and path.suffix != ".gz"]
+    words += [os.fsencode(path) for path in output.rglob("*")]
+    words += [nib.load(path).header.binaryblock for path in output.rglob("*.nii.gz")]
+    captured = capsys.readouterr()
+    words += [captured.out.encode(), captured.err.encode()]
+    for secret in (b"phantom_00", str(folder).encode()):
+        assert not any(secret in word for word in words)
+    # The same key gives the same names: nothing is left to do.
+    assert main([*arguments, "--json"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["kept"] == 1
+
+
+def test_a_dicom_series_tells_nothing_of_its_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = SHARED / "dicom_series"
+    if not series.is_dir():
+        pytest.skip(f"no DICOM series at {series}")
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(series / "1.dcm"))
+    reader.LoadPrivateTagsOn()
+    reader.ReadImageInformation()
+    private = {
+        reader.GetMetaData(key).strip().encode()
+        for key in ("0010|0010", "0010|0020", "0010|0030", "0008|0020", "0020|000e", "0020|000d")
+        if reader.HasMetaDataKey(key)
+    } - {b""}
+    assert len(private) >= 2
+    output = tmp_path / "out"
+    assert main(["explain", "hippocampus_mr_unoise", str(series), str(output), *QUICK]) == Exit.DONE
+    ((name),) = [path.name for path in output.iterdir() if path.name.startswith("series-")]
+    written = nib.load(output / name / f"{name}_importance.nii.gz")
+    expected = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(series)))
+    found = sitk.ReadImage(str(output / name / f"{name}_importance.nii.gz"))
+    assert found.GetSize() == expected.GetSize()
+    for attribute in ("GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(found, attribute)(), getattr(expected, attribute)(), atol=1e-4)
+    captured = capsys.readouterr()
+    words = [captured.out.encode(), captured.err.encode(), written.header.binaryblock]
+    words += [path.read_bytes() for path in output.rglob("*") if path.is_file() and path.suffix != ".gz"]
+    for secret in (*private, str(series).encode()):
+        assert not any(secret in word for word in words), secret

@@ -1,0 +1,47 @@
+"""Memory stays flat over a long cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from unoise_monai.cohort.bundle import find_bundle, load_bundle
+from unoise_monai.cohort.inputs import find_cohort
+from unoise_monai.cohort.run import explain_cohort
+from unoise_monai.cohort.settings import Settings
+from unoise_monai.data import write_phantom_cohort
+
+CASES = 200
+WARM = 50
+"""Cases until the allocators have what they need."""
+CPU = torch.device("cpu")
+
+
+def resident_bytes() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) * 1024
+
+
+@pytest.mark.slow
+def test_two_hundred_cases_grow_by_less_than_two_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("resident memory is read from /proc")
+    folder = write_phantom_cohort(tmp_path / "phantoms", CASES, size=(48, 40, 32), spacing_mm=(6, 6, 6), progress=False)
+    bundle = load_bundle(find_bundle("pancreas_ct_unoise"), CPU)
+    settings = Settings(bundle.name, bundle.version, bundle.weights_sha256, bundle.config_sha256, "0")
+    taken: list[int] = []
+    update = "unoise_monai.cohort.run.Progress.__call__"
+
+    def measured(self: object, record: dict[str, object]) -> None:
+        self.done += 1  # type: ignore[attr-defined]
+        taken.append(resident_bytes())
+
+    monkeypatch.setattr(update, measured)
+    summary = explain_cohort(find_cohort(folder), bundle, settings, tmp_path / "out", CPU, quiet=True)
+    assert summary.done == CASES
+    early, late = median(taken[WARM : WARM + 50]), median(taken[-50:])
+    print(f"{CASES} cases: {early / 1e6:.1f} MB at case {WARM} to {WARM + 50}, {late / 1e6:.1f} MB at the end")  # noqa: T201
+    assert late < 1.02 * early

@@ -1,0 +1,93 @@
+"""What a run left is found, and nothing beyond it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from outputs import FAILED, ODD, REASON, write_output, write_table
+
+from unoise_monai.report.site_cases import page_name, read_cases, read_rows
+
+
+def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:
+    scans = write_output(tmp_path, cohort)
+    cases = read_cases(tmp_path)
+    assert [case.name for case in cases] == [*scans, FAILED, ODD]
+    first, name = cases[0], cases[0].name
+    assert first.status == "done"
+    assert "case" not in first.values
+    assert float(first.values["dice"]) == 0.9
+    assert list(first.maps) == ["importance", "saliency"]
+    assert first.segmentation == tmp_path / name / f"{name}_seg.nii.gz"
+    assert first.pictures == {key: tmp_path / name / f"{name}_{key}.png" for key in ("mip", "montage", "saliency_mip")}
+    assert [dict(row) for row in first.organs] == [
+        {"organ": "liver", "share": "0.25"},
+        {"organ": "spleen", "share": "0.5"},
+    ]
+    failed = cases[-2]
+    assert (failed.status, failed.maps, failed.segmentation) == ("failed", {}, None)
+    assert [failure["reason"] for failure in failed.failures] == [REASON]
+
+
+def test_the_run_s_own_quantity_comes_first(tmp_path: Path) -> None:
+    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done"}])
+    (tmp_path / "a").mkdir()
+    for end in ("ablation.nii.gz", "ablation_mip.png", "sigma.nii.gz", "mip.png", "seg.nii.gz"):
+        (tmp_path / "a" / f"a_{end}").touch()
+    assert list(read_cases(tmp_path)[0].maps) == ["sigma", "ablation"]
+
+
+def test_cases_that_only_failed(tmp_path: Path) -> None:
+    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done"}])
+    failure = {"stage": "read", "reason": "gone"}
+    write_table(
+        tmp_path / "failures.csv", [{"case": "b", **failure}, {"case": "a", **failure}, {"case": "b", **failure}]
+    )
+    cases = read_cases(tmp_path)
+    assert [(case.name, case.status, len(case.failures)) for case in cases] == [("a", "done", 1), ("b", "failed", 2)]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../secret", "secret/inner", "/secret", "a\0b", "..\\secret"])
+def test_no_case_name_leads_out_of_the_output(name: str, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    for folder in (tmp_path, tmp_path / "secret", output, output / "secret/inner"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in ("", "..", "secret", "inner", "."):
+            (folder / f"{start}_mip.png").touch()
+    write_table(output / "cohort.csv", [{"case": "x", "status": "done"}])
+    (output / "cohort.csv").write_text(f'case,status\n"{name}",done\n', encoding="utf-8")
+    case = read_cases(output)[0]
+    assert case.pictures == {}
+    assert page_name(name).replace("-", "").replace("_", "").isalnum()
+
+
+def test_links_out_of_the_output_are_not_followed(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    write_table(output / "cohort.csv", [{"case": "a", "status": "done"}, {"case": "b", "status": "done"}])
+    (tmp_path / "b").mkdir()
+    for path in (tmp_path / "b/b_mip.png", tmp_path / "other.png"):
+        path.touch()
+    (output / "a").mkdir()
+    (output / "a/a_mip.png").symlink_to(tmp_path / "other.png")
+    (output / "b").symlink_to(tmp_path / "b")
+    assert [case.pictures for case in read_cases(output)] == [{}, {}]
+
+
+def test_page_names_are_safe_and_apart() -> None:
+    names = ["case_1", "Case_1", "case 1", "case/1", "cäse_1", "漢", "", "a" * 300, "a" * 301, "con.", "case_1-"]
+    pages = [page_name(name) for name in names]
+    assert pages[0] == "case_1"
+    assert len({page.casefold() for page in pages}) == len(names)
+    assert all(page.isascii() and len(page) < 100 and not set(page) & set("/\\. <>&%#?") for page in pages)
+
+
+def test_tables_that_are_not_there_or_not_tables(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"output must hold cohort.csv, got '.*'"):
+        read_cases(tmp_path)
+    assert read_rows(tmp_path / "none.csv") == []
+    (tmp_path / "cohort.csv").write_text("name,status\na,done\n")
+    with pytest.raises(ValueError, match=r"cohort.csv must have a column 'case', got \['name', 'status'\]"):
+        read_cases(tmp_path)
+    (tmp_path / "cohort.csv").write_text("case,status\na\nb,done,more,still\n")
+    assert [(case.name, case.status) for case in read_cases(tmp_path)] == [("a", "done"), ("b", "done")]
