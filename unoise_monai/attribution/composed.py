@@ -62,7 +62,8 @@ class ComposedAttributor(Attributor):
             self.inner: CheckedAttributor = method
         else:
             # A CAM takes its sign on the layer's own grid, before anything else can.
-            self.inner = self._class_of(method)(network, **({"sign": options.get("sign")} | dict(method_options or {})))
+            inner_options: dict[str, Any] = {"sign": options.get("sign"), **(method_options or {})}
+            self.inner = self._class_of(method)(network, **inner_options)
         volume = self.inner.volume
         like_inner = {"memory_gb": volume.memory_gb, "precision": volume.precision}
         if options.get("sign") is None:
