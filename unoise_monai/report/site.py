@@ -109,7 +109,12 @@ class Site:
             case=case,
             previous=self.cases[number - 1] if number else None,
             following=self.cases[number + 1] if number + 1 < len(self.cases) else None,
-            cells=[(column.label, cell(case.values, column).text) for column in self.columns],
+            cells=[
+                (column.label, cell(case.values, column).text)
+                for column in self.columns
+                # The organs have a table of their own.
+                if not (case.organs and column.key.startswith("organ_"))
+            ],
             facts=[(label_of(key), value) for key, value in case.values.items() if key.endswith("_sha256")],
             pictures=pictures,
             layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
