@@ -87,6 +87,15 @@ def test_a_dry_run_lists_and_writes_nothing(folder: Path, tmp_path: Path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_tells_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.nii.gz").symlink_to("/nowhere")
+    assert main(["explain", BUNDLE, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"]) == Exit.DONE
+    name, told = capsys.readouterr().out.strip().split("\t")
+    assert name == "a"
+    assert "link" in told
+
+
 def test_anonymous_cases_tell_no_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     arguments = ["explain", BUNDLE, str(folder), str(output), *QUICK, "--anonymise", "--part", "1/2"]

@@ -63,7 +63,7 @@ def test_organs_are_named_by_the_table_beside_them(organs: CohortCase, tmp_path:
 
 def test_a_file_that_has_vanished_is_named_as_it_is_shown(case: CohortCase, tmp_path: Path) -> None:
     gone = replace(case, files=(tmp_path / "gone.nii.gz",), shown="gone.nii.gz", label=None)
-    with pytest.raises(CaseError, match=r"file gone\.nii\.gz must be there until it is read"):
+    with pytest.raises(CaseError, match=r"image file .*gone\.nii\.gz must be there until it is read"):
         load(gone, TASK)
 
 

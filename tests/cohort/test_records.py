@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import SimpleITK as sitk
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.records import Records, fingerprint, inputs_of
+from unoise_monai.cohort.records import Records, State, fingerprint, inputs_of
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_voxels_beside_their_header_count(tmp_path: Path) -> None:
 
 
 def test_done_is_what_is_whole(records: Records, case: CohortCase) -> None:
-    assert records.done(case, "digest")
+    assert records.state(case, "digest") is State.DONE
 
 
 @pytest.mark.parametrize("change", ["settings", "cut", "gone", "input", "label", "record", "failed"])
@@ -74,12 +75,14 @@ def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, c
         (records.folder / f"{case.name}.json").unlink()
     elif change == "failed":
         records.write({**(records.read(case.name) or {}), "status": "failed"})
-    assert not records.done(case, "other" if change == "settings" else "digest")
+    expected = State.OTHER if change in ("input", "label") else State.MISSING
+    assert records.state(case, "other" if change == "settings" else "digest") is expected
 
 
 def test_an_input_that_is_gone_says_nothing_against_results(records: Records, case: CohortCase) -> None:
+    assert records.state(replace(case, files=(), label=None, problem="gone"), "digest") is State.DONE
     case.files[0].unlink()
-    assert records.done(case, "digest")
+    assert records.state(case, "digest") is State.DONE
 
 
 def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: CohortCase) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_other_settings_are_refused_unless_asked_for(
     assert explain(cases[:2], images=True, overwrite=True) == Summary(cases=2, done=2, kept=0, failed=0)
     assert (tmp_path / "out" / cases[0].name / f"{cases[0].name}_mip.png").is_file()
     assert explain(cases[:2], images=True) == Summary(cases=2, done=0, kept=2, failed=0)
+
+
+def test_another_patient_s_file_of_the_same_name_is_refused(
+    explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path
+) -> None:
+    explain(cases[:1])
+    kept = contents(tmp_path / "out")
+    other = replace(cases[1], name=cases[0].name)
+    with pytest.raises(OtherSettings, match=f"results of other files than those that are now called {cases[0].name}"):
+        explain([other])
+    assert contents(tmp_path / "out") == kept
+    assert explain([other], overwrite=True).done == 1
 
 
 def test_parts_fill_one_output(explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path) -> None:

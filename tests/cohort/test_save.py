@@ -16,7 +16,7 @@ from unoise_monai.cohort.bundle import LoadedBundle
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.explain import CohortExplainer
 from unoise_monai.cohort.load import load
-from unoise_monai.cohort.records import Records, fingerprint
+from unoise_monai.cohort.records import Records, State, fingerprint
 from unoise_monai.cohort.save import CaseWriter
 from unoise_monai.cohort.settings import Settings
 from unoise_monai.inference import Explainer, TiledInferer
@@ -67,7 +67,7 @@ def test_the_record_has_figures_and_is_kept(
     case, record = written(images=False)
     records = Records(tmp_path)
     assert records.read(case.name) == record
-    assert records.done(case, settings(images=False).digest)
+    assert records.state(case, settings(images=False).digest) is State.DONE
     assert 0 <= record["figures"]["dice"] <= 1
     found = nib.load(tmp_path / case.name / f"{case.name}_seg.nii.gz")
     volume_ml = (np.asarray(found.dataobj) == 1).sum() * 15.0 * 16.0 * 18.0 / 1000

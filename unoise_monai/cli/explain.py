@@ -127,6 +127,7 @@ def _list(cases: Sequence[CohortCase], as_json: bool) -> int:
         {
             "case": case.name,
             "files": [str(path) for path in case.files],
+            "problem": case.problem,
             "label": None if case.label is None else str(case.label),
             "organs": None if case.organs is None else str(case.organs),
         }
@@ -137,5 +138,6 @@ def _list(cases: Sequence[CohortCase], as_json: bool) -> int:
     else:
         for row in rows:
             more = f" and {len(row['files']) - 1} more" if len(row["files"]) > 1 else ""  # type: ignore[arg-type]
-            sys.stdout.write(f"{row['case']}\t{row['files'][0]}{more}\n")  # type: ignore[index]
+            what = row["problem"] or f"{row['files'][0]}{more}"  # type: ignore[index]
+            sys.stdout.write(f"{row['case']}\t{what}\n")
     return Exit.DONE

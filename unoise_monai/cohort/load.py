@@ -57,14 +57,19 @@ def load(case: CohortCase, task: SegmentationTask) -> Loaded:
     start = time.perf_counter()
     if case.problem:
         raise CaseError(case.problem)
-    for path in inputs_of(case):
-        if not path.exists():
-            raise CaseError(f"case {case.name}: file {case.shown} must be there until it is read, and has vanished")
+    for kind, paths in (("image", case.files), ("label", (case.label,)), ("organ", (case.organs,))):
+        for path in filter(None, paths):
+            if not path.exists():
+                raise CaseError(
+                    f"case {case.name}: {kind} file {path} must be there until it is read, and has vanished"
+                )
+            if not case.series or path not in case.files:
+                check_header(path, task.spacing_mm)
     source = fingerprint(inputs_of(case))
     with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
         files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
-        for path in files.values():
-            check_header(path, task.spacing_mm)
+        if case.series:
+            check_header(files["image"], task.spacing_mm)
         volumes = LoadCased(list(files), labels=len(task.labels))(
             {"case": case.name, **{key: str(path) for key, path in files.items()}}
         )
@@ -82,7 +87,6 @@ def load(case: CohortCase, task: SegmentationTask) -> Loaded:
 
 
 def _organs(case: CohortCase, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:
-    check_header(path)
     volume = load_volume(path)[None]
     rule = f"case {case.name}: organ map must lie on the image's grid"
     if volume.shape != scan.shape:

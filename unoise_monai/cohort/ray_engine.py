@@ -16,7 +16,7 @@ from unoise_monai.cohort.device import find_device
 from unoise_monai.cohort.explain import CohortExplainer
 from unoise_monai.cohort.faults import check_output_fault, failure
 from unoise_monai.cohort.load import load
-from unoise_monai.cohort.records import Records
+from unoise_monai.cohort.records import Records, State
 from unoise_monai.cohort.save import CaseWriter
 from unoise_monai.cohort.settings import Settings
 
@@ -103,7 +103,7 @@ def explain_case(work: Work, case: CohortCase) -> dict[str, Any]:
         OutputFault: when the output cannot be written.
     """
     explainer, writer = _ready(work)
-    if writer.records.done(case, work.settings.digest):
+    if writer.records.state(case, work.settings.digest) is State.DONE:
         # By a worker that died before it could say so.
         return writer.records.read(case.name) or {}
     stage = "load"

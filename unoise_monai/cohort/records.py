@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from unoise_monai.data.validation import CaseError
 
 CHUNK = 1 << 20
 DETACHED = (".hdr", ".nhdr", ".mhd")
+
+
+class State(Enum):
+    """What an output holds of a case."""
+
+    MISSING = "missing"
+    """Nothing, or not all, or made with other settings."""
+    DONE = "done"
+    OTHER = "other"
+    """Results of another input: of another patient whose file has the same name, or of a file that has changed."""
 
 
 class Records:
@@ -55,21 +66,20 @@ class Records:
         for file in (record or {}).get("files", {}):
             (self.output / name / file).unlink(missing_ok=True)
 
-    def done(self, case: CohortCase, digest: str) -> bool:
-        """Whether a case's files are all there, as they were written, from the same input, with the same settings.
+    def state(self, case: CohortCase, digest: str) -> State:
+        """Whether a case's files are all there, as they were written, with the same settings, from the same input.
 
         An input that is gone says nothing against results that are there.
         """
         record = self.read(case.name)
         if record is None or record["status"] != "done" or record["settings"] != digest:
-            return False
-        folder = self.output / case.name
-        if not all((folder / name).is_file() for name in record["files"]):
-            return False
-        inputs = [path for path in inputs_of(case) if path.is_file()]
-        if len(inputs) == len(inputs_of(case)) and fingerprint(inputs) != record["source"]:
-            return False
-        return all(fingerprint([folder / name]) == known for name, known in record["files"].items())
+            return State.MISSING
+        files = {self.output / case.name / name: known for name, known in record["files"].items()}
+        if not all(path.is_file() and fingerprint([path]) == known for path, known in files.items()):
+            return State.MISSING
+        inputs = inputs_of(case)
+        there = bool(inputs) and all(path.is_file() for path in inputs)
+        return State.OTHER if there and fingerprint(inputs) != record["source"] else State.DONE
 
     def sweep(self, names: Iterable[str]) -> None:
         """Remove the temporary files that a killed run has left in the folders of these cases and of the records."""

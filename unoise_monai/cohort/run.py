@@ -17,9 +17,9 @@ from unoise_monai.cohort.explain import CohortExplainer
 from unoise_monai.cohort.local import run_local
 from unoise_monai.cohort.lock import claimed
 from unoise_monai.cohort.progress import Progress
-from unoise_monai.cohort.records import Records
+from unoise_monai.cohort.records import Records, State
 from unoise_monai.cohort.save import CaseWriter
-from unoise_monai.cohort.settings import Settings, claim_output
+from unoise_monai.cohort.settings import OtherSettings, Settings, claim_output
 from unoise_monai.cohort.tables import write_tables
 
 PACKAGES = ("unoise-monai", "monai", "torch", "numpy", "nibabel", "SimpleITK", "captum")
@@ -87,7 +87,7 @@ def explain_cohort(
 
     Raises:
         OutputInUse: when another run writes to the output.
-        OtherSettings: when it holds results of other settings.
+        OtherSettings: when it holds results of other settings, or of other files under a case's name.
         OutputFault: when it cannot be written.
     """
     chosen = part_of(cases, part)
@@ -96,7 +96,14 @@ def explain_cohort(
     with claimed(output, part):
         claim_output(output, settings, about(command, device), overwrite)
         records.sweep(case.name for case in chosen)
-        missing = [case for case in chosen if overwrite or not records.done(case, settings.digest)]
+        states = {case.name: State.MISSING if overwrite else records.state(case, settings.digest) for case in chosen}
+        others = [name for name, state in states.items() if state is State.OTHER]
+        if others:
+            raise OtherSettings(
+                f"{output} holds results of other files than those that are now called {', '.join(others[:3])}"
+                f"{' and more' if others[3:] else ''}. Choose another output, remove these folders, or --overwrite"
+            )
+        missing = [case for case in chosen if states[case.name] is State.MISSING]
         progress = Progress(len(missing), quiet)
         failed = 0
 
