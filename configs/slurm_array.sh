@@ -8,8 +8,9 @@
 #SBATCH --mem=32G
 #SBATCH --time=04:00:00
 # SIGTERM a minute before the time is up: what is half-written is put away.
-#SBATCH --signal=TERM@60
+#SBATCH --signal=B:TERM@60
 set -euo pipefail
 
 source .venv/bin/activate
-exec unoise explain "$1" "$2" "$3" --part "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --workers 2
+# Eight whatever part of the array is submitted, such as the tasks that failed: sbatch --array=3,5 ...
+exec unoise explain "$1" "$2" "$3" --part "$SLURM_ARRAY_TASK_ID/8" --workers 2

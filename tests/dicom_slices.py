@@ -19,6 +19,11 @@ def slices(count: int = 6) -> np.ndarray:
     return np.random.default_rng(3).normal(200, 50, (count, 10, 12)).astype(np.int16)
 
 
+def without_picture(kind: bytes) -> bytes:
+    """A DICOM file of a class without pictures, such as a report."""
+    return bytes(128) + b"DICM\2\0\2\0UI" + len(kind).to_bytes(2, "little") + kind + bytes(400)
+
+
 def write_series(
     folder: Path,
     voxels: np.ndarray | None = None,

@@ -1,4 +1,4 @@
-"""Kills a cohort run at random moments until it has ended, and compares what is left with a run that nobody disturbed."""
+"""Kills a cohort run at random moments until it has ended, and shows what is left to be compared."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 MEASURED = ("seconds", "peak_memory_gb")
 """What differs from run to run."""
@@ -26,34 +27,41 @@ def command(folder: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "unoise_monai.cli", "explain", BUNDLE, str(folder), str(output), *options]
 
 
-def run_with_kills(folder: Path, output: Path, kills: int, seed: int = 0) -> tuple[int, int]:
-    """Start a run again and again; kill it (SIGKILL, with its readers) after a random time, ``kills`` times.
+def run_with_kills(folder: Path, output: Path, kills: int, seconds: float = 12.0, seed: int = 0) -> tuple[int, int]:
+    """Start a run again and again; kill it (SIGKILL, with its readers) at a random moment, ``kills`` times.
 
-    The longest time to live is found on the way: it grows where nothing came of the last one, so that kills fall
-    anywhere between the first import and the last table.
+    The moment is counted from when the run holds the output, so that no kill hits mere imports. Whenever a run ends
+    before its moment came, half of the cases are taken away again.
+
+    Args:
+        folder: the cohort.
+        output: of the run.
+        kills: how many.
+        seconds: the latest moment.
+        seed: of the moments.
 
     Returns:
-        how many kills hit a run at work, and how many runs ended before their time came.
+        how many kills hit a run at work, and how many runs ended before.
     """
-    draw = random.Random(seed)
-    survived = ended = 0
-    seconds = 12.0
-    while survived < kills:
+    draw = np.random.default_rng(seed)
+    hit = ended = 0
+    while hit < kills:
         process = subprocess.Popen(command(folder, output), start_new_session=True, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (output / ".unoise" / "whole.owner").exists():
+            time.sleep(0.01)
         try:
-            process.wait(draw.uniform(0.2, 1.0) * seconds)
+            process.wait(draw.uniform(0.0, seconds))
+            ended += 1
+            records = sorted((output / ".unoise" / "records").glob("*.json"))
+            for record in draw.permutation(np.array(records, dtype=object))[: len(records) // 2 + 1]:
+                record.unlink()
         except subprocess.TimeoutExpired:
             kill(process)
-            survived += 1
-            seconds = min(seconds * 1.02, 40.0)
-            continue
-        # All is done: what the kills are to hit is taken away again, a case or two.
-        ended += 1
-        records = sorted((output / ".unoise" / "records").glob("*.json"))
-        for record in draw.sample(records, k=len(records) // 2 + 1):
-            record.unlink()
+            hit += 1
+            # Left by the run that was killed; the next one writes its own.
+            (output / ".unoise" / "whole.owner").unlink(missing_ok=True)
     subprocess.run(command(folder, output), check=True)
-    return survived, ended
+    return hit, ended
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

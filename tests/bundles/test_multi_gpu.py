@@ -270,9 +270,8 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(cohort: Path, folder: Pat
     (models / "split.json").write_text(json.dumps(split))
     # Rank 1 alone reads it, while rank 0 waits for it.
     truncated(data / "imagesTr" / f"{rank_share(cases[4:], 1, 2)[-1]}.nii.gz")
-    begin = time.monotonic()
+    # A rank that waits for ever would end in a `TimeoutExpired`.
     done = torchrun(bundle, "train_utility", changes(bundle, "train_utility", data, folder / "failing"))
     assert done.returncode != 0
     assert "CaseError: case phantom_007: image file" in done.stderr
-    assert time.monotonic() - begin < 90
     assert not (models / "utility.pt").exists()

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from small_bundle import CONFIG, small_segmenter, write_small_bundle
 from torch import nn
 
+from unoise_monai.cohort import bundle as bundle_module
 from unoise_monai.cohort.bundle import find_bundle, known_bundles, load_bundle, shipped_bundles
 from unoise_monai.cohort.trust import UntrustedBundle
 from unoise_monai.data import segmentation_task
+from unoise_monai.networks.weights import load_weights
 
 SHIPPED = shipped_bundles()
 
@@ -84,6 +86,21 @@ def test_weights_may_be_safetensors_or_named(tmp_path: Path) -> None:
     assert bundle.weights_sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
     safe.unlink()
     with pytest.raises(FileNotFoundError, match=r"weights must be at \S*model\.pt or \S*model\.safetensors, got none"):
+        load_bundle(path, "cpu", trusted=True)
+
+
+@pytest.mark.parametrize("name", ["models/model.pt", "configs/inference.yaml", "configs/metadata.json"])
+def test_what_changes_while_it_is_loaded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The hashes are those of what was loaded."""
+    path = write_small_bundle(tmp_path / "small")
+
+    def loaded(*arguments: object) -> None:
+        load_weights(*arguments)  # type: ignore[arg-type]
+        with (path / name).open("ab") as file:
+            file.write(b" ")
+
+    monkeypatch.setattr(bundle_module, "load_weights", loaded)
+    with pytest.raises(ValueError, match=r"bundle small must not change while it is loaded"):
         load_bundle(path, "cpu", trusted=True)
 
 

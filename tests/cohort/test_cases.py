@@ -12,6 +12,7 @@ from unoise_monai.cohort.cases import CohortCase, scrub, stem
 HOME = Path("/data/clinic/Schmidt^Hannelore")
 FILE = CohortCase("ct", (HOME / "ct.nii.gz",), "Schmidt^Hannelore/ct.nii.gz", label=Path("/labels/ct.nii.gz"))
 SERIES = CohortCase("series-1", (HOME / "Schmidt01", HOME / "10"), "series-1", series=True)
+BARE = CohortCase("case-2", (HOME / "12345678.hdr",), "case-2")
 HIDDEN = CohortCase("case-1", (HOME / "Schmidt.nii.gz",), "case-1", organs=Path("/maps/Schmidt.nii.gz"))
 
 
@@ -40,6 +41,11 @@ def test_cases_are_pickled() -> None:
         (SERIES, f"got 10 slices of {HOME}/10", "got 10 slices of series-1"),
         (SERIES, "image file /tmp/x y/series-1.nii must", "image file /tmp/x series-1 must"),
         (HIDDEN, f"voxels of {HOME}/Schmidt.nii.gz in Schmidt.img", "voxels of case-1 in case-1.img"),
+        (
+            BARE,
+            "file x must have its voxels in 12345678.img (12345678)",
+            "file x must have its voxels in case-2.img (case-2)",
+        ),
         (HIDDEN, "organs /maps/Schmidt.nii.gz of Schmidt", "organs case-1 of case-1"),
     ],
 )

@@ -11,7 +11,7 @@ def test_auto_takes_what_there_is() -> None:
     assert find_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "", "cuda:99"])
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta", "mps"])
 def test_what_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"got '{name}'"):
         find_device(name)

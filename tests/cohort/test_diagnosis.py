@@ -48,3 +48,9 @@ def test_an_error_is_told_where_the_user_has_no_name(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(platform, "node", lambda: "")
     monkeypatch.setattr(Path, "home", lambda: Path("/"))
     assert told(OSError("no room in /tmp/x/y")) == "OSError: no room in y"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert told(OSError("no room in /tmp/x/y")) == "OSError: no room in y"

@@ -21,6 +21,8 @@ from unoise_monai.cohort import doctor
 from unoise_monai.cohort.bundle import shipped_bundles
 from unoise_monai.cohort.diagnosis import Diagnosis, Finding
 from unoise_monai.cohort.doctor import diagnose
+from unoise_monai.cohort.trust import listing
+from unoise_monai.report.viewer import COMMAND
 
 # The interpreter itself tells of every connection and look-up, whatever library asks for it.
 OFFLINE = """
@@ -78,7 +80,20 @@ def test_every_shipped_bundle_is_tried(offline: subprocess.CompletedProcess[str]
         assert re.fullmatch(r"[0-9a-f]{64}", parts[path.name]["values"]["weights_sha256"])
         assert parts[path.name]["values"]["version"] in parts[path.name]["text"]
         assert parts[f"{path.name}, one small volume"]["values"]["seconds"] > 0
-    for package in ("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum"):
+    packages = (
+        "torch",
+        "monai",
+        "numpy",
+        "nibabel",
+        "SimpleITK",
+        "itk",
+        "captum",
+        "pebble",
+        "filelock",
+        "jinja2",
+        "pillow",
+    )
+    for package in packages:
         assert re.match(r"\d+\.", parts[package]["text"])
     assert parts["torch"]["text"] == torch.__version__
 
@@ -133,8 +148,9 @@ def test_an_untrusted_bundle_is_not_run(tmp_path: Path, monkeypatch: pytest.Monk
     diagnosis = diagnose([path])
     assert diagnosis.lines == [
         "ok    b: not trusted, so not tried",
-        "      -> read its configs, which can run any code as you, then pass --trust-bundle",
+        f"      -> read its configs, which can run any code as you, then list them, BUNDLE its folder: {listing()}",
     ]
+    assert str(tmp_path) not in "".join(diagnosis.lines)
     assert not harm.exists()
 
 
@@ -193,7 +209,7 @@ def test_no_bundle_at_all_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_and_broken_packages_are_lines(monkeypatch: pytest.MonkeyPatch, small: Path) -> None:
     def look_up(package: str) -> str:
-        if package in ("itk", "ray"):
+        if package in ("itk", "ray", "ipyniivue"):
             raise PackageNotFoundError(package)
         return "1.0"
 
@@ -210,6 +226,9 @@ def test_missing_and_broken_packages_are_lines(monkeypatch: pytest.MonkeyPatch, 
     ]
     assert lines[lines.index("FAIL  itk: not installed") + 1] == "      -> pip install itk"
     assert "ok    ray: not installed (optional)" in lines
+    assert (
+        f"for the report's 3-D viewer: {COMMAND}" in lines[lines.index("ok    ipyniivue: not installed (optional)") + 1]
+    )
 
 
 class Usage(NamedTuple):

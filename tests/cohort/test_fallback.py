@@ -27,6 +27,7 @@ def test_memory_halves_and_then_the_cpu_is_asked() -> None:
     [
         MemoryError("x"),
         torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )

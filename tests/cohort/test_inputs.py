@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from bad_volumes import AFFINE, VOXELS
-from dicom_slices import PATIENT, UID, slices, write_series
+from dicom_slices import PATIENT, UID, slices, without_picture, write_series
 
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.dicom import volume_file
@@ -126,9 +126,12 @@ def test_a_bad_case_of_a_decathlon_folder(tmp_path: Path) -> None:
         {"image": "../far.nii.gz", "label": "./labelsTr/case_1.nii.gz"},
     ]
     decathlon(root, training=items)
-    problems = {case.name: case.problem for case in find_cohort(root)}
+    cases = {case.name: case for case in find_cohort(root)}
+    problems = {name: case.problem for name, case in cases.items()}
     assert problems["gone"].startswith("must be there")
+    assert cases["gone"].files == (root / "imagesTr/gone.nii.gz",)
     assert problems["far"].startswith("must lie within")
+    assert (cases["far"].files, cases["far"].shown) == ((), "far.nii.gz")
     assert problems["case_1"].startswith("must have a label, which must lie within")
     assert problems["case_3"] == ""
 
@@ -203,6 +206,26 @@ def test_inputs_without_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             find_cohort(path)
     with pytest.raises(CaseError, match="input must not be the output of a run, got 'out'"):
         find_cohort("out")
+
+
+def test_a_label_that_is_gone_leaves_its_path(tmp_path: Path) -> None:
+    """Results of a case are no other's because its label is not there any more."""
+    decathlon(tmp_path)
+    (tmp_path / "labelsTr/case_1.nii.gz").unlink()
+    case = find_cohort(tmp_path)[0]
+    assert case.files == (tmp_path / "imagesTr/case_1.nii.gz",)
+    assert case.label == tmp_path / "labelsTr/case_1.nii.gz"
+    assert case.problem.startswith("must have a label, which must be there")
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "Schmidt.dcm"])
+def test_a_file_without_a_picture_is_a_case_that_fails(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(without_picture(b"1.2.840.10008.5.1.4.1.1.88.33"))
+    (case,) = find_cohort(tmp_path / name)
+    with pytest.raises(CaseError, match=r"must hold a picture, got a DICOM file without one"):
+        volume_file(case, tmp_path)
+    with pytest.raises(CaseError, match=r"input must hold volumes .* got none in "):
+        find_cohort(tmp_path)
 
 
 def test_odd_files_are_cases_that_fail(tmp_path: Path) -> None:

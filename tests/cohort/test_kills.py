@@ -18,6 +18,7 @@ def test_nothing_is_lost(kills: int, tmp_path: Path) -> None:
     )
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run(command(folder, undisturbed), check=True)
+    # The reader takes seconds to begin, so that early moments have no case and late ones all.
     hit, ended = run_with_kills(folder, killed, kills)
     assert hit == kills
     expected, found = tree(undisturbed), tree(killed)

@@ -56,3 +56,10 @@ def test_a_link_out_of_the_folder_fails_its_case(tmp_path: Path) -> None:
     assert case.label is None
     assert case.files == ()
     assert case.problem.startswith("must have a map (label), which must lie within")
+
+
+def test_a_link_to_nothing_fails_its_case_and_keeps_the_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").symlink_to("nowhere.nii")
+    (case,) = attach(CASES[:1], "label", tmp_path)
+    assert (case.files, case.label) == (CASES[0].files, tmp_path / "a.nii")
+    assert case.problem.startswith("must have a map (label), which must be there")

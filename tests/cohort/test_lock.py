@@ -26,6 +26,7 @@ class Holder:
         self.end, other = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=hold, args=(output, part, other))
         self.process.start()
+        other.close()
         self.pid = self.end.recv()
 
     def kill(self) -> None:

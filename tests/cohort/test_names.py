@@ -7,7 +7,8 @@ import os
 import re
 import stat
 import unicodedata
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from unoise_monai.cohort.names import (
     read_key,
     safe_name,
     series_name,
+    shown_path,
 )
 from unoise_monai.data.validation import CaseError
 
@@ -98,10 +100,20 @@ def test_names_differ_on_any_file_system() -> None:
     assert all(is_safe(name) for name in names)
     assert distinct_names(["ct", "CT"], ["a", "b"]) == names[:2]
     assert len(set(distinct_names(["ct"] * 3, list("abc")))) == 3
+    # A table may name the same file in two rows.
+    assert len(set(distinct_names(["ct"] * 3, list("aab")))) == 3
 
 
 def test_printable() -> None:
     assert printable("a/é b\n\x1b[31m\udcff.nii") == "a/é b??[31m?.nii"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("a/b\n.nii", "a/b?.nii"), ("/a/b.nii", "b.nii"), ("../a/b.nii", "b.nii"), ("a/../../b.nii", "b.nii")],
+)
+def test_paths_are_shown_below_the_input_only(path: str, shown: str) -> None:
+    assert shown_path(PurePath(path)) == shown
 
 
 def test_a_series_is_called_after_its_uid() -> None:
@@ -126,3 +138,53 @@ def test_a_key_is_made_once(tmp_path: Path) -> None:
     path.write_bytes(b"short")
     with pytest.raises(CaseError, match="key file key must hold 32 bytes, got 5"):
         read_key(os.fspath(path))
+
+
+def test_a_key_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(CaseError, match=r"key file must be there, got '.*mistyped', which is not$"):
+        read_key(tmp_path / "mistyped", make=False)
+    assert list(tmp_path.iterdir()) == []
+    key = read_key(tmp_path / "key")
+    assert read_key(tmp_path / "key", make=False) == key
+
+
+def test_a_key_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that looks while another makes it, and one that is killed meanwhile, find none."""
+    path = tmp_path / "key"
+
+    def end(file: int) -> None:
+        assert not path.exists()
+        (other,) = tmp_path.iterdir()
+        assert stat.S_IMODE(other.stat().st_mode) == 0o600
+        raise InterruptedError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", end)
+        with pytest.raises(InterruptedError):
+            read_key(path)
+    assert list(tmp_path.iterdir()) == []
+    assert len(read_key(path)) == 32
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_keys_the_first_is_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "key"
+    monkeypatch.setattr(os, "fsync", lambda file: path.write_bytes(b"k" * 32))
+    assert read_key(path) == b"k" * 32
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_many_at_once_have_one_key(tmp_path: Path) -> None:
+    for turn in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(read_key, [tmp_path / f"{turn}"] * 8))) == 1
+
+
+def test_a_file_system_without_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(CaseError, match=r"key file must lie where hard links can be made, got '.*key': Operation not"):
+        read_key(tmp_path / "key")
+    assert list(tmp_path.iterdir()) == []

@@ -90,6 +90,7 @@ def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: 
     other.write_text("mine")
     records.forget(case.name)
     assert records.read(case.name) is None
+    assert records.state(case, "digest") is State.MISSING
     assert [path.name for path in (records.output / case.name).iterdir()] == ["notes.txt"]
     records.forget(case.name)
 
@@ -103,8 +104,10 @@ def test_what_a_killed_run_leaves_is_swept(records: Records, case: CohortCase) -
         temporary.write_text("")
         pattern = temporary.name
     (records.output / pattern).write_bytes(b"half")
-    records.sweep([case.name, "not there"])
+    records.sweep([case.name, "not there"], whole=False)
     assert not left.exists()
+    assert (records.output / pattern).exists()
+    records.sweep([], whole=True)
     assert not (records.output / pattern).exists()
     assert mine.exists()
 
@@ -114,3 +117,43 @@ def test_all_are_read_by_name_but_for_half_written_ones(records: Records) -> Non
     (records.folder / ".0123456789abcdef0123456789abcdef.json").write_text("{")
     assert [record["case"] for record in records.all()] == ["A", "a [1]"]
     assert Records(records.output / "nothing").all() == []
+
+
+def test_a_damaged_record_counts_as_none(records: Records, case: CohortCase, caplog: pytest.LogCaptureFixture) -> None:
+    (records.folder / f"{case.name}.json").write_text("")
+    assert records.state(case, "digest") is State.MISSING
+    assert records.all() == []
+    assert f"{case.name}: its record is damaged" in caplog.text
+
+
+def test_an_input_that_cannot_be_read_says_nothing_against_results(
+    records: Records, case: CohortCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path in case.files:
+            raise PermissionError("no")
+        return opened(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert records.state(case, "digest") is State.DONE
+
+
+def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: CohortCase) -> None:
+    records.begin(case.name, "digest", ["one.nii.gz", "two.png"])
+    folder = records.output / case.name
+    assert not (folder / "map.nii.gz").exists()
+    folder.mkdir()
+    (folder / "one.nii.gz").write_bytes(b"half a case")
+    assert records.state(case, "digest") is State.MISSING
+    records.forget(case.name)
+    assert not folder.exists()
+
+
+def test_names_of_organs_are_an_input(case: CohortCase, tmp_path: Path) -> None:
+    (tmp_path / "organs.nii").write_bytes(b"organs")
+    with_organs = replace(case, organs=tmp_path / "organs.nii")
+    assert tmp_path / "organs.json" not in inputs_of(with_organs)
+    (tmp_path / "organs.json").write_text("{}")
+    assert inputs_of(with_organs)[-1] == tmp_path / "organs.json"

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from unoise_monai.cohort import run as module
 from unoise_monai.cohort.bundle import LoadedBundle
 from unoise_monai.cohort.cases import CohortCase
+from unoise_monai.cohort.faults import OutputFault
 from unoise_monai.cohort.lock import OutputInUse, claimed
 from unoise_monai.cohort.run import Summary, explain_cohort, part_of
 from unoise_monai.cohort.settings import OtherSettings, Settings, read_run
+from unoise_monai.cohort.versions import PACKAGES
 
 Make = Callable[..., Settings]
 CPU = torch.device("cpu")
@@ -24,11 +25,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def explain(cases: list[CohortCase], bundle: LoadedBundle, settings: Make, tmp_path: Path) -> Callable[..., Summary]:
-    def run(chosen: list[CohortCase] | None = None, images: bool = False, **options: Any) -> Summary:
+    def run(
+        chosen: list[CohortCase] | None = None, images: bool = False, anonymised: bool = False, **options: Any
+    ) -> Summary:
         return explain_cohort(
             cases if chosen is None else chosen,
             bundle,
-            settings(images=images),
+            settings(images=images, anonymised=anonymised),
             tmp_path / "out",
             CPU,
             quiet=True,
@@ -124,6 +127,58 @@ def test_parts_are_all_cases_once(cases: list[CohortCase]) -> None:
             part_of(cases, wrong)
 
 
+def test_taking_over_leaves_nothing_of_other_settings(
+    explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path
+) -> None:
+    explain(cases[:2])
+    with pytest.raises(OtherSettings):
+        explain(cases[:2], images=True, overwrite=True, part=(1, 2))
+    hidden = [replace(case, name=f"case-{number}", shown=f"case-{number}") for number, case in enumerate(cases[:2])]
+    assert explain(hidden, anonymised=True, overwrite=True).done == 2
+    output = tmp_path / "out"
+    assert {path.name for path in output.iterdir()} == {
+        ".unoise",
+        "case-0",
+        "case-1",
+        "cohort.csv",
+        "failures.csv",
+        "run.json",
+    }
+    assert cases[0].name not in (output / "cohort.csv").read_text()
+    assert sorted(path.name for path in (output / ".unoise" / "records").iterdir()) == ["case-0.json", "case-1.json"]
+
+
+def test_a_failure_leaves_with_its_file(
+    explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path
+) -> None:
+    file = tmp_path / "scan.nii.gz"
+    file.write_bytes(b"nothing")
+    explain([cases[0], CohortCase("bad", (file,), "scan.nii.gz")])
+    assert explain([cases[0]]).failed == 0
+    assert table(tmp_path / "out", "failures.csv") == []
+
+
+def test_a_case_that_fails_late_leaves_no_file(
+    explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("late")
+
+    monkeypatch.setattr("unoise_monai.cohort.save.case_figures", fail)
+    assert explain(cases[:1]).failed == 1
+    assert not (tmp_path / "out" / cases[0].name).exists()
+    (row,) = table(tmp_path / "out", "failures.csv")
+    assert row["stage"] == "save"
+
+
+def test_an_output_that_cannot_be_written_is_said(
+    explain: Callable[..., Summary], cases: list[CohortCase], tmp_path: Path
+) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputFault, match="output must be writable"):
+        explain(cases[:1])
+
+
 def test_an_output_in_use_is_left_alone(explain: Callable[..., Summary], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with claimed(tmp_path / "out"), pytest.raises(OutputInUse):
@@ -135,7 +190,7 @@ def test_run_json_says_what_ran(explain: Callable[..., Summary], cases: list[Coh
     explain(cases[:1], command="unoise explain BUNDLE INPUT OUTPUT")
     told = read_run(tmp_path / "out")
     assert told["command"] == "unoise explain BUNDLE INPUT OUTPUT"
-    assert told["versions"].keys() == set(module.PACKAGES)
+    assert told["versions"].keys() == set(PACKAGES)
     assert told["device"].startswith("cpu")
     assert told["settings"]["weights_sha256"] == "0" * 64
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.cohort.bundle import LoadedBundle
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.explain import CohortExplainer
@@ -20,6 +21,8 @@ from unoise_monai.cohort.records import Records, State, fingerprint
 from unoise_monai.cohort.save import CaseWriter
 from unoise_monai.cohort.settings import Settings
 from unoise_monai.inference import Explainer, TiledInferer
+from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.report.cases import load_case
 
 Make = Callable[..., Settings]
 
@@ -49,6 +52,11 @@ def test_the_files_are_those_of_the_explainer(
         np.testing.assert_allclose(found.affine, scan.affine, atol=1e-5)
         if voxels is not None:
             np.testing.assert_allclose(found.get_fdata(), voxels[0].numpy(), atol=1e-6)
+    volumes = load_case({"case": case.name, "image": str(case.files[0])}, bundle.task, torch.device("cpu"))
+    logits = VolumeNetwork(bundle.segmenter.utility)(volumes.image.as_tensor()).detach()
+    values = Saliency(bundle.segmenter.utility)(volumes.image, foreground_sum(logits))
+    saliency = nib.load(folder / f"{case.name}_saliency.nii.gz").get_fdata()
+    np.testing.assert_allclose(saliency, volumes.on_file_grid(values)[0].numpy(), rtol=1e-4, atol=1e-5)
     assert sorted(record["files"]) == sorted(path.name for path in folder.iterdir())
     assert len(record["files"]) == 7
     assert record["files"] == {path.name: fingerprint([path]) for path in folder.iterdir()}
@@ -102,3 +110,17 @@ def test_no_path_of_the_input_is_in_what_is_written(
     for path in (tmp_path / "case-1").iterdir():
         kept.append(nib.load(path).header.binaryblock if path.suffix == ".gz" else path.read_bytes())
     assert not any(word in block for word in words for block in kept)
+
+
+def test_volumes_of_a_sheared_grid_are_its_determinant_s(
+    written: Callable[..., tuple[CohortCase, dict]], cases: list[CohortCase], tmp_path: Path
+) -> None:
+    """As a gantry that is tilted makes it."""
+    scan = nib.load(cases[0].files[0])
+    affine = scan.affine @ np.array([[1, 0, 0.3, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    image = nib.Nifti1Image(np.asarray(scan.dataobj), affine)
+    nib.save(image, tmp_path / "tilted.nii.gz")
+    _, record = written(CohortCase("tilted", (tmp_path / "tilted.nii.gz",), "tilted.nii.gz"), images=False)
+    found = nib.load(tmp_path / "tilted" / "tilted_seg.nii.gz")
+    expected = (np.asarray(found.dataobj) == 1).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    assert record["figures"]["volume_ml_pancreas+cancer"] == pytest.approx(expected, rel=1e-5)

@@ -109,3 +109,14 @@ def test_what_an_entry_is(tmp_path: Path) -> None:
     assert [name for name, entry in kinds.items() if entry.is_volume] == ["scan.NII.GZ"]
     assert [name for name, entry in kinds.items() if entry.is_slice] == ["IM0001", "x.DCM"]
     assert not has_dicom_magic(tmp_path)
+
+
+def test_what_a_case_may_be_read_from(tmp_path: Path) -> None:
+    """Also a file that is only not there: then results of it are no other's."""
+    tree(tmp_path, "in/a.nii", "b.nii")
+    (tmp_path / "in" / "out.nii").symlink_to("../b.nii")
+    files = {
+        name: (look_at(tmp_path / "in", Path(name)) or Entry(Path(), Path())).files
+        for name in ("a.nii", "gone.nii", "out.nii")
+    }
+    assert files == {"a.nii": (tmp_path / "in/a.nii",), "gone.nii": (tmp_path / "in/gone.nii",), "out.nii": ()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from dicom_slices import PATIENT, SPACING_MM, TURN, UID, slices, write_series
+from dicom_slices import PATIENT, SPACING_MM, TURN, UID, slices, without_picture, write_series
 
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.names import series_name
@@ -63,8 +63,7 @@ def test_slices_go_up_the_normal(tmp_path: Path) -> None:
 def test_what_is_no_picture_is_left_out(tmp_path: Path) -> None:
     write_series(tmp_path)
     for name, kind in (("DICOMDIR", b"1.2.840.10008.1.3.10"), ("report.dcm", b"1.2.840.10008.5.1.4.1.1.88.33")):
-        head = b"\2\0\2\0UI" + len(kind).to_bytes(2, "little") + kind
-        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + head + bytes(400))
+        (tmp_path / name).write_bytes(without_picture(kind))
     (case,) = found(tmp_path).values()
     assert not case.problem
 

@@ -18,6 +18,7 @@ OTHERS = {
     "weights_sha256": "2" * 64,
     "config_sha256": "2" * 64,
     "software": "1",
+    "number_format": "torch.bfloat16",
     "quantity": "tolerance",
     "methods": ("saliency",),
     "images": False,
@@ -60,7 +61,11 @@ def test_a_broken_run_file_is_named(settings: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"quantity": "noise"}, "quantity"), ({"methods": ("magic",)}, "method"), ({"precision": "fp8"}, "precision")],
+    [
+        ({"quantity": "noise"}, "quantity"),
+        ({"methods": ("voxelwise_mean",)}, "method"),
+        ({"precision": "fp8"}, "precision"),
+    ],
 )
 def test_unknown_options_are_refused(wrong: dict[str, object], message: str, settings: Make) -> None:
     with pytest.raises(ValueError, match=f"{message} must be one of"):

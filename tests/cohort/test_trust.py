@@ -12,7 +12,7 @@ import pytest
 
 from unoise_monai.cohort import trust
 from unoise_monai.cohort.bundle import shipped_bundles
-from unoise_monai.cohort.trust import UntrustedBundle, check_trust, file_sha256, is_trusted, trust_list
+from unoise_monai.cohort.trust import UntrustedBundle, check_trust, file_sha256, is_trusted, listing, trust_list
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +87,20 @@ def test_the_refusal_says_what_why_and_how(tmp_path: Path, listed: Path) -> None
 
 
 @needs_tools
+def test_the_command_for_anybody_lists_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundle(tmp_path / "theirs")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for named in (True, False):
+        if not named:
+            monkeypatch.delenv("UNOISE_TRUSTED_BUNDLES")
+        assert not is_trusted(path)
+        assert str(tmp_path) not in listing()
+        subprocess.run(["bash", "-c", listing().replace("BUNDLE", "theirs")], check=True)  # noqa: S607
+        assert is_trusted(path)
+
+
+@needs_tools
 def test_the_command_of_the_refusal_lists_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNOISE_TRUSTED_BUNDLES", str(tmp_path / "no folder yet" / "trusted"))
     path = bundle(tmp_path / "with a space's")
@@ -115,6 +129,22 @@ def test_every_config_must_be_listed_as_it_is(tmp_path: Path, listed: Path) -> N
     check_trust(path)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_linked_folders_are_refused(tmp_path: Path, listed: Path, deep: bool) -> None:
+    """What lies behind one is not searched, but a config can name it."""
+    path = bundle(tmp_path / "theirs")
+    listed.write_text(entries(path))
+    check_trust(path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "net.yaml").write_text("b: $1\n")
+    home = path / "configs" / "deep" if deep else path / "configs"
+    home.mkdir(exist_ok=True)
+    (home / "more").symlink_to(tmp_path / "far")
+    name = "configs/deep/more" if deep else "configs/more"
+    with pytest.raises(UntrustedBundle, match=rf"theirs must hold its configs itself, got a link to a folder: {name}$"):
+        check_trust(path)
+
+
 def test_the_same_configs_elsewhere_are_not_listed(tmp_path: Path, listed: Path) -> None:
     listed.write_text(entries(bundle(tmp_path / "one")))
     assert not is_trusted(bundle(tmp_path / "two"))
@@ -139,6 +169,16 @@ def test_the_list_lies_in_the_home_folder_unless_named(tmp_path: Path, monkeypat
     monkeypatch.delenv("UNOISE_TRUSTED_BUNDLES")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert trust_list() == tmp_path / ".config" / "unoise" / "trusted_bundles"
+
+
+def test_without_a_home_folder_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("UNOISE_TRUSTED_BUNDLES")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(UntrustedBundle, match=r"the trust list must be named in \$UNOISE_TRUSTED_BUNDLES"):
+        check_trust(bundle(tmp_path / "theirs"))
 
 
 @pytest.mark.parametrize("size", [0, 5, (1 << 20) + 7])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +34,52 @@ def test_the_voxels_are_in_the_folder(tmp_path: Path) -> None:
     path = written(tmp_path, "scan.mhd")
     (tmp_path / "deep").mkdir()
     (tmp_path / "scan.raw").rename(tmp_path / "deep/scan.raw")
-    with pytest.raises(CaseError, match=r"scan.mhd must have its voxels beside it, in 'scan.raw', which is missing"):
+    with pytest.raises(
+        CaseError, match=r"scan.mhd must have its voxels in the file beside it that it names, which is missing$"
+    ):
         read_meta(path)
     header = path.read_text()
     path.write_text(header.replace("scan.raw", "deep/scan.raw"))
     assert read_meta(path).data == tmp_path / "deep/scan.raw"
     path.write_text(header.replace("scan.raw", "/etc/passwd"))
-    with pytest.raises(CaseError, match=r"must keep its voxels in one file in its own folder, got '/etc/passwd'"):
+    with pytest.raises(
+        CaseError, match=r"must keep its voxels in one file in its own folder, got a list, or another place$"
+    ):
+        read_meta(path)
+
+
+@pytest.mark.parametrize("extension", ["mhd", "nhdr"])
+@pytest.mark.parametrize(
+    "name", ["{}.raw", "/data/{}.raw", "../{}.raw", "LIST {}", "{}%03d.raw 1 5 1", "{}", "folder/{}.raw", "damaged/{}"]
+)
+def test_names_in_headers_are_not_told(tmp_path: Path, extension: str, name: str) -> None:
+    """A name there may be a patient's, and is not in what scrubs messages."""
+    secret = "DOE_JANE_19600101"
+    (tmp_path / secret).mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / secret).write_bytes(b"no stream")
+    path = written(tmp_path, f"scan.{extension}", packed=True)
+    (old,) = (each.name for each in tmp_path.iterdir() if each.is_file() and each != path)
+    path.write_text(path.read_text().replace(old, name.format(secret)))
+    assert secret in path.read_text()
+    with pytest.raises(CaseError) as caught:
+        READERS[extension](path)
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_voxels_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    path, opened = written(tmp_path, "scan.mhd", packed), Path.open
+
+    def refuse(self: Path, *arguments: Any) -> Any:
+        if self != path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        CaseError, match=r"scan.mhd must have its voxels in a file that may be read: Permission denied$"
+    ):
         read_meta(path)
 
 

@@ -67,10 +67,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page that must not complain, open a dialogue, or ask anything of a network."""
+    """A page that must not say a word, open a dialogue, or ask anything of a network."""
     context = browser.new_context(viewport={"width": 900, "height": 450}, offline=True)
     page, complaints = context.new_page(), []
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("console", lambda said: complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
     page.on("request", lambda asked: re.match("file:|blob:|data:", asked.url) or complaints.append(asked.url))
@@ -91,6 +91,11 @@ def pixels(page: Any) -> np.ndarray:
     """What the viewer shows once it has drawn, ``(H, W, 3)``."""
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return np.asarray(Image.open(io.BytesIO(page.locator("#viewer canvas").screenshot())).convert("RGB")).astype(float)
+
+
+def changes(page: Any, before: np.ndarray) -> bool:
+    """Whether the viewer soon shows something else, without a hand on it."""
+    return any(np.abs(pixels(page) - before).max() > 30 for _ in range(50))
 
 
 def open_viewer(page: Any, file: Path) -> None:
@@ -195,10 +200,12 @@ def test_viewer_draws_and_sliders_change_it(page: Any, report: Path) -> None:
         slide(page, "map-threshold", threshold)
         colourful.append(int((np.ptp(pixels(page), axis=2) > 60).sum()))
     assert colourful[0] > colourful[1] > colourful[2]
-    before = pixels(page)
-    page.select_option("#viewer select[name=map]", "saliency")
     slide(page, "map-threshold", 0.05)
-    assert np.abs(pixels(page) - before).max() > 30
+    before = pixels(page)
+    assert page.text_content(".map-title") == "importance"
+    page.select_option("#viewer select[name=map]", "saliency")
+    page.get_by_text("saliency, share of its 99.9th percentile", exact=True).wait_for()
+    assert changes(page, before)
 
 
 def test_volume_rendering_turns_and_is_cut(page: Any, report: Path) -> None:
@@ -308,16 +315,17 @@ def test_a_thousand_cases_open_and_sort_quickly(page: Any, tmp_path: Path) -> No
         " document.body.offsetHeight; return (performance.now() - start) / 1000; }"
     )
     assert column(page, "dice")[:2] == ["0.999", "0.998"]
-    assert seconds < 3
+    # Far above what a busy machine takes, and far below what a slow way of sorting would.
+    assert seconds < 30
 
 
 def test_a_missing_volume_is_said(report: Path, tmp_path: Path, browser: Any) -> None:
     copy = tmp_path / "report"
     shutil.copytree(report, copy)
-    (copy / "volumes/phantom_001_seg.js").unlink()
+    (copy / "volumes/phantom_001.seg.js").unlink()
     page = browser.new_page()
     page.goto((copy / "cases/phantom_001.html").as_uri())
     page.locator(".start").click()
     page.wait_for_selector("#viewer[data-state=failed]")
-    assert page.inner_text(".stage") == "The viewer could not start: ../volumes/phantom_001_seg.js is missing."
+    assert page.inner_text(".stage") == "The viewer could not start: ../volumes/phantom_001.seg.js is missing."
     page.close()

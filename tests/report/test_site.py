@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 from outputs import FAILED, ODD, REASON, write_output, write_table
 
-from unoise_monai.report.site import write_site
+from unoise_monai.handlers.quantity import map_quantity
+from unoise_monai.report.site import WORKERS, write_site
 from unoise_monai.report.site_cases import page_name
 
 
@@ -134,7 +137,7 @@ def test_no_patient_and_no_path_reaches_the_report(output: Path) -> None:
             assert b"DOE_JANE" not in content, path.name
             assert str(output).encode() not in content, path.name
     scripts = list((output / "report/volumes").glob("*.js"))
-    assert len([path for path in scripts if path.stem.endswith("_scan")]) == 2
+    assert len([path for path in scripts if path.stem.endswith(".scan")]) == 2
     for path in scripts:
         packed = json.loads(path.read_text().removeprefix("unoise.deliver(").removesuffix(");\n").partition(", ")[2])
         assert b"DOE" not in gzip.decompress(base64.b64decode(packed))
@@ -163,8 +166,90 @@ def test_written_again_it_is_the_same_without_what_is_gone(output: Path, cohort:
     write_site(folder, viewer=False, progress=False)
     names = [path.name for part in ("cases", "volumes", "pictures") for path in (folder / "report" / part).glob("*.*")]
     assert sorted(names) == ["phantom_001.html"] + [
-        f"phantom_001_{end}.jpg" for end in ("mip", "mip_thumbnail", "montage", "saliency_mip")
+        f"phantom_001.{end}.jpg" for end in ("mip", "mip.thumbnail", "montage", "saliency_mip")
     ]
+
+
+def test_no_two_cases_share_a_file(output: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    for case, method in (("p1", "guided_grad_cam"), ("p1_guided", "grad_cam")):
+        (folder / case).mkdir(parents=True)
+        for end in ("seg.nii.gz", "importance.nii.gz", "mip.png"):
+            shutil.copy(output / f"phantom_001/phantom_001_{end}", folder / case / f"{case}_{end}")
+        for end in ("saliency.nii.gz", "saliency_mip.png"):
+            target = end.replace("saliency", method)
+            shutil.copy(output / f"phantom_001/phantom_001_{end}", folder / case / f"{case}_{target}")
+    shutil.copy(output / "phantom_001/phantom_001_mip.png", folder / "p1/p1_mip_thumbnail.png")
+    write_table(folder / "cohort.csv", [{"case": case, "status": "done"} for case in ("p1", "p1_guided")])
+    write_site(folder, progress=False)
+    volumes, pictures = (list((folder / "report" / part).iterdir()) for part in ("volumes", "pictures"))
+    # A ground, two maps and a segmentation; two pictures and a thumbnail; and one case's odd picture.
+    assert len(volumes) == 2 * 4
+    assert len(pictures) == 2 * 3 + 1
+
+
+@pytest.mark.parametrize(("quantity", "charted"), [("tolerance", True), ("sigma", False)])
+def test_other_quantities(quantity: str, charted: bool, output: Path, tmp_path: Path) -> None:
+    source, folder = output / "phantom_001", tmp_path / "output"
+    (folder / "a").mkdir(parents=True)
+    image = nib.load(source / "phantom_001_importance.nii.gz")
+    nib.save(
+        nib.Nifti1Image(map_quantity(image.get_fdata(), quantity), image.affine), folder / f"a/a_{quantity}.nii.gz"
+    )
+    for key in ("seg", "saliency"):
+        shutil.copy(source / f"phantom_001_{key}.nii.gz", folder / f"a/a_{key}.nii.gz")
+    write_table(folder / "cohort.csv", [{"case": "a", "status": "done"}])
+    (folder / "run.json").write_text(json.dumps({"settings": {"quantity": quantity}}))
+    write_site(folder, progress=False)
+    page, plain = Page(folder / "report/cases/a.html"), Page(output / "report/cases/phantom_001.html")
+    lines, expected = ([found["points"] for found in each.attributes if "points" in found] for each in (page, plain))
+    assert len(lines) == (4 if charted else 0)
+    if charted:
+        # The most important voxels hold the segmentation as they did, though their tolerance is the lowest.
+        for line, other, count in zip(lines, expected, (40, 40, 10, 10), strict=True):
+            # Of the least important voxels, some are alike after rounding.
+            assert numbers(line)[:count] == pytest.approx(numbers(other)[:count], abs=3)
+    title = {"tolerance": "noise tolerance", "sigma": "sigma, share of its 99.9th percentile"}[quantity]
+    assert page.texts[page.texts.index("View") :].count(title) == 1
+
+
+def numbers(points: str | None) -> list[float]:
+    return [float(number) for point in (points or "").split() for number in point.split(",")]
+
+
+def test_classes_are_named_where_a_case_lacks_the_last(output: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    shutil.copytree(output / "phantom_001", folder / "phantom_001")
+    row = {"case": "phantom_001", "status": "done", "volume_ml_pancreas": 1.0, "volume_ml_tumour": 0.0}
+    write_table(folder / "cohort.csv", [row])
+    write_site(folder, progress=False)
+    page = Page(folder / "report/cases/phantom_001.html")
+    classes = [found for found in page.attributes if re.fullmatch(r"class\d", found.get("class") or "")]
+    assert len(classes) == 1
+    assert "pancreas" in page.texts
+
+
+def test_scans_are_made_for_known_cases_in_the_viewer_only(output: Path, cohort: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    shutil.copytree(output, folder, ignore=shutil.ignore_patterns("report"))
+    asked: list[tuple[str, Path]] = []
+
+    def maker(name: str) -> Callable[[Path], Path]:
+        def make(place: Path) -> Path:
+            asked.append((name, place))
+            # None but those that are being read is kept.
+            assert sum(path.exists() for _, path in asked) <= WORKERS
+            return Path(shutil.copy(cohort / f"imagesTr/{name}.nii.gz", place / f"{name}.nii.gz"))
+
+        return make
+
+    scans = {name: maker(name) for name in ("phantom_001", "phantom_002", "stranger", FAILED)}
+    write_site(folder, scans, viewer=False, progress=False)
+    assert asked == []
+    write_site(folder, scans, progress=False)
+    assert sorted(name for name, _ in asked) == ["phantom_001", "phantom_002"]
+    assert not any(place.exists() for _, place in asked)
+    assert len(list((folder / "report/volumes").glob("*.scan.js"))) == 2
 
 
 def test_broken_files_do_not_end_it(output: Path, tmp_path: Path) -> None:

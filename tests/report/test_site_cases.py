@@ -30,12 +30,27 @@ def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:
     assert [failure["reason"] for failure in failed.failures] == [REASON]
 
 
-def test_the_run_s_own_quantity_comes_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [True, False])
+def test_the_run_s_own_quantity_comes_first(pictures: bool, tmp_path: Path) -> None:
     write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done"}])
     (tmp_path / "a").mkdir()
-    for end in ("ablation.nii.gz", "ablation_mip.png", "sigma.nii.gz", "mip.png", "seg.nii.gz"):
+    drawn = ("ablation_mip.png", "mip.png") if pictures else ()
+    for end in ("ablation.nii.gz", "importance.nii.gz", "tolerance.nii.gz", "seg.nii.gz", "rise.nii.gz", *drawn):
         (tmp_path / "a" / f"a_{end}").touch()
-    assert list(read_cases(tmp_path)[0].maps) == ["sigma", "ablation"]
+    # Without a word of the run's, quantities come before methods.
+    assert list(read_cases(tmp_path)[0].maps) == ["importance", "tolerance", "ablation", "rise"]
+    (tmp_path / "run.json").write_text('{"settings": {"quantity": "tolerance"}}')
+    assert list(read_cases(tmp_path)[0].maps) == ["tolerance", "importance", "ablation", "rise"]
+
+
+def test_no_cell_holds_a_path(tmp_path: Path) -> None:
+    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done", "note": "from /data/DOE/ct.nii"}])
+    write_table(tmp_path / "organs.csv", [{"case": "a", "organ": "/data/DOE/liver.nii"}])
+    write_table(tmp_path / "failures.csv", [{"case": "a", "stage": "save", "reason": "full: '/home/jane/out/a.nii'"}])
+    case = read_cases(tmp_path)[0]
+    assert case.values["note"] == "from (path)"
+    assert case.organs == [{"organ": "(path)"}]
+    assert case.failures == [{"stage": "save", "reason": "full: (path)"}]
 
 
 def test_cases_that_only_failed(tmp_path: Path) -> None:

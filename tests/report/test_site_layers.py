@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from nibabel.affines import apply_affine
 from outputs import write_output
 
+from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
 from unoise_monai.report.site_cases import SiteCase, read_cases
 from unoise_monai.report.site_layers import Layer, read_layers
 
@@ -30,6 +32,14 @@ def middle_mm(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 def by_key(layers: list[Layer]) -> dict[str, Layer]:
     return {layer.key: layer for layer in layers}
+
+
+def quantity_of(case: SiteCase, name: str, folder: Path) -> SiteCase:
+    """The case as a run leaves it that writes another quantity of the same importance."""
+    image = nib.load(case.maps["importance"])
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(map_quantity(image.get_fdata(), name), image.affine), path)
+    return replace(case, maps={name: path, "saliency": case.maps["saliency"]})
 
 
 @pytest.mark.parametrize("most", [8_000_000, 1000])
@@ -95,6 +105,43 @@ def test_a_look_begins_inside(run: tuple[list[SiteCase], dict[str, Path]]) -> No
     assert at(found, by_key(found.layers)["importance"]) == 1
 
 
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_importance_is_told_from_what_the_run_wrote(
+    run: tuple[list[SiteCase], dict[str, Path]], name: str, tmp_path: Path
+) -> None:
+    case = run[0][0]
+    plain = read_layers(case, None)
+    found = read_layers(replace(quantity_of(case, name, tmp_path), segmentation=None), None)
+    importance, expected = found.importance(), plain.importance()
+    assert expected is not None
+    np.testing.assert_array_equal(expected, by_key(plain.layers)["importance"].voxels)
+    if name in ("importance", "tolerance"):
+        assert importance is not None
+        np.testing.assert_allclose(importance, expected, atol=1e-6)
+    else:
+        assert importance is None
+    # Of each quantity, the look begins at what is most important.
+    place = [int(part * size) for part, size in zip(found.start(), expected.shape, strict=True)]
+    assert expected[tuple(place)] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_method_is_no_importance(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
+    case = run[0][0]
+    case.maps["importance"].write_bytes(b"broken")
+    found = read_layers(case, None)
+    assert [layer.key for layer in found.maps()] == ["saliency"]
+    assert found.importance() is None
+
+
+def test_a_scan_is_read_beneath_maps_only(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
+    def never(folder: Path) -> Path:
+        raise AssertionError("was read")
+
+    found = read_layers(run[0][-2], never)
+    assert found.layers == []
+    assert found.notes == []
+
+
 def test_what_cannot_be_read_is_left_out(
     run: tuple[list[SiteCase], dict[str, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -102,10 +149,15 @@ def test_what_cannot_be_read_is_left_out(
     case.maps["saliency"].write_bytes(case.maps["saliency"].read_bytes()[:200])
     bad = tmp_path / "DOE^JANE.nii.gz"
     bad.write_text("nothing")
+    segmentation = case.segmentation
+    assert segmentation is not None
+    content = bytearray(gzip.decompress(segmentation.read_bytes()))
+    content[70:72] = b"\x0f\x27"  # a type of voxels that there is not
+    segmentation.write_bytes(gzip.compress(bytes(content)))
     with caplog.at_level(logging.WARNING):
         found = read_layers(case, bad)
-    assert list(by_key(found.layers)) == ["ground", "importance", "seg"]
-    assert len(found.notes) == 2
+    assert list(by_key(found.layers)) == ["ground", "importance"]
+    assert len(found.notes) == 3
     assert all("could not be read" in note for note in found.notes)
     assert "DOE" not in caplog.text + " ".join(found.notes)
     assert str(tmp_path) not in caplog.text + " ".join(found.notes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.report.site_run import run_facts
+from unoise_monai.report.site_run import run_facts, run_quantity
 
 
 def test_versions_and_settings_but_no_paths_and_names(tmp_path: Path) -> None:
@@ -37,3 +37,18 @@ def test_a_run_that_says_nothing(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert run_facts(tmp_path) == []
+    assert run_quantity(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ({"settings": {"quantity": "sigma"}}, "sigma"),
+        ({"settings": {"quantity": 3}}, None),
+        ({"settings": []}, None),
+        ({}, None),
+    ],
+)
+def test_what_was_written_of_the_importance(run: dict[str, object], expected: str | None, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert run_quantity(tmp_path) == expected

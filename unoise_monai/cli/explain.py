@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from unoise_monai.cli.codes import Exit
 from unoise_monai.cli.explain_options import add_explain
@@ -21,7 +21,9 @@ from unoise_monai.cohort.inputs import find_cohort
 from unoise_monai.cohort.names import read_key
 from unoise_monai.cohort.ray_engine import RayEngine, Work
 from unoise_monai.cohort.run import Summary, explain_cohort, part_of
-from unoise_monai.cohort.settings import Settings
+from unoise_monai.cohort.settings import OtherSettings, Settings
+from unoise_monai.cohort.versions import software
+from unoise_monai.inference.precision import resolve_precision
 
 
 def add(commands: Any) -> None:
@@ -36,37 +38,43 @@ def run(chosen: argparse.Namespace) -> int:
     if Path(chosen.input).resolve() == chosen.output.resolve():
         raise ValueError(f"OUTPUT must be another folder than INPUT, got {chosen.output} for both")
     key = read_key(chosen.key or chosen.output.with_name(f"{chosen.output.name}.key")) if chosen.anonymise else None
+    if chosen.part is not None:
+        part_of([], chosen.part)
     cases = find_cohort(chosen.input, chosen.labels, chosen.organs, key)
     if chosen.dry_run:
         return _list(part_of(cases, chosen.part), chosen.json)
-    if not chosen.quiet:
-        logging.getLogger("unoise_monai.cohort").setLevel(logging.INFO)
     # Workers of a cluster find their own device; here the bundle is asked for its settings only.
     device = find_device(chosen.device if chosen.engine == "local" else "cpu")
     place = find_bundle(chosen.bundle)
     bundle = load_bundle(place, device, chosen.weights, chosen.trust_bundle)
-    settings = settings_of(chosen, bundle)
+    settings = settings_of(chosen, bundle, device)
     engine = None if chosen.engine == "local" else ray_engine(chosen, place, settings)
-    summary = explain_cohort(
-        cases,
-        bundle,
-        settings,
-        chosen.output,
-        device,
-        command=command_line(chosen),
-        part=chosen.part,
-        overwrite=chosen.overwrite,
-        workers=chosen.workers,
-        timeout=chosen.timeout,
-        memory_gb=chosen.memory_gb,
-        quiet=chosen.quiet,
-        engine=engine,
-    )
+    try:
+        summary = explain_cohort(
+            cases,
+            bundle,
+            settings,
+            chosen.output,
+            device,
+            command=command_line(chosen),
+            part=chosen.part,
+            overwrite=chosen.overwrite,
+            workers=chosen.workers,
+            timeout=chosen.timeout,
+            memory_gb=chosen.memory_gb,
+            quiet=chosen.quiet,
+            engine=engine,
+        )
+    except OtherSettings:
+        raise
+    except ValueError as error:
+        # All that was asked for has been checked: what is wrong now is wrong here.
+        raise RuntimeError(f"unexpected: {error}") from error
     _tell(summary, chosen)
     return Exit.SOME_FAILED if summary.failed else Exit.DONE
 
 
-def settings_of(chosen: argparse.Namespace, bundle: LoadedBundle) -> Settings:
+def settings_of(chosen: argparse.Namespace, bundle: LoadedBundle, device: torch.device) -> Settings:
     """What the files hang on.
 
     Raises:
@@ -77,7 +85,8 @@ def settings_of(chosen: argparse.Namespace, bundle: LoadedBundle) -> Settings:
         bundle_version=bundle.version,
         weights_sha256=bundle.weights_sha256,
         config_sha256=bundle.config_sha256,
-        software=version("unoise-monai"),
+        software=software(),
+        number_format=str(resolve_precision(device, chosen.precision)) if chosen.engine == "local" else "auto",
         quantity=chosen.quantity,
         methods=tuple(filter(None, chosen.methods.split(","))),
         images=chosen.images,
@@ -107,7 +116,7 @@ def command_line(chosen: argparse.Namespace) -> str:
     words = [f"--{name.replace('_', '-')}" for name in ("fast", "anonymise", "overwrite") if getattr(chosen, name)]
     words += [] if chosen.images else ["--no-images"]
     words += [f"--{name} PATH" for name in ("labels", "organs", "weights") if getattr(chosen, name)]
-    words += [f"--{name} {getattr(chosen, name)}" for name in ("quantity", "precision", "device")]
+    words += [f"--{name} {getattr(chosen, name)}" for name in ("quantity", "precision", "device", "engine")]
     words += [f"--methods {chosen.methods}"] if chosen.methods else []
     return " ".join(["unoise explain BUNDLE INPUT OUTPUT", *words])
 

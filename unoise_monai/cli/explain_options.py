@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from unoise_monai.attribution.registry import method_names
+from unoise_monai.cohort.settings import METHODS
 from unoise_monai.handlers.quantity import QUANTITIES
 from unoise_monai.inference.precision import PRECISIONS
 
@@ -43,9 +43,7 @@ def add_explain(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
     what = command.add_argument_group("what is written")
     what.add_argument("--quantity", default="importance", choices=QUANTITIES, help="of the map (%(default)s)")
-    what.add_argument(
-        "--methods", default="", metavar="A,B", help=f"attribution maps beside it: {', '.join(method_names())}"
-    )
+    what.add_argument("--methods", default="", metavar="A,B", help=f"attribution maps beside it: {', '.join(METHODS)}")
     what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
     what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")
     what.add_argument("--organs", type=Path, metavar="PATH", help="organ maps likewise; organs.json beside names them")
@@ -64,7 +62,7 @@ def add_explain(commands: Any) -> argparse.ArgumentParser:
     how.add_argument("--engine", default="local", choices=("local", "ray"), help="where cases run (%(default)s)")
     how.add_argument("--address", metavar="A", help="of the Ray cluster; auto finds a running one")
     how.add_argument(
-        "--gpus", type=float, default=0.0, metavar="G", help="share of a GPU that a Ray worker takes (%(default)s)"
+        "--gpus", type=float, metavar="G", help="share of a GPU that a Ray worker takes (1 if there are any)"
     )
     how.add_argument("--overwrite", action="store_true", help="do all again, also over results of other settings")
     how.add_argument("--dry-run", action="store_true", help="list the cases and their files, do nothing")

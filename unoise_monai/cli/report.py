@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from unoise_monai.cli.codes import Exit
+from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.dicom import volume_file
 from unoise_monai.cohort.inputs import find_cohort
 from unoise_monai.cohort.names import read_key
-from unoise_monai.data import CaseError
 from unoise_monai.report.site import write_site
+
+ONE_AT_A_TIME = Lock()
 
 
 def add(commands: Any) -> None:
@@ -36,17 +39,23 @@ def run(chosen: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: when OUTPUT holds no results.
-        CaseError: when there is nothing in INPUT.
+        CaseError: when there is nothing in INPUT, or no key in its file.
     """
-    key = None if chosen.key is None else read_key(chosen.key)
-    cases = find_cohort(chosen.input, None, None, key) if chosen.input else []
-    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-        scans = {}
-        for case in cases:
-            try:
-                scans[case.name] = volume_file(case, Path(folder))
-            except CaseError as error:
-                sys.stderr.write(f"{case.name}: shown without its scan: {error}\n")
-        index = write_site(chosen.output, scans or None, viewer=chosen.viewer, progress=not chosen.quiet)
+    key = None if chosen.key is None else read_key(chosen.key, make=False)
+    # The viewer alone shows scans.
+    cases = find_cohort(chosen.input, None, None, key) if chosen.input and chosen.viewer else []
+    scans = {case.name: scan_of(case) for case in cases}
+    index = write_site(chosen.output, scans, viewer=chosen.viewer, progress=not chosen.quiet)
     sys.stdout.write(f"{index}\n")
     return Exit.DONE
+
+
+def scan_of(case: CohortCase) -> Callable[[Path], Path]:
+    """Makes a case's volume in a folder, where it is a DICOM series, when the report asks for it."""
+
+    def make(folder: Path) -> Path:
+        # Whether ITK writes warnings, which name files, is a setting of the whole process.
+        with ONE_AT_A_TIME:
+            return volume_file(case, folder)
+
+    return make

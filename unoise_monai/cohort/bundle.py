@@ -100,6 +100,7 @@ def load_bundle(
         ValueError: when the configuration or the metadata cannot be understood, its network is no
             `ExplainedSegmenter`, its task no `SegmentationTask`, its noise scales are out of order, or the weights are
             damaged or don't fit.
+        ValueError: when one of these files changes while it is loaded.
     """
     folder = Path(path).resolve()
     for file in (folder / CONFIG, folder / METADATA):
@@ -107,6 +108,7 @@ def load_bundle(
             raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
     if not trusted:
         check_trust(folder)
+    config_sha256 = _config_sha256(folder)
     version = _version(folder)
     try:
         parser = ConfigParser(ConfigParser.load_config_file(folder / CONFIG))
@@ -125,7 +127,11 @@ def load_bundle(
             )
     check_sigma_range(sigma_min, sigma_max)
     file = _weights_file(Path(named)) if weights is None else Path(weights)
+    # Of one that is not there, `load_weights` says so.
+    weights_sha256 = file_sha256(file) if file.is_file() else ""
     load_weights(segmenter, file, f"network of bundle {folder.name}")
+    if (file_sha256(file), _config_sha256(folder)) != (weights_sha256, config_sha256):
+        raise ValueError(f"bundle {folder.name} must not change while it is loaded, got other files after than before")
     return LoadedBundle(
         name=folder.name,
         version=version,
@@ -134,13 +140,17 @@ def load_bundle(
         pictures=pictures,
         sigma_min=sigma_min,
         sigma_max=sigma_max,
-        weights_sha256=file_sha256(file),
-        config_sha256=hashlib.sha256((folder / CONFIG).read_bytes() + (folder / METADATA).read_bytes()).hexdigest(),
+        weights_sha256=weights_sha256,
+        config_sha256=config_sha256,
     )
 
 
 def _bundles_in(folder: Path) -> list[Path]:
     return sorted(config.parents[1].resolve() for config in folder.glob(f"*/{CONFIG.as_posix()}"))
+
+
+def _config_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / METADATA).read_bytes()).hexdigest()
 
 
 def _version(folder: Path) -> str:

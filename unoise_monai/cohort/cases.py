@@ -16,7 +16,8 @@ class CohortCase:
 
     Args:
         name: what files and tables call it: a safe file name, unlike any other's in the cohort.
-        files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``.
+        files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
+            unless it is that something is not there.
         shown: what messages and tables call its file: its path below the input, or, where that may tell who the
             patient is (DICOM, and cases made anonymous), its name.
         label: its segmentation by hand, where there is one.
@@ -54,9 +55,11 @@ def scrub(text: str, case: CohortCase) -> str:
             words |= {str(path): own, str(path.parent): own if private else "its folder"}
             if private:
                 words |= {path.name: own, stem(path.name): own}
-    # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too.
+    # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too; those of
+    # other files may be patients'.
     words |= {repr(word)[1:-1]: own for word, own in words.items()}
-    longest_first = sorted((word for word in words if len(word) > 1 and not word.isdigit()), key=len, reverse=True)
+    told = (word for word in words if len(word) > 1 and not (case.series and word.isdigit()))
+    longest_first = sorted(told, key=len, reverse=True)
     if longest_first:
         found = "|".join(map(re.escape, longest_first))
         text = re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: words[match[0]], text)

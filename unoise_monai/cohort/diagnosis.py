@@ -52,12 +52,20 @@ def told(error: Exception) -> str:
     """An error in one line, without the folders of paths and the names of user and host."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     # The home folder first, for its name may hold a space.
-    home = str(Path.home())
+    home = _home()
     text = text.replace(f"{home}/", "~/") if len(home) > 1 else text
     text = re.sub(r"(?<![\w.])~?/(?:[^/\s'\":;,]+/)+", "", text)
     for name, word in ((_user(), "USER"), (platform.node(), "HOST")):
         text = re.sub(rf"\b{re.escape(name)}\b", word, text) if name else text
     return text
+
+
+def _home() -> str:
+    try:
+        return str(Path.home())
+    # In a container there may be neither $HOME nor the user's entry.
+    except RuntimeError:
+        return ""
 
 
 def _user() -> str:

@@ -17,17 +17,23 @@ import torch
 
 from unoise_monai.cohort.bundle import FOLDERS, LoadedBundle, known_bundles, load_bundle
 from unoise_monai.cohort.diagnosis import Diagnosis, Finding, told
-from unoise_monai.cohort.trust import is_trusted
+from unoise_monai.cohort.trust import is_trusted, listing
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.phantoms import abdomen_phantom
 from unoise_monai.data.vessel_phantoms import vessel_phantom
 from unoise_monai.inference.explain import Explainer
 from unoise_monai.inference.memory import default_budget
+from unoise_monai.report.viewer import COMMAND
 
-REQUIRED = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum", "safetensors")
+REQUIRED = (
+    *("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum", "safetensors"),
+    *("pebble", "filelock", "jinja2", "pillow"),
+)
+MODULES = {"unoise-monai": "unoise_monai", "pillow": "PIL"}
+"""Of packages that are imported under another name."""
 OPTIONAL = {
     "ray": "for --engine ray: pip install 'unoise-monai[ray]'",
-    "ipyniivue": "for the report's 3-D viewer: pip install ipyniivue",
+    "ipyniivue": f"for the report's 3-D viewer: {COMMAND}",
 }
 ENOUGH_DISK_GB = 1.0
 SIZE = (40, 36, 32)
@@ -55,7 +61,7 @@ def _versions() -> Iterator[Finding]:
     for package in ("unoise-monai", *REQUIRED):
         try:
             number = version(package)
-            import_module(package.replace("-", "_"))
+            import_module(MODULES.get(package, package))
         except PackageNotFoundError:
             yield Finding("versions", package, "not installed", False, f"pip install {package}")
         # A broken library fails in ways of its own.
@@ -98,7 +104,7 @@ def _bundle(folder: Path) -> Iterator[Finding]:
     name = folder.resolve().name
     try:
         if not is_trusted(folder):
-            advice = "read its configs, which can run any code as you, then pass --trust-bundle"
+            advice = f"read its configs, which can run any code as you, then list them, BUNDLE its folder: {listing()}"
             yield Finding("bundles", name, "not trusted, so not tried", advice=advice, values={"trusted": False})
             return
         bundle = load_bundle(folder, _device())

@@ -6,7 +6,6 @@ import copy
 import time
 from dataclasses import dataclass
 from dataclasses import replace as replaced
-from pathlib import Path
 
 import torch
 from monai.data import MetaTensor
@@ -21,7 +20,6 @@ from unoise_monai.cohort.settings import Settings
 from unoise_monai.cohort.usage import peak_gb, reset_peak
 from unoise_monai.data import SegmentationTask
 from unoise_monai.inference import Explainer, TiledInferer
-from unoise_monai.report.cases import CaseVolumes
 
 FAST = 1.5
 """How many times as coarse the grid of a fast run is."""
@@ -105,8 +103,3 @@ class CohortExplainer:
             target = foreground_sum(pred.as_tensor()[None, :-1])
             maps[method] = attributor(image, target).as_tensor().cpu()
         return MetaTensor(pred.as_tensor().float().cpu(), meta=pred.meta), maps, str(attempt.device)
-
-    def volumes(self, loaded: Loaded, explainer: Explainer) -> CaseVolumes:
-        """The case as maps of the network's grid find back to its file's."""
-        image = loaded.item["image"][None]
-        return CaseVolumes(loaded.case.name, Path(), image, None, loaded.item, explainer.preprocess)

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 HALVINGS = 3
+EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What PyTorch says where it raises a plain RuntimeError."""
 
 
 class Attempt(NamedTuple):
@@ -63,4 +65,4 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory, of the GPU or the main one, has run out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+    return any(words in str(error) for words in EXHAUSTED)

@@ -12,7 +12,7 @@ from pebble.common import ProcessExpired
 from unoise_monai.cohort.cases import CohortCase, scrub
 from unoise_monai.cohort.fallback import is_out_of_memory
 
-OUTPUT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+OUTPUT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 LONGEST = 500
 
 

@@ -35,7 +35,7 @@ def case_figures(
     segmentation: NDArray[np.integer[Any]],
     label: NDArray[np.integer[Any]] | None,
     classes: Sequence[str],
-    spacing_mm: Sequence[float],
+    voxel_ml: float,
 ) -> dict[str, float]:
     """What ``cohort.csv`` says of a case, by column; all on the grid of the case's file.
 
@@ -44,14 +44,13 @@ def case_figures(
         segmentation: class indices, ``(X, Y, Z)``.
         label: class indices, ``(X, Y, Z)``, where the case has a label.
         classes: their names, background first.
-        spacing_mm: voxel sizes.
+        voxel_ml: volume of a voxel.
 
     Returns:
         ``volume_ml_<class>``; ``importance_mean``, its percentiles ``_p50`` and ``_p95``, its means
         ``_in_foreground`` and ``_in_background``; with a label ``dice_<class>`` and their mean, ``dice``. NaN where
         there is nothing to measure.
     """
-    voxel_ml = math.prod(spacing_mm) / 1000
     counts = np.bincount(segmentation.ravel(), minlength=len(classes))
     figures = {f"volume_ml_{name}": float(counts[k]) * voxel_ml for k, name in enumerate(classes) if k}
     inside = segmentation > 0
@@ -80,19 +79,18 @@ def organ_figures(
     importance: NDArray[np.float32],
     organs: NDArray[np.integer[Any]],
     names: Mapping[int, str],
-    spacing_mm: Sequence[float],
+    voxel_ml: float,
 ) -> list[OrganFigures]:
     """The importance of each organ, the one that matters most for its size first; label 0 is "elsewhere"."""
     rows = region_importance(
         torch.from_numpy(np.ascontiguousarray(importance))[None, None],
         torch.from_numpy(organs.astype(np.int64))[None, None],
         names,
-        spacing_mm,
     )
     return [
         OrganFigures(
             row.name,
-            row.volume_ml,
+            row.volume_share * organs.size * voxel_ml,
             row.volume_share,
             row.importance_share.mean,
             row.ratio.mean,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from unoise_monai.cohort.cases import CohortCase, stem
 from unoise_monai.cohort.labels import attach
-from unoise_monai.cohort.names import anonymised, distinct_names, printable, safe_name
+from unoise_monai.cohort.names import anonymised, distinct_names, printable, safe_name, shown_path
 from unoise_monai.cohort.search import OUTPUT_MARK, Entry, look_at, walk
 from unoise_monai.cohort.series import find_series
 from unoise_monai.cohort.table import one_file, read_table
@@ -83,8 +83,7 @@ def _volumes(entries: Sequence[Entry]) -> list[CohortCase]:
 
 
 def _case(name: str, entry: Entry) -> CohortCase:
-    files = () if entry.problem else (entry.path,)
-    return CohortCase(safe_name(name), files, printable(entry.place.as_posix()), problem=entry.problem)
+    return CohortCase(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
 
 
 def _distinguishing(places: Sequence[PurePath]) -> list[str]:
@@ -106,15 +105,9 @@ def _distinguishing(places: Sequence[PurePath]) -> list[str]:
 
 def _named(cases: Sequence[CohortCase]) -> list[CohortCase]:
     """Cases of which no two names are alike."""
-    times: Counter[str] = Counter()
-    sources = []
-    for case in cases:
-        # A table may name the same file in two rows.
-        times[case.shown] += 1
-        sources.append(f"{case.shown} {times[case.shown]}")
-    names = distinct_names([case.name for case in cases], sources)
+    names = distinct_names([case.name for case in cases], [case.shown for case in cases])
     return [
-        replace(case, name=name, shown=name if case.series else case.shown)
+        replace(case, name=name, shown=name if case.series or case.shown == case.name else case.shown)
         for case, name in zip(cases, names, strict=True)
     ]
 
@@ -138,8 +131,9 @@ def _decathlon(root: Path) -> list[CohortCase]:
         label = _inside(root, item["label"]) if "label" in item else None
         case = _case(item["case"], image)
         if label is not None and label.problem:
-            case = replace(case, files=(), problem=f"must have a label, which {label.problem}")
-        cases.append(case if label is None else replace(case, label=None if label.problem else label.path))
+            files = case.files if label.files else ()
+            case = replace(case, files=files, problem=case.problem or f"must have a label, which {label.problem}")
+        cases.append(case if label is None else replace(case, label=next(iter(label.files), None)))
     return cases
 
 

@@ -50,5 +50,8 @@ def _with(case: CohortCase, kind: str, entry: Entry | None) -> CohortCase:
     if entry is None:
         return case
     if entry.problem:
-        return replace(case, files=(), problem=case.problem or f"must have a map ({kind}), which {entry.problem}")
+        problem = case.problem or f"must have a map ({kind}), which {entry.problem}"
+        case = replace(case, files=case.files if entry.files else (), problem=problem)
+    if not entry.files:
+        return case
     return replace(case, label=entry.path) if kind == "label" else replace(case, organs=entry.path)

@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.dicom import volume_file
-from unoise_monai.cohort.records import fingerprint, inputs_of
+from unoise_monai.cohort.records import ORGAN_NAMES, fingerprint, inputs_of
 from unoise_monai.data import CaseError, SegmentationTask, preprocessing
 from unoise_monai.data.headers import check_header
 from unoise_monai.data.reading import load_volume
 from unoise_monai.data.validation import CaseCompose, LoadCased
 from unoise_monai.handlers.nifti import GRID_LIMIT
 
-ORGAN_NAMES = "organs.json"
-"""Beside organ maps, names their labels: ``{"1": "liver", ...}``."""
 LARGEST_ORGAN = 2**15
 
 

@@ -35,8 +35,8 @@ def claimed(output: Path, part: tuple[int, int] | None = None) -> Iterator[None]
     mine = "whole" if part is None else f"part-{part[0]}-of-{part[1]}"
     family = "whole" if part is None else f"-of-{part[1]}"
     with ExitStack() as stack:
-        # Moments only: whoever is second sees the first one's lock.
-        with FileLock(state / "claim.lock", timeout=SECONDS):
+        # Whoever is second sees the first one's lock.
+        with claiming(output):
             for lock in sorted(state.glob("*.run")):
                 if lock.stem == mine or not lock.stem.endswith(family):
                     with _taken(lock, output):
@@ -45,6 +45,13 @@ def claimed(output: Path, part: tuple[int, int] | None = None) -> Iterator[None]
             owner = state / f"{mine}.owner"
             owner.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}))
             stack.callback(owner.unlink, missing_ok=True)
+        yield
+
+
+@contextmanager
+def claiming(output: Path) -> Iterator[None]:
+    """Hold, for moments, what decides whose an output is and of which settings."""
+    with FileLock(output / STATE / "claim.lock", timeout=SECONDS):
         yield
 
 

@@ -7,10 +7,11 @@ import hmac
 import os
 import re
 import secrets
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from unoise_monai.data.validation import CaseError
 
@@ -51,18 +52,25 @@ def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
     Args:
         names: safe ones.
-        sources: what tells them apart, such as their paths; no two alike.
+        sources: what tells them apart, such as their paths; of those that are alike, which one it is tells.
     """
-    times = Counter(map(_folded, names))
-    return [
-        safe_name(f"{name}/{source}") if times[_folded(name)] > 1 else name
-        for name, source in zip(names, sources, strict=True)
-    ]
+    times, seen = Counter(map(_folded, names)), Counter[tuple[str, str]]()
+    distinct = []
+    for name, source in zip(names, sources, strict=True):
+        folded = _folded(name)
+        seen[folded, source] += 1
+        distinct.append(safe_name(f"{name}/{source} {seen[folded, source]}") if times[folded] > 1 else name)
+    return distinct
 
 
 def printable(text: str) -> str:
     """Text in one line, without characters that no terminal or table shows."""
     return "".join(char if _is_visible(char) else "?" for char in text)
+
+
+def shown_path(place: PurePath) -> str:
+    """A path below the input, in one line; of one that leads elsewhere, its last part: the rest is the machine's."""
+    return printable(place.name if place.is_absolute() or ".." in place.parts else place.as_posix())
 
 
 def series_name(uid: str) -> str:
@@ -75,26 +83,50 @@ def anonymised(name: str, key: bytes) -> str:
     return f"case-{hmac.new(key, name.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:DIGITS]}"
 
 
-def read_key(path: str | os.PathLike[str]) -> bytes:
-    """The key of `anonymised`; made at random, for its owner's eyes only, where there is no such file.
+def read_key(path: str | os.PathLike[str], make: bool = True) -> bytes:
+    """The key of `anonymised`.
+
+    Args:
+        path: its file.
+        make: where there is no such file, make one at random, for its owner's eyes only.
 
     Raises:
-        CaseError: when the file does not hold 32 bytes.
+        CaseError: when there is no such file, it does not hold 32 bytes, or its file system knows no hard links.
         OSError: when it cannot be read or made.
     """
     path = Path(path)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-        except FileExistsError:
-            # Another run was faster: its key is the key.
-            return read_key(path)
-    key = path.read_bytes()
+    if make and not path.exists():
+        _make_key(path)
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CaseError(f"key file must be there, got {os.fspath(path)!r}, which is not") from error
     if len(key) != KEY_BYTES:
         raise CaseError(f"key file {path.name} must hold {KEY_BYTES} bytes, got {len(key)}")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a key that appears whole or not at all, and takes the place of no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Only its owner may read such a file.
+    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".key", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+        try:
+            os.link(temporary, path)
+        # Unlike a rename, a link refuses where another run was faster: its key is the key.
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise CaseError(
+                f"key file must lie where hard links can be made, got {os.fspath(path)!r}: {error.strerror}"
+            ) from error
+    finally:
+        os.unlink(temporary)
 
 
 def _is_visible(char: str) -> bool:

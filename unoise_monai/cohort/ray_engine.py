@@ -14,7 +14,7 @@ from unoise_monai.cohort.bundle import load_bundle
 from unoise_monai.cohort.cases import CohortCase
 from unoise_monai.cohort.device import find_device
 from unoise_monai.cohort.explain import CohortExplainer
-from unoise_monai.cohort.faults import check_output_fault, failure
+from unoise_monai.cohort.faults import OutputFault, check_output_fault, failure, reason
 from unoise_monai.cohort.load import load
 from unoise_monai.cohort.records import Records, State
 from unoise_monai.cohort.save import CaseWriter
@@ -45,19 +45,20 @@ class RayEngine:
     Args:
         work: what each worker does.
         address: of the cluster; ``"auto"`` finds a running one, None starts one on this machine.
-        gpus: share of a GPU that a worker takes; 0.5 puts two on each.
+        gpus: share of a GPU that a worker takes; 0.5 puts two on each. By default 1, where the cluster has any and the
+            work is not for the CPU.
         cpus: cores that a worker takes.
 
     Raises:
         ValueError: when Ray is not installed, or a share is below 0.
     """
 
-    def __init__(self, work: Work, address: str | None = None, gpus: float = 0.0, cpus: float = 1.0) -> None:
+    def __init__(self, work: Work, address: str | None = None, gpus: float | None = None, cpus: float = 1.0) -> None:
         try:
             import ray
         except ImportError as error:
             raise ValueError("--engine ray needs Ray, which is not here: pip install 'unoise-monai[ray]'") from error
-        if gpus < 0 or cpus < 0:
+        if (gpus or 0) < 0 or cpus < 0:
             raise ValueError(f"shares of a worker must be at least 0, got {gpus} GPUs and {cpus} CPUs")
         self.ray, self.work, self.address, self.gpus, self.cpus = ray, work, address, gpus, cpus
 
@@ -72,8 +73,11 @@ class RayEngine:
         if mine:
             ray.init(address=self.address, log_to_driver=False, include_dashboard=False, logging_level="warning")
         try:
+            gpus = self.gpus
+            if gpus is None:
+                gpus = float(self.work.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
             task = ray.remote(explain_case).options(
-                num_cpus=self.cpus, num_gpus=self.gpus, max_retries=RETRIES, retry_exceptions=False
+                num_cpus=self.cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=[CannotBegin]
             )
             work = ray.put(self.work)
             waiting = {task.remote(work, case): case for case in cases}
@@ -88,12 +92,24 @@ class RayEngine:
         try:
             return dict(self.ray.get(done))
         except self.ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            if isinstance(error.cause, OutputFault):
+                raise error.cause from None
+            fault: BaseException = error.cause
         # The worker died of this case as often as it was begun.
         except self.ray.exceptions.RayError as error:
-            record = failure(case, self.work.settings.digest, "load", RuntimeError(f"its worker died: {error}"))
-            Records(self.work.output).write(record)
-            return record
+            fault = RuntimeError(f"its worker died: {error}")
+        records = Records(self.work.output)
+        if records.state(case, self.work.settings.digest) is State.DONE:
+            # By a worker that died before it could say so.
+            return records.read(case.name) or {}
+        record = failure(case, self.work.settings.digest, "load", fault)
+        records.forget(case.name)
+        records.write(record)
+        return record
+
+
+class CannotBegin(RuntimeError):
+    """A worker cannot load the bundle; another one may."""
 
 
 def explain_case(work: Work, case: CohortCase) -> dict[str, Any]:
@@ -101,8 +117,13 @@ def explain_case(work: Work, case: CohortCase) -> dict[str, Any]:
 
     Raises:
         OutputFault: when the output cannot be written.
+        CannotBegin: when the bundle cannot be loaded here.
     """
-    explainer, writer = _ready(work)
+    try:
+        explainer, writer = _ready(work)
+    # Whatever is wrong with this machine, another may do the case.
+    except Exception as error:
+        raise CannotBegin(f"a worker cannot load the bundle: {reason(error)}") from error
     if writer.records.state(case, work.settings.digest) is State.DONE:
         # By a worker that died before it could say so.
         return writer.records.read(case.name) or {}

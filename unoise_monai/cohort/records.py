@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -15,7 +16,11 @@ from unoise_monai.cohort.lock import STATE
 from unoise_monai.data.headers import read_header
 from unoise_monai.data.validation import CaseError
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 1 << 20
+ORGAN_NAMES = "organs.json"
+"""Beside organ maps, names their labels: ``{"1": "liver", ...}``."""
 DETACHED = (".hdr", ".nhdr", ".mhd")
 
 
@@ -32,8 +37,9 @@ class State(Enum):
 class Records:
     """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
 
-    A record is a dictionary with ``case``, ``status`` (``"done"`` or ``"failed"``), ``settings`` (a digest) and, of a
-    case that is done, ``source`` (size and SHA-256 of what was read), ``files`` (those of each file) and ``figures``.
+    A record is a dictionary with ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a
+    digest), ``files`` (names that are being written, or size and SHA-256 of each that is) and, of a case that is done,
+    ``source`` (size and SHA-256 of what was read) and ``figures``.
 
     Args:
         output: the folder of the whole output.
@@ -44,32 +50,46 @@ class Records:
         self.folder = output / STATE / "records"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record of a case, None where there is none."""
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        """The record of a case, None where there is none, or none that can be read."""
+        try:
+            return dict(json.loads((self.folder / f"{name}.json").read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            logger.warning("%s: its record is damaged, and counts as none", name)
+            return None
 
     def all(self) -> list[dict[str, Any]]:
         """Every record, by case name."""
         # A name may hold characters that glob takes for patterns, and the folder temporary files that begin with a dot.
         names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
-        return [json.loads((self.folder / name).read_text()) for name in names if not name.startswith(".")]
+        found = [self.read(name.removesuffix(".json")) for name in names if not name.startswith(".")]
+        return [record for record in found if record is not None]
+
+    def begin(self, name: str, digest: str, files: Iterable[str]) -> None:
+        """Forget what there is of a case, and say which files are going to be written, so that none stays behind."""
+        self.forget(name)
+        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys(files)})
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep a record; that of a case whose files are all written."""
+        """Keep a record; that of a case that is done comes after its files."""
         with atomic_path(self.folder / f"{record['case']}.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     def forget(self, name: str) -> None:
-        """Remove a case's record, then the files that it names: what is written anew is not done until it is whole."""
+        """Remove the files that a case's record names, then the record, and the case's folder where nothing is left."""
         record = self.read(name)
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
         for file in (record or {}).get("files", {}):
             (self.output / name / file).unlink(missing_ok=True)
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        folder = self.output / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     def state(self, case: CohortCase, digest: str) -> State:
         """Whether a case's files are all there, as they were written, with the same settings, from the same input.
 
-        An input that is gone says nothing against results that are there.
+        An input that is gone, or cannot be read, says nothing against results that are there.
         """
         record = self.read(case.name)
         if record is None or record["status"] != "done" or record["settings"] != digest:
@@ -77,13 +97,21 @@ class Records:
         files = {self.output / case.name / name: known for name, known in record["files"].items()}
         if not all(path.is_file() and fingerprint([path]) == known for path, known in files.items()):
             return State.MISSING
-        inputs = inputs_of(case)
-        there = bool(inputs) and all(path.is_file() for path in inputs)
-        return State.OTHER if there and fingerprint(inputs) != record["source"] else State.DONE
+        try:
+            now = fingerprint(inputs_of(case)) if case.files else record["source"]
+        except OSError:
+            return State.DONE
+        return State.DONE if now == record["source"] else State.OTHER
 
-    def sweep(self, names: Iterable[str]) -> None:
-        """Remove the temporary files that a killed run has left in the folders of these cases and of the records."""
-        for folder in (self.output, self.folder, *(self.output / name for name in names)):
+    def sweep(self, names: Iterable[str], whole: bool) -> None:
+        """Remove the temporary files that a killed run has left in the folders of these cases.
+
+        Args:
+            names: of the cases.
+            whole: in those of the tables and the records, too, in which no other run may be writing then.
+        """
+        shared = (self.output, self.folder) if whole else ()
+        for folder in (*shared, *(self.output / name for name in names)):
             if folder.is_dir():
                 for path in folder.iterdir():
                     if path.is_file() and _is_temporary(path.name):
@@ -93,6 +121,8 @@ class Records:
 def inputs_of(case: CohortCase) -> list[Path]:
     """All the files that a case is read from, with the voxels that lie beside their headers."""
     files = [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
+    if case.organs is not None and (names := case.organs.parent / ORGAN_NAMES).is_file():
+        files.append(names)
     return files if case.series else list(dict.fromkeys(each for path in files for each in (path, _voxels(path))))
 
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from unoise_monai.cohort.explain import CohortExplainer, Explained
-from unoise_monai.cohort.fallback import Attempt
 from unoise_monai.cohort.figures import case_figures, organ_figures
 from unoise_monai.cohort.load import Loaded
 from unoise_monai.cohort.records import Records, fingerprint
+from unoise_monai.data import preprocessing
 from unoise_monai.handlers.cases import to_numpy
 from unoise_monai.handlers.images import on_scan_grid
 from unoise_monai.handlers.nifti import save_nifti
 from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
+from unoise_monai.inference import postprocessing
 from unoise_monai.render.canonical import to_canonical
 from unoise_monai.render.mip import mips
 from unoise_monai.render.montage import montage
 from unoise_monai.render.png import save_png
+from unoise_monai.report.cases import CaseVolumes
 from unoise_monai.report.files import WHITE, shares
 
 MIP_OPTIONS = ("window", "style", "threshold", "slab_mm")
@@ -49,7 +50,8 @@ class CaseWriter:
             "mip": {name: options[name] for name in MIP_OPTIONS if name in options},
             "montage": {name: options[name] for name in MONTAGE_OPTIONS if name in options},
         }
-        self.to_file = explainer.explainer(Attempt(torch.device("cpu"), None, ""))
+        self.preprocess = preprocessing(explainer.task, with_label=False)
+        self.restore = postprocessing(self.preprocess)
 
     def __call__(self, explained: Explained) -> dict[str, Any]:
         """Write a case's files, then its record, which is also returned.
@@ -60,11 +62,10 @@ class CaseWriter:
         start = time.perf_counter()
         loaded = explained.loaded
         case, stem = loaded.case, loaded.case.name
-        self.records.forget(stem)
         folder = self.records.output / stem
-        found = self.to_file.restore(loaded.item, explained.pred)
-        importance, affine = to_numpy(found.importance)
-        segmentation, _ = to_numpy(found.segmentation)
+        found = self.restore({**loaded.item, "pred": explained.pred})
+        importance, affine = to_numpy(found["importance"])
+        segmentation, _ = to_numpy(found["seg"])
         # A DICOM series is no file whose header could be looked at.
         source = None if case.series else case.files[0]
         quantity = self.settings.quantity
@@ -75,21 +76,22 @@ class CaseWriter:
             ),
             "seg": (segmentation, ", ".join(f"{k} {name}" for k, name in enumerate(self.bundle.task.class_names))),
         }
-        case_volumes = self.explainer.volumes(loaded, self.to_file)
+        case_volumes = CaseVolumes(stem, Path(), loaded.item["image"][None], None, loaded.item, self.preprocess)
         maps = {method: to_numpy(case_volumes.on_file_grid(map_))[0] for method, map_ in explained.maps.items()}
         volumes |= {method: (voxels, f"attribution by {method}, raw values") for method, voxels in maps.items()}
+        names = [f"{stem}_{name}.nii.gz" for name in volumes]
+        drawn = {"": importance} | maps if self.settings.images else {}
+        names += [picture_name(stem, method, picture) for method in drawn for picture in self.pictures]
+        self.records.begin(stem, self.settings.digest, names)
         for name, (voxels, description) in volumes.items():
             save_nifti(voxels, affine, folder / f"{stem}_{name}.nii.gz", source, description)
-        names = [f"{stem}_{name}.nii.gz" for name in volumes]
-        if self.settings.images:
-            names += self._draw(loaded, folder, found, {"": importance} | maps)
-        spacing_mm = tuple(float(side) for side in voxel_sizes(affine))
+        self._draw(loaded, folder, found, drawn)
+        # Of a sheared grid, that of a tilted gantry, the sides' product would be too much.
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         figures: dict[str, Any] = case_figures(
-            importance, segmentation, loaded.label, self.bundle.task.class_names, spacing_mm
+            importance, segmentation, loaded.label, self.bundle.task.class_names, voxel_ml
         )
-        organs = (
-            [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, spacing_mm)
-        )
+        organs = [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, voxel_ml)
         files = {name: fingerprint([folder / name]) for name in names}
         record = {
             "case": stem,
@@ -101,7 +103,7 @@ class CaseWriter:
             "figures": figures,
             "organs": [asdict(row) for row in organs],
             "voxels": list(importance.shape),
-            "spacing_mm": [round(side, 4) for side in spacing_mm],
+            "spacing_mm": [round(float(side), 4) for side in voxel_sizes(affine)],
             "device": explained.device,
             "note": explained.note,
             "seconds": loaded.seconds + explained.seconds + time.perf_counter() - start,
@@ -110,16 +112,16 @@ class CaseWriter:
         self.records.write(record)
         return record
 
-    def _draw(self, loaded: Loaded, folder: Path, found: Any, maps: Mapping[str, NDArray[np.float32]]) -> list[str]:
-        """MIP and montage of the importance and of every further map; the names of the files."""
+    def _draw(
+        self, loaded: Loaded, folder: Path, found: Mapping[Hashable, Any], maps: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        """MIP and montage of each map, by method; the importance has none."""
         image, spacing_mm = to_canonical(*to_numpy(loaded.scan))
-        outline = on_scan_grid(to_numpy(found.segmentation)[0], found.segmentation, loaded.scan, "seg", folder)
-        names = []
+        outline = on_scan_grid(to_numpy(found["seg"])[0], found["seg"], loaded.scan, "seg", folder)
         for method, voxels in maps.items():
-            shown = on_scan_grid(voxels, found.importance, loaded.scan, method or "importance", folder)
+            shown = on_scan_grid(voxels, found["importance"], loaded.scan, method or "importance", folder)
             label = {"label": f"{method}, share of its {WHITE:g}th percentile"} if method else {}
             for picture, draw in self.pictures.items():
-                name = "_".join(filter(None, (loaded.case.name, method, picture))) + ".png"
                 rgb = draw(
                     image,
                     spacing_mm,
@@ -128,6 +130,9 @@ class CaseWriter:
                     **self.options[picture],
                     **label,
                 )
-                save_png(rgb, folder / name)
-                names.append(name)
-        return names
+                save_png(rgb, folder / picture_name(loaded.case.name, method, picture))
+
+
+def picture_name(case: str, method: str, picture: str) -> str:
+    """``case_mip.png``; of a further method ``case_saliency_mip.png``."""
+    return "_".join(filter(None, (case, method, picture))) + ".png"

@@ -15,6 +15,7 @@ VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
 OUTPUT_MARK = ".unoise"
 """The folder that marks the output of a run, which is no input."""
 DICOM_MAGIC = b"DICM"
+GONE = "must be there, got nothing, or a link to nothing"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Entry:
     place: PurePath
     problem: str = ""
     folder: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a case of it is read from; a file that is only not there is named, so that its results are kept."""
+        return (self.path,) if self.problem in ("", GONE) else ()
 
     @property
     def is_volume(self) -> bool:
@@ -101,7 +107,7 @@ def look_at(root: Path, place: Path) -> Entry | None:
         return Entry(path, place, problem, folder=kind == "folder")
     if kind == "folder":
         return None
-    problems = {"": "must be there, got nothing, or a link to nothing", "file": ""}
+    problems = {"": GONE, "file": ""}
     return Entry(path, place, problems.get(kind, f"must be a regular file, got a {kind}"))
 
 

@@ -11,10 +11,13 @@ from typing import Any
 from unoise_monai.atomic import atomic_path
 from unoise_monai.attribution.registry import method_names
 from unoise_monai.checks import check_choice
+from unoise_monai.cohort.lock import claiming
 from unoise_monai.handlers.quantity import QUANTITIES
 from unoise_monai.inference.precision import PRECISIONS
 
 RUN_FILE = "run.json"
+METHODS = tuple(name for name in method_names() if name != "voxelwise_mean")
+"""Those that explain all that is segmented; the mean of voxels' maps is of a region."""
 
 
 class OtherSettings(ValueError):
@@ -30,7 +33,8 @@ class Settings:
         bundle_version: as its metadata says.
         weights_sha256: of the weights' file.
         config_sha256: of the configuration that networks and preprocessing come from.
-        software: version of this package.
+        software: versions of what makes the files.
+        number_format: that the precision means on the device.
         quantity: what is written of the importance, one of `QUANTITIES`.
         methods: attribution methods whose maps are written, too.
         images: whether pictures are written.
@@ -47,6 +51,7 @@ class Settings:
     weights_sha256: str
     config_sha256: str
     software: str
+    number_format: str = "auto"
     quantity: str = "importance"
     methods: tuple[str, ...] = ()
     images: bool = True
@@ -58,7 +63,7 @@ class Settings:
         check_choice("quantity", self.quantity, tuple(QUANTITIES))
         check_choice("precision", self.precision, PRECISIONS)
         for method in self.methods:
-            check_choice("method", method, method_names())
+            check_choice("method", method, METHODS)
 
     @property
     def digest(self) -> str:
@@ -80,18 +85,18 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
     """
     path = output / RUN_FILE
     now = json.loads(json.dumps(asdict(settings)))
-    if path.is_file():
-        before = read_run(output).get("settings", {})
-        differing = [name for name in now if before.get(name) != now[name]]
-        if not differing:
-            return
-        if not overwrite:
-            told = "; ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in differing)
+    with claiming(output):
+        before = read_run(output).get("settings", {}) if path.is_file() else None
+        differing = [name for name in now if before is not None and before.get(name) != now[name]]
+        if differing and not overwrite:
+            told = "; ".join(f"{name} was {(before or {}).get(name)!r}, now {now[name]!r}" for name in differing)
             raise OtherSettings(
-                f"{output} holds results of other settings: {told}. Choose another output, or --overwrite"
+                f"{output} holds results of other settings: {told}. Choose another output, or --overwrite (without "
+                "--part)"
             )
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({**about, "settings": now}, indent=1) + "\n")
+        if differing or before is None:
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps({**about, "settings": now}, indent=1) + "\n")
 
 
 def read_run(output: Path) -> dict[str, Any]:

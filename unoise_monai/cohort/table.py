@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from unoise_monai.cohort.cases import CohortCase, stem
-from unoise_monai.cohort.names import printable, safe_name
-from unoise_monai.cohort.search import Entry, look_at, walk
+from unoise_monai.cohort.names import distinct_names, safe_name, shown_path
+from unoise_monai.cohort.search import VOLUMES, Entry, look_at, walk
 from unoise_monai.cohort.series import find_series
 from unoise_monai.data.paths import kind_of
 from unoise_monai.data.validation import CaseError
 
 COLUMNS = ("case", "image")
+NO_PICTURE = "must hold a picture, got a DICOM file without one"
 
 
 def read_table(path: Path) -> list[CohortCase]:
@@ -34,22 +36,30 @@ def read_table(path: Path) -> list[CohortCase]:
             rows = [{key: (value or "").strip() for key, value in row.items() if key in columns} for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise CaseError(f"table {path.name} must be CSV in UTF-8: {error}") from error
-    return [_case(path.absolute().parent, row, number) for number, row in enumerate(rows, 1)]
+    cases = [_case(path.absolute().parent, row, number) for number, row in enumerate(rows, 1)]
+    # What is shown of a path may be too little to tell rows apart, but for their order.
+    names = distinct_names([case.name for case in cases], [row["image"] for row in rows])
+    return [
+        replace(case, name=name, shown=name if case.shown == case.name else case.shown)
+        for case, name in zip(cases, names, strict=True)
+    ]
 
 
 def _case(home: Path, row: dict[str, str], number: int) -> CohortCase:
-    image = PurePath(row["image"])
-    name = safe_name(row["case"] or stem(image.name) or f"row {number}")
-    # An absolute path would tell about this machine.
-    case = CohortCase(name, (), printable(image.name if image.is_absolute() else row["image"]))
+    image = PurePath(os.path.relpath(os.path.normpath(home / row["image"]), home))
+    # Folders of slices, there or not, and slices tend to bear names.
+    file = image.name if image.name.lower().endswith((*VOLUMES, ".img")) else ""
+    name = safe_name(row["case"] or stem(file) or f"row {number}")
+    case = CohortCase(name, (), shown_path(image) if file else name)
     if not row["image"]:
         return replace(case, shown=f"of row {number}", problem="must be named, got an empty column image")
     label, organs = (home / row[key] if row.get(key) else None for key in ("label", "organs"))
-    path = home / image
+    path = home / row["image"]
     if kind_of(path) == "folder":
         found = find_series([entry for entry in walk(path.resolve()) if entry.is_slice])
         if len(found) != 1:
             return replace(case, problem=f"must be a folder with one DICOM series, got {len(found)}")
+        name = name if row["case"] else found[0].name
         return replace(found[0], name=name, shown=name, label=label, organs=organs)
     return replace(one_file(path, case), label=label, organs=organs)
 
@@ -60,5 +70,6 @@ def one_file(path: Path, case: CohortCase) -> CohortCase:
         path = path.with_suffix(".hdr")
     entry = look_at(Path(path.anchor), path.relative_to(path.anchor)) or Entry(path, path, "must be a file")
     if entry.is_slice:
-        return replace(find_series([entry])[0], name=case.name)
-    return replace(case, files=() if entry.problem else (path,), problem=entry.problem)
+        found = find_series([entry]) or [replace(case, series=True, problem=NO_PICTURE)]
+        return replace(found[0], name=case.name, shown=case.name)
+    return replace(case, files=entry.files, problem=entry.problem)

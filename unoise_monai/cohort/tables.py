@@ -21,7 +21,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_tables(records: Records) -> None:
     """Write the tables of all that is known; of two runs that write at once, the last knows everything."""
     with tables_locked(records.output):
-        known = records.all()
+        # What another part has just begun is neither done nor failed.
+        known = [record for record in records.all() if record["status"] != "begun"]
         rows = [_row(record) for record in known]
         _write(records.output / "cohort.csv", _columns(rows), rows)
         failed = [record for record in known if record["status"] == "failed"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 SHIPPED = Path(__file__).resolve().parents[2] / "bundles"
 """The bundles of the source checkout that this package runs from."""
+LIST = Path(".config", "unoise", "trusted_bundles")
+"""The trust list, in the home folder."""
 TRUST_LIST = "UNOISE_TRUSTED_BUNDLES"
 """The environment variable that names another trust list."""
 
@@ -29,11 +31,15 @@ def check_trust(bundle: str | os.PathLike[str]) -> None:
         bundle: its folder; judged by where it really lies, whatever it is called and however it is reached.
 
     Raises:
-        UntrustedBundle: when it is neither.
+        UntrustedBundle: when it is neither, or a folder within its ``configs`` is a link.
         ValueError: when a line of the trust list cannot be understood.
     """
     folder = Path(bundle).resolve()
-    files = sorted(path for path in (folder / "configs").rglob("*") if path.is_file())
+    within = sorted((folder / "configs").rglob("*"))
+    # The search does not follow them, but a config can name what lies behind.
+    if linked := [path.relative_to(folder).as_posix() for path in within if path.is_symlink() and path.is_dir()]:
+        raise UntrustedBundle(f"bundle {folder} must hold its configs itself, got a link to a folder: {linked[0]}")
+    files = [path for path in within if path.is_file()]
     if files and _shipped(files):
         return
     listed = _listed()
@@ -44,7 +50,7 @@ def check_trust(bundle: str | os.PathLike[str]) -> None:
     raise UntrustedBundle(
         f"bundle {folder} must be trusted before it runs, for its configs can run any code as you"
         f"{f' (changed since it was listed: {changed})' if changed else ''}. Read them, then pass --trust-bundle, or "
-        f"trust them as they are for good:\n  {_listing(folder)}"
+        f"trust them as they are for good:\n  {listing(folder)}"
     )
 
 
@@ -62,9 +68,37 @@ def is_trusted(bundle: str | os.PathLike[str]) -> bool:
 
 
 def trust_list() -> Path:
-    """The file that lists the bundles to trust; it need not be there."""
-    named = os.environ.get(TRUST_LIST)
-    return Path(named) if named else Path.home() / ".config" / "unoise" / "trusted_bundles"
+    """The file that lists the bundles to trust; it need not be there.
+
+    Raises:
+        UntrustedBundle: when it is not named and there is no home folder.
+    """
+    if named := os.environ.get(TRUST_LIST):
+        return Path(named)
+    try:
+        return Path.home() / LIST
+    except RuntimeError as error:
+        raise UntrustedBundle(f"the trust list must be named in ${TRUST_LIST}, got none and no home folder") from error
+
+
+def listing(bundle: Path | None = None) -> str:
+    """The command that lists a bundle as it is now.
+
+    Args:
+        bundle: its folder; without one the command tells no folder of this machine, and BUNDLE stands for the bundle's.
+    """
+    if bundle is None:
+        configs, trusted = (
+            '"$(realpath BUNDLE)"/configs',
+            f'"${TRUST_LIST}"' if os.environ.get(TRUST_LIST) else f"~/{LIST}",
+        )
+        folder, there = f'"$(dirname {trusted})"', False
+    else:
+        path = trust_list()
+        configs, trusted, folder = (shlex.quote(str(each)) for each in (bundle / "configs", path, path.parent))
+        there = path.parent.is_dir()
+    make = "" if there else f"mkdir -p {folder} && "
+    return f"{make}find -L {configs} -type f -exec sha256sum {{}} + >> {trusted}"
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -80,13 +114,6 @@ def _shipped(files: list[Path]) -> bool:
     # Installed without its checkout, the package may stand beside somebody else's folder of that name.
     checkout = (SHIPPED.parent / "pyproject.toml").is_file()
     return checkout and all(path.resolve().is_relative_to(SHIPPED.resolve()) for path in files)
-
-
-def _listing(folder: Path) -> str:
-    """The command that lists a bundle."""
-    trusted, configs = trust_list(), shlex.quote(str(folder / "configs"))
-    make = "" if trusted.parent.is_dir() else f"mkdir -p {shlex.quote(str(trusted.parent))} && "
-    return f"{make}find -L {configs} -type f -exec sha256sum {{}} + >> {shlex.quote(str(trusted))}"
 
 
 def _listed() -> dict[Path, set[str]]:

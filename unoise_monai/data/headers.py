@@ -70,16 +70,7 @@ def read_nifti(path: Path) -> VolumeHeader:
         header.get_slope_inter()
         shape, kind, affine = header.get_data_shape(), header.get_data_dtype(), header.get_best_affine()
         unit, offset = header.get_xyzt_units()[0], int(header.get_data_offset())
-    except (
-        HeaderDataError,
-        WrapStructError,
-        OSError,
-        EOFError,
-        KeyError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-    ) as error:
+    except UNREADABLE as error:
         raise CaseError(f"file {path} is unreadable: {said(error)}") from error
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise CaseError(f"file {path} must hold one real number a voxel, got {kind}")

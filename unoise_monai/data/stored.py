@@ -98,7 +98,10 @@ def check_unpacks(path: Path, data: Path, start: int, need: int) -> None:
             file.seek(start)
             while not stream.eof and (packed := stream.unconsumed_tail or file.read(2**16)):
                 got += len(stream.decompress(packed, 2**20))
-    except (OSError, zlib.error) as error:
+    # The system's errors name the file, which may be one that a header names.
+    except OSError as error:
+        raise CaseError(f"file {path} must hold whole compressed voxels: {error.strerror}") from error
+    except zlib.error as error:
         raise CaseError(f"file {path} must hold whole compressed voxels: {error}") from error
     if not stream.eof or got < need:
         raise CaseError(f"file {path} must hold {need} bytes of compressed voxels, got {got}: it is cut off or damaged")

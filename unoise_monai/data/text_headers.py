@@ -162,14 +162,21 @@ def _header(
 
 
 def _beside(path: Path, name: str) -> Path:
-    """The data file that a header names: one, in the header's own folder or below."""
+    """The data file that a header names: one, in the header's own folder or below.
+
+    No message tells its name, which may be a patient's.
+    """
     home = path.parent.resolve()
     lists = name.upper().startswith("LIST") or "%" in name or "\0" in name
     file = home if lists else Path(os.path.realpath(home / name))
     if lists or Path(name).is_absolute() or not file.is_relative_to(home):
-        raise CaseError(f"file {path} must keep its voxels in one file in its own folder, got {_printed(name)}")
+        raise CaseError(f"file {path} must keep its voxels in one file in its own folder, got a list, or another place")
     if kind_of(file) != "file":
-        raise CaseError(f"file {path} must have its voxels beside it, in {_printed(name)}, which is missing")
+        raise CaseError(f"file {path} must have its voxels in the file beside it that it names, which is missing")
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise CaseError(f"file {path} must have its voxels in a file that may be read: {error.strerror}") from error
     return file
 
 

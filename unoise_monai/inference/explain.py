@@ -94,7 +94,8 @@ class Explainer:
             CaseError: when the file is missing, unreadable, not three-dimensional or holds NaN or infinite voxels.
         """
         item = self.preprocess({"image": str(image), "case": case_name(image)})
-        return self.restore(item, self.predict(item["image"]))
+        restored = self.postprocess({**item, "pred": self.predict(item["image"])})
+        return Explanation(restored["case"], restored["importance"], restored["seg"])
 
     def predict(self, image: MetaTensor) -> MetaTensor:
         """The network's output ``(K + 1, *spatial)``, on its device, for a preprocessed image ``(C, *spatial)``."""
@@ -102,8 +103,3 @@ class Explainer:
         with evaluating(self.segmenter):
             pred = self.inferer(image[None].to(device), self.segmenter)
         return MetaTensor(convert_to_tensor(pred[0]), meta=image.meta)
-
-    def restore(self, item: Mapping[Any, Any], pred: MetaTensor) -> Explanation:
-        """The prediction of a preprocessed item, on the grid of its file."""
-        restored = self.postprocess({**item, "pred": pred})
-        return Explanation(restored["case"], restored["importance"], restored["seg"])

@@ -18,6 +18,7 @@ from unoise_monai.report.site_cases import SiteCase, page_name, read_cases
 from unoise_monai.report.site_curves import HEIGHT, LEFT, TOP, WIDTH, charts
 from unoise_monai.report.site_layers import NO_SCAN, Layer, read_layers
 from unoise_monai.report.site_pictures import THUMBNAIL, UNREADABLE_PICTURE, Picture, copy_picture
+from unoise_monai.report.site_reading import Scan
 from unoise_monai.report.site_run import run_facts
 from unoise_monai.report.site_table import cell, class_names, columns, label_of, number_columns, show, tiles
 from unoise_monai.report.site_volumes import pack
@@ -33,7 +34,7 @@ WORKERS = 2
 
 def write_site(
     output: str | Path,
-    scans: Mapping[str, str | Path] | None = None,
+    scans: Mapping[str, str | Scan] | None = None,
     viewer: bool = True,
     progress: bool = True,
 ) -> Path:
@@ -44,9 +45,9 @@ def write_site(
 
     Args:
         output: what ``unoise explain`` wrote.
-        scans: case to its volume (or its folder with one DICOM series), shown beneath the maps; cases without one,
-            and all where it is None, show importance and segmentation alone. Neither its path nor its header
-            reaches the report.
+        scans: case to its volume (or its folder with one DICOM series), shown beneath the maps; or to what makes the
+            volume in a folder that it is given, asked when the case's page is written, and removed then. Cases
+            without one show importance and segmentation alone. Neither its path nor its header reaches the report.
         viewer: with the 3-D viewer and the volumes that it shows, some megabytes a case.
         progress: show a progress bar.
 
@@ -60,7 +61,8 @@ def write_site(
     """
     output = Path(output)
     cases = read_cases(output)
-    site = Site(output / FOLDER, cases, {case: Path(path) for case, path in (scans or {}).items()}, viewer)
+    known = {case: Path(scan) if isinstance(scan, str) else scan for case, scan in (scans or {}).items()}
+    site = Site(output / FOLDER, cases, known, viewer)
     site.write_assets()
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         work = pool.map(site.write_case, range(len(cases)))
@@ -76,7 +78,7 @@ class Site:
 
     folder: Path
     cases: Sequence[SiteCase]
-    scans: Mapping[str, Path]
+    scans: Mapping[str, Scan]
     viewer: bool
 
     def __post_init__(self) -> None:
@@ -104,7 +106,7 @@ class Site:
         case = self.cases[number]
         pictures = {key: found for key in case.pictures if (found := self._picture(case, key)) is not None}
         volumes = read_layers(case, self.scans.get(case.name) if self.viewer else None)
-        segmentation = volumes.segmentation()
+        importance, segmentation = volumes.importance(), volumes.segmentation()
         page = self.pages.get_template("case.html").render(
             case=case,
             previous=self.cases[number - 1] if number else None,
@@ -122,12 +124,12 @@ class Site:
             notes=[note for note in volumes.notes if self.viewer or note != NO_SCAN],
             factors=volumes.factors,
             start=volumes.start() if volumes.layers else [],
-            charts=charts(volumes.maps()[0].voxels, segmentation.voxels) if segmentation and volumes.maps() else [],
+            charts=[] if importance is None or segmentation is None else charts(importance, segmentation.voxels),
             chart_size=(WIDTH, HEIGHT, LEFT, TOP),
             organ_numbers=number_columns(case.organs),
         )
         self._write(Path("cases", f"{case.page}.html"), page)
-        return self._picture(case, "mip", "_thumbnail", THUMBNAIL) if "mip" in pictures else None
+        return self._picture(case, "mip", ".thumbnail", THUMBNAIL) if "mip" in pictures else None
 
     def write_index(self, thumbnails: Mapping[str, Picture | None], facts: Sequence[tuple[str, str]]) -> Path:
         """Write the table of cases."""
@@ -148,7 +150,8 @@ class Site:
 
     def _write_layer(self, case: SiteCase, layer: Layer) -> dict[str, Any]:
         """Write a layer's volume, and say what the viewer needs to know of it."""
-        path = Path("volumes", f"{case.page}_{page_name(layer.key)}.js")
+        # A dot is in no page's name: `p1` and `guided_cam` must not meet `p1_guided` and `cam`.
+        path = Path("volumes", f"{case.page}.{page_name(layer.key)}.js")
         self._write(path, deliver(layer.key, pack(layer.voxels, layer.affine, layer.kind == "seg")))
         return {
             "key": layer.key,
@@ -162,7 +165,7 @@ class Site:
         }
 
     def _picture(self, case: SiteCase, key: str, end: str = "", most: tuple[int, int] | None = None) -> Picture | None:
-        path = self.folder / "pictures" / f"{case.page}_{page_name(key)}{end}.jpg"
+        path = self.folder / "pictures" / f"{case.page}.{page_name(key)}{end}.jpg"
         try:
             picture = copy_picture(case.pictures[key], path, *([most] if most else []))
         except UNREADABLE_PICTURE:

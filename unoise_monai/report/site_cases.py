@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unoise_monai.handlers.quantity import QUANTITIES
+from unoise_monai.report.site_run import run_quantity
+from unoise_monai.report.site_texts import without_paths
+
 Row = Mapping[str, str]
 VOLUME = ".nii.gz"
 SEGMENTATION = "seg"
@@ -30,7 +34,7 @@ class SiteCase:
     organs: Sequence[Row]
     """Its rows of ``organs.csv``, without the case."""
     maps: Mapping[str, Path]
-    """Name of a quantity or a method to its volume; the run's own quantity first."""
+    """Name of a quantity or a method to its volume; the run's own quantity, where there is one, first."""
     segmentation: Path | None
     pictures: Mapping[str, Path]
     """``mip``, ``montage``, ``<method>_mip``, ... to PNG files."""
@@ -59,11 +63,15 @@ def read_cases(output: Path) -> list[SiteCase]:
         for row in tables[table]:
             if row["case"] in found:
                 found[row["case"]].append({key: value for key, value in row.items() if key != "case"})
-    return [_case(output, name, rows.get(name), *(by_case[t][name] for t in ("failures", "organs"))) for name in names]
+    quantity = run_quantity(output)
+    return [
+        _case(output, name, quantity, rows.get(name), by_case["failures"][name], by_case["organs"][name])
+        for name in names
+    ]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table with a column ``case``; none where there is no such file.
+    """The rows of a table with a column ``case``, without paths; none where there is no such file.
 
     Raises:
         ValueError: when the table has no column ``case``.
@@ -75,7 +83,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         if reader.fieldnames is not None and "case" not in reader.fieldnames:
             raise ValueError(f"{path.name} must have a column 'case', got {list(reader.fieldnames)[:10]}")
         # Cells beyond the header come under the key None.
-        return [{key: value for key, value in row.items() if isinstance(key, str)} for row in reader]
+        return [
+            {
+                key: value if key == "case" else without_paths(value)
+                for key, value in row.items()
+                if isinstance(key, str)
+            }
+            for row in reader
+        ]
 
 
 def page_name(case: str) -> str:
@@ -85,16 +100,16 @@ def page_name(case: str) -> str:
     return plain if plain == case else f"{plain}-{hashlib.sha256(case.encode()).hexdigest()[:10]}"
 
 
-def _case(output: Path, name: str, row: Row | None, failures: list[Row], organs: list[Row]) -> SiteCase:
+def _case(
+    output: Path, name: str, quantity: str | None, row: Row | None, failures: list[Row], organs: list[Row]
+) -> SiteCase:
     files = _files(output, name)
     volumes = {key.removesuffix(VOLUME): path for key, path in files.items() if key.endswith(VOLUME)}
     segmentation = volumes.pop(SEGMENTATION, None)
     pictures = {key.removesuffix(".png"): path for key, path in files.items() if key.endswith(".png")}
     values = {key: value for key, value in (row or {}).items() if key not in ("case", "status")}
     status = (row or {}).get("status") or ("failed" if row is None or failures else "done")
-    # The run's own quantity has the pictures without a name in front.
-    first = [key for key in volumes if f"{key}_mip" not in pictures]
-    maps = {key: volumes[key] for key in [*first, *(key for key in volumes if key not in first)]}
+    maps = {key: volumes[key] for key in (quantity, *QUANTITIES, *volumes) if key in volumes}
     return SiteCase(name, page_name(name), status, values, failures, organs, maps, segmentation, pictures)
 
 

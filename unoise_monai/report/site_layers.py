@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.transforms import LoadImage
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from unoise_monai.handlers.cases import to_numpy
 from unoise_monai.handlers.nifti import GRID_LIMIT
 from unoise_monai.handlers.quantity import QUANTITIES
 from unoise_monai.render.canonical import check_affine
 from unoise_monai.render.grey import find_window
 from unoise_monai.report.files import WHITE, shares
 from unoise_monai.report.site_cases import SiteCase
+from unoise_monai.report.site_reading import UNREADABLE, Scan, read_map, read_scan
 from unoise_monai.report.site_volumes import MOST_VOXELS, block_factors, shrink, shrink_affine
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zlib.error, ImageFileError)
-"""What readers raise of a file that is missing, truncated or of another kind."""
 HIGHEST_LABEL = 255
 NO_SCAN = "The scan was not at hand when this report was written: the maps are shown without it."
 KINDS = ("scan", "ground", "map", "seg")
 """From the lowest layer to the top; ``ground`` is black, and there where no scan is."""
 UNIT = ("importance", "tolerance")
 """Quantities that are 0 to 1 as they are."""
+FALLING = ("tolerance", "sigma")
+"""Quantities that are low where importance is high."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,13 @@ class Layers:
     def segmentation(self) -> Layer | None:
         return next((layer for layer in self.layers if layer.kind == "seg"), None)
 
+    def importance(self) -> NDArray[Any] | None:
+        """Importance, 0 to 1; None where the first map is a method's, or a quantity that does not tell it."""
+        first = next(iter(self.maps()), None)
+        if first is None or first.key not in UNIT:
+            return None
+        return 1 - first.voxels if first.key in FALLING else first.voxels
+
     def start(self) -> list[float]:
         """Where a look at the case begins, 0 to 1 along each axis: in the middle of the segmentation, or of what is
         most important, or of the volume."""
@@ -77,7 +81,8 @@ class Layers:
         if segmentation is not None and segmentation.voxels.any():
             inside = np.argwhere(segmentation.voxels)
         elif maps:
-            inside = np.argwhere(maps[0].voxels == maps[0].voxels.max())
+            values = -maps[0].voxels if maps[0].key in FALLING else maps[0].voxels
+            inside = np.argwhere(values == values.max())
         else:
             return [0.5, 0.5, 0.5]
         # The voxel inside that is nearest to the middle: the middle itself can lie in a hole.
@@ -85,29 +90,31 @@ class Layers:
         return [round((int(i) + 0.5) / size, 4) for i, size in zip(found, self.layers[0].voxels.shape, strict=True)]
 
 
-def read_layers(case: SiteCase, scan: Path | None, most: int = MOST_VOXELS) -> Layers:
+def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> Layers:
     """Read a case's volumes and thin them alike.
 
     A file that cannot be read, or lies on another grid than the first, is left out, and a note says so.
 
     Args:
         case: with its maps and its segmentation.
-        scan: a volume of any format that MONAI reads, or a folder with one DICOM series; None for no scan.
+        scan: shown beneath the maps, and not read where there are none; None for no scan.
         most: voxels of a layer.
     """
-    files = [(key, "map", path) for key, path in case.maps.items()]
+    files = [(key, "map", partial(read_map, path)) for key, path in case.maps.items()]
     if case.segmentation is not None:
-        files.append(("seg", "seg", case.segmentation))
+        files.append(("seg", "seg", partial(read_map, case.segmentation)))
     if scan is not None:
-        files.insert(0, ("scan", "scan", scan))
+        # Last: the maps lie on one grid by construction, and the scan is measured by them.
+        files.append(("scan", "scan", partial(read_scan, scan)))
     found: list[Layer] = []
     notes: list[str] = []
     grid: _Grid | None = None
-    # The maps lie on one grid by construction: the scan is measured by them, not they by the scan.
-    for key, kind, path in sorted(files, key=lambda file: file[1] == "scan"):
+    for key, kind, read in files:
+        if kind == "scan" and not found:
+            break
         title = _title(key, kind)
         try:
-            voxels, affine = _read_scan(path) if kind == "scan" else _read_map(path)
+            voxels, affine = read()
             grid = grid or _Grid.of(voxels.shape, affine, most)
             if grid.fits(voxels.shape, affine):
                 found.append(_layer(key, kind, title, voxels, grid))
@@ -174,21 +181,3 @@ def _layer(key: str, kind: str, title: str, voxels: NDArray[Any], grid: _Grid) -
     whole = bool((voxels == np.round(voxels)).all())
     thinned = grid.thin(voxels)
     return Layer(key, kind, title, np.round(thinned) if whole else thinned, grid.shown, *find_window(thinned))
-
-
-def _read_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    image = nib.load(path)
-    return _finite(np.asarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
-
-
-def _read_scan(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    voxels, affine = to_numpy(LoadImage(image_only=True, ensure_channel_first=True)(path))
-    return _finite(voxels), affine
-
-
-def _finite(voxels: NDArray[Any]) -> NDArray[Any]:
-    if voxels.ndim != 3 or voxels.size == 0:
-        raise ValueError(f"volume must be 3-D and not empty, got shape {voxels.shape}")
-    if not np.isfinite(voxels).all():
-        raise ValueError("volume must hold finite values only")
-    return voxels

@@ -13,11 +13,22 @@ PRIVATE = ("command", "input", "output", "argv", "cases", "host", "hostname", "u
 
 def run_facts(output: Path) -> list[tuple[str, str]]:
     """Names and values of ``run.json``, without paths and names; none where there is no such file, or it is broken."""
+    return list(_facts(_read(output), ""))
+
+
+def run_quantity(output: Path) -> str | None:
+    """What the run has written of the importance, such as ``tolerance``; None where ``run.json`` does not say."""
+    settings = _read(output).get("settings")
+    quantity = settings.get("quantity") if isinstance(settings, dict) else None
+    return quantity if isinstance(quantity, str) else None
+
+
+def _read(output: Path) -> dict[str, Any]:
     try:
         run = json.loads((output / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return []
-    return list(_facts(run, "")) if isinstance(run, dict) else []
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
 def _facts(values: dict[str, Any], start: str) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,8 @@ class Model {
   save_changes() {}
 }
 
+/* The widget's own steps are no news of the page's; its warnings and errors are. */
+const QUIET = "const console = { ...globalThis.console, log() {}, debug() {} };\n";
 const SLICES = { axial: 0, coronal: 1, sagittal: 2, all: 3, volume: 4 };
 /* Of the classes, in turn: apart from each other, from the grey of a scan and from the map's black, violet and yellow. */
 const CLASSES = [[0, 229, 255], [255, 120, 225], [90, 255, 120], [255, 255, 255], [110, 150, 255]];
@@ -115,7 +117,7 @@ class Viewer {
       if (!document.createElement("canvas").getContext("webgl2")) throw new Error("this browser offers no WebGL 2");
       const source = await load("../assets/niivue.js", "niivue");
       for (const layer of this.layers) if (this.shown().includes(`IPY_MODEL_${layer.key}`)) await this.fetch(layer);
-      const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+      const url = URL.createObjectURL(new Blob([QUIET, source], { type: "text/javascript" }));
       const widget = (await import(url)).default;
       URL.revokeObjectURL(url);
       button.remove();
@@ -196,6 +198,8 @@ class Viewer {
 
   async choose(layer) {
     await this.fetch(layer);
+    if (this.form.elements.map.value !== layer.key) return; // another was chosen meanwhile
+    this.form.querySelector(".map-title").textContent = layer.title;
     // The widget compares: what is there already stays.
     if (this.shown().join() !== this.model.get("volumes").join()) this.model.change("volumes", this.shown());
   }
