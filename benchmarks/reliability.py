@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
+from scipy.stats import spearmanr
 from visibility import ROOT, machine
+
+from unoise_monai.cli.codes import Exit
 
 DATA = ROOT.parent / "shared" / "data"
 OUT = ROOT / "runs" / "reliability"
@@ -55,14 +57,16 @@ def explain(name: str, arguments: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     bundle, data, *options = arguments
     command = [sys.executable, "-m", "unoise_monai.cli", "explain", bundle, data, str(OUT / name), *options, "--json"]
-    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if ended.returncode not in (Exit.DONE, Exit.SOME_FAILED):
+        sys.exit(f"{name} ended with {ended.returncode}")
     seconds = time.perf_counter() - start
     with (OUT / name / "cohort.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     told = json.loads(ended.stdout)
     return {
         **{key: told[key] for key in ("cases", "done", "kept", "failed")},
-        "wall_seconds": round(seconds, 1),
+        "wall_seconds": None if told["kept"] else round(seconds, 1),
         "labelled": sum(bool(row["dice"]) for row in rows),
         **{key: mean(rows, key) for key in ("dice", "seconds", "peak_memory_gb")},
     }
@@ -78,8 +82,7 @@ def agreement(one: Path, other: Path) -> float:
     found = []
     for path in sorted(one.glob("*/*_importance.nii.gz")):
         maps = [nib.load(each).get_fdata().ravel() for each in (path, other / path.relative_to(one))]
-        ranks = [np.argsort(np.argsort(values)) for values in maps]
-        found.append(float(np.corrcoef(*ranks)[0, 1]))
+        found.append(float(spearmanr(*maps).statistic))
     return round(sum(found) / len(found), 4)
 
 
@@ -91,7 +94,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     for name, run in runs.items():
         lines.append(
             f"| {name} | {run['cases']} | {run['failed']} | {run['dice']:.3f} ({run['labelled']}) "
-            f"| {run['seconds']:.2f} | {run['wall_seconds']:.0f} | {run['peak_memory_gb']:.2f} |"
+            f"| {run['seconds']:.2f} | {run['wall_seconds'] or 0:.0f} | {run['peak_memory_gb']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

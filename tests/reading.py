@@ -18,3 +18,12 @@ def misread(case: CohortCase, task: SegmentationTask) -> Loaded:
     if case.name == "raises":
         raise KeyError(str(case.files[0]))
     return load(case, task)
+
+
+def read_slowly(case: CohortCase, task: SegmentationTask) -> Loaded:
+    """Half a second longer; the item says from when to when, by the clock that all processes share."""
+    start = time.monotonic()
+    time.sleep(0.5)
+    loaded = load(case, task)
+    loaded.item["read"] = (start, time.monotonic())
+    return loaded

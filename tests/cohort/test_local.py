@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from reading import misread
+from reading import misread, read_slowly
 
 from unoise_monai.cohort.bundle import LoadedBundle
 from unoise_monai.cohort.cases import CohortCase
@@ -50,7 +50,7 @@ def test_each_fault_is_one_line_and_the_others_are_done(
     records: list[dict[str, Any]] = []
     failing = Fails(explainer.bundle, explainer.settings, explainer.device)
     # Time enough to begin a process on a busy machine.
-    run_local(mixed, failing, Unwritable(failing, tmp_path), records.append, workers=2, timeout=25, read=misread)
+    run_local(mixed, failing, Unwritable(failing, tmp_path), records.append, workers=2, timeout=40, read=misread)
     assert [record["case"] for record in records] == [case.name for case in mixed]
     found = {record["case"]: record for record in records}
     assert [found[case.name]["status"] for case in cases[:3]] == ["done"] * 3
@@ -81,28 +81,31 @@ def test_a_full_disk_ends_the_run_and_says_so(
 def test_reading_and_saving_overlap_the_network(
     explainer: CohortExplainer, cases: list[CohortCase], tmp_path: Path
 ) -> None:
-    """While one case is saved, the next is explained: the times, once the readers have begun, do not add up."""
-    spans: dict[str, list[tuple[float, float]]] = {"explain": [], "save": []}
+    """The next case is read before this one is explained, and explained before this one is saved."""
+    read: list[tuple[float, float]] = []
+    explained: list[tuple[float, float]] = []
+    saved: list[tuple[float, float]] = []
 
     class Slow(CohortExplainer):
         def __call__(self, loaded: Loaded) -> Explained:
             start = time.monotonic()
+            read.append(loaded.item.pop("read"))
             time.sleep(0.5)
-            explained = super().__call__(loaded)
-            spans["explain"].append((start, time.monotonic()))
-            return explained
+            result = super().__call__(loaded)
+            explained.append((start, time.monotonic()))
+            return result
 
     class SlowWriter(CaseWriter):
         def __call__(self, explained: Explained) -> dict[str, Any]:
             start = time.monotonic()
             time.sleep(0.5)
             record = super().__call__(explained)
-            spans["save"].append((start, time.monotonic()))
+            saved.append((start, time.monotonic()))
             return record
 
     slow = Slow(explainer.bundle, explainer.settings, explainer.device)
-    run_local(cases, slow, SlowWriter(slow, tmp_path), lambda record: None)
-    for (_, explained), (begun, saved) in zip(spans["explain"][1:], spans["save"], strict=False):
-        assert begun < explained
-        assert saved > begun
-    assert spans["explain"][1][0] < spans["save"][0][1]
+    run_local(cases, slow, SlowWriter(slow, tmp_path), lambda record: None, read=read_slowly)
+    assert len(read) == len(explained) == len(saved) == len(cases)
+    for now, following in zip(range(len(cases)), range(1, len(cases)), strict=False):
+        assert read[following][0] < explained[now][1]
+        assert explained[following][0] < saved[now][1]

@@ -181,10 +181,10 @@ def test_many_at_once_have_one_key(tmp_path: Path) -> None:
 
 
 def test_a_file_system_without_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: object, target: object) -> None:
+    def refuse(self: Path, target: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
     with pytest.raises(CaseError, match=r"key file must lie where hard links can be made, got '.*key': Operation not"):
         read_key(tmp_path / "key")
     assert list(tmp_path.iterdir()) == []

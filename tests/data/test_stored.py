@@ -81,3 +81,5 @@ def test_compressed_voxels(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(CaseError, match=r"file .*scan.zraw must hold .*compressed voxels"):
             check_unpacks(path, path, 4, need)
+    with pytest.raises(CaseError, match=r"scan.zraw must hold whole compressed voxels: No such file or directory$"):
+        check_unpacks(path, tmp_path / "Schmidt.zraw", 0, 1)

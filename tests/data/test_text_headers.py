@@ -54,17 +54,17 @@ def test_the_voxels_are_in_the_folder(tmp_path: Path) -> None:
 )
 def test_names_in_headers_are_not_told(tmp_path: Path, extension: str, name: str) -> None:
     """A name there may be a patient's, and is not in what scrubs messages."""
-    secret = "DOE_JANE_19600101"
-    (tmp_path / secret).mkdir()
+    patient = "DOE_JANE_19600101"
+    (tmp_path / patient).mkdir()
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / secret).write_bytes(b"no stream")
+    (tmp_path / "damaged" / patient).write_bytes(b"no stream")
     path = written(tmp_path, f"scan.{extension}", packed=True)
     (old,) = (each.name for each in tmp_path.iterdir() if each.is_file() and each != path)
-    path.write_text(path.read_text().replace(old, name.format(secret)))
-    assert secret in path.read_text()
+    path.write_text(path.read_text().replace(old, name.format(patient)))
+    assert patient in path.read_text()
     with pytest.raises(CaseError) as caught:
         READERS[extension](path)
-    assert secret not in str(caught.value)
+    assert patient not in str(caught.value)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -110,14 +110,12 @@ def _make_key(path: Path) -> None:
     """Write a key that appears whole or not at all, and takes the place of no other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Only its owner may read such a file.
-    descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".key", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(descriptor)
+    with tempfile.NamedTemporaryFile(prefix=".", suffix=".key", dir=path.parent) as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
         try:
-            os.link(temporary, path)
+            path.hardlink_to(file.name)
         # Unlike a rename, a link refuses where another run was faster: its key is the key.
         except FileExistsError:
             return
@@ -125,8 +123,6 @@ def _make_key(path: Path) -> None:
             raise CaseError(
                 f"key file must lie where hard links can be made, got {os.fspath(path)!r}: {error.strerror}"
             ) from error
-    finally:
-        os.unlink(temporary)
 
 
 def _is_visible(char: str) -> bool:

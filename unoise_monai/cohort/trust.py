@@ -88,16 +88,12 @@ def listing(bundle: Path | None = None) -> str:
         bundle: its folder; without one the command tells no folder of this machine, and BUNDLE stands for the bundle's.
     """
     if bundle is None:
-        configs, trusted = (
-            '"$(realpath BUNDLE)"/configs',
-            f'"${TRUST_LIST}"' if os.environ.get(TRUST_LIST) else f"~/{LIST}",
-        )
-        folder, there = f'"$(dirname {trusted})"', False
+        trusted = f'"${TRUST_LIST}"' if os.environ.get(TRUST_LIST) else f"~/{LIST}"
+        configs, make = '"$(realpath BUNDLE)"/configs', f'mkdir -p "$(dirname {trusted})" && '
     else:
         path = trust_list()
         configs, trusted, folder = (shlex.quote(str(each)) for each in (bundle / "configs", path, path.parent))
-        there = path.parent.is_dir()
-    make = "" if there else f"mkdir -p {folder} && "
+        make = "" if path.parent.is_dir() else f"mkdir -p {folder} && "
     return f"{make}find -L {configs} -type f -exec sha256sum {{}} + >> {trusted}"
 
 
