@@ -51,7 +51,7 @@ def add_explain(commands: Any) -> argparse.ArgumentParser:
     what.add_argument("--key", type=Path, metavar="FILE", help="the key of --anonymise (OUTPUT.key, made when missing)")
     how = command.add_argument_group("how it runs")
     how.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto takes a GPU where there is one")
-    how.add_argument("--fast", action="store_true", help="on a grid 1.5 times as coarse: quicker, less exact")
+    how.add_argument("--fast", action="store_true", help="on a grid 1.25 times as coarse: quicker, less exact")
     how.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format (%(default)s)")
     how.add_argument("--memory-gb", type=float, metavar="GB", help="for a pass (80%% of the free GPU, half the RAM)")
     how.add_argument(

@@ -21,7 +21,7 @@ from unoise_monai.cohort.usage import peak_gb, reset_peak
 from unoise_monai.data import SegmentationTask
 from unoise_monai.inference import Explainer, TiledInferer
 
-FAST = 1.5
+FAST = 1.25
 """How many times as coarse the grid of a fast run is."""
 
 
