@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from unoise_monai.cohort.cases import CohortCase, stem
+from unoise_monai.cohort.csv_input import one_file, read_table
 from unoise_monai.cohort.labels import attach
+from unoise_monai.cohort.lock import STATE
 from unoise_monai.cohort.names import anonymised, distinct_names, printable, safe_name, shown_path
-from unoise_monai.cohort.search import OUTPUT_MARK, Entry, look_at, walk
+from unoise_monai.cohort.search import Entry, look_at, walk
 from unoise_monai.cohort.series import find_series
-from unoise_monai.cohort.table import one_file, read_table
 from unoise_monai.data.decathlon import list_cases
 from unoise_monai.data.paths import kind_of
 from unoise_monai.data.validation import EXTENSIONS, CaseError
@@ -62,7 +63,7 @@ def _found(path: Path) -> list[CohortCase]:
     """Cases with safe names, of which some may be alike."""
     if kind_of(path) == "folder":
         root = path.resolve()
-        if (root / OUTPUT_MARK).exists():
+        if (root / STATE).exists():
             raise CaseError(f"input must not be the output of a run, got {os.fspath(path)!r}")
         return _decathlon(root) if (root / "dataset.json").is_file() else _volumes(walk(root))
     if path.suffix.lower() == ".csv" and kind_of(path) == "file":

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from unoise_monai.cohort.lock import STATE
 from unoise_monai.data.paths import kind_of
 from unoise_monai.data.validation import DICOM, EXTENSIONS
 
 VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
-OUTPUT_MARK = ".unoise"
-"""The folder that marks the output of a run, which is no input."""
 DICOM_MAGIC = b"DICM"
 GONE = "must be there, got nothing, or a link to nothing"
 
@@ -79,7 +78,7 @@ def walk(root: Path, pattern: Sequence[str] = ("**",)) -> list[Entry]:
     places = []
     for folder, folders, files in os.walk(root, onerror=closed.append):
         here = Path(folder).relative_to(root)
-        if OUTPUT_MARK in folders:
+        if STATE in folders:
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))

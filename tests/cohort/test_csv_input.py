@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from dicom_slices import UID, without_picture, write_series
 
+from unoise_monai.cohort.csv_input import read_table
 from unoise_monai.cohort.names import series_name
-from unoise_monai.cohort.table import read_table
 from unoise_monai.data.validation import CaseError
 
 
