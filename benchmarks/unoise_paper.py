@@ -1,6 +1,6 @@
 """U-Noise's tables and figures (Koker et al. 2021) on real volumes of Task04, in 3D: sizes, pretraining, run time.
 
-    python benchmarks/unoise_paper.py            # trains what is missing (half an hour on 2 CPU cores), then measures
+    python benchmarks/unoise_paper.py            # trains what is missing (40 minutes on 2 CPU cores), then measures
     python benchmarks/unoise_paper.py --train    # only the trainings; they go on where they were
 
 Writes benchmarks/results/unoise_paper.json and docs/images/unoise_*.png, and prints the tables that docs/papers.md
@@ -55,11 +55,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / TASK04)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "unoise_paper")
-    parser.add_argument("--epochs", type=int, default=3, help="of each training; the paper has 100")
+    parser.add_argument("--epochs", type=int, default=12, help="of each training; the paper has 100")
     parser.add_argument("--cases", type=int, help="validation cases; all by default")
     parser.add_argument("--train", action="store_true", help="train only")
     arguments = parser.parse_args()
-    data, out = arguments.data.resolve(), arguments.out.resolve()
+    data, out = arguments.data.resolve(), arguments.out.resolve() / f"{arguments.epochs}_epochs"
     seconds = trainings(data, out, arguments.epochs)
     if arguments.train:
         return
