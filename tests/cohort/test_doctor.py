@@ -95,7 +95,8 @@ def test_every_shipped_bundle_is_tried(offline: subprocess.CompletedProcess[str]
     )
     for package in packages:
         assert re.match(r"\d+\.", parts[package]["text"])
-    assert parts["torch"]["text"] == torch.__version__
+    # A wheel's metadata may leave out the build, such as +cu130.
+    assert torch.__version__.startswith(parts["torch"]["text"])
 
 
 def test_neither_user_nor_folders_are_named(offline: subprocess.CompletedProcess[str]) -> None:

@@ -102,9 +102,9 @@ def draw_panels(
 
     def place(left: int, top: int, box_width: int, box_height: int) -> Axes:
         bottom = sheet_height - top - box_height
-        return figure.add_axes(
-            (left / sheet_width, bottom / sheet_height, box_width / sheet_width, box_height / sheet_height)
-        )
+        # Matplotlib rounds a side up: one that came out a hair too long would be drawn on a pixel more.
+        width, height = (side - 1e-6 for side in (box_width, box_height))
+        return figure.add_axes((left / sheet_width, bottom / sheet_height, width / sheet_width, height / sheet_height))
 
     for number, (panel, (height, width), (cell_height, _)) in enumerate(zip(panels, sizes, cells, strict=True)):
         row, column = divmod(number, columns)

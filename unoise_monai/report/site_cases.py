@@ -51,7 +51,7 @@ def read_cases(output: Path) -> list[SiteCase]:
 
     Raises:
         FileNotFoundError: when it holds neither table.
-        ValueError: when a table has no column ``case``.
+        ValueError: when a table is no CSV in UTF-8, or has no column ``case``.
     """
     tables = {name: read_rows(output / f"{name}.csv") for name in ("cohort", "failures", "organs")}
     if not any((output / f"{name}.csv").is_file() for name in ("cohort", "failures")):
@@ -74,23 +74,23 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table with a column ``case``, without paths; none where there is no such file.
 
     Raises:
-        ValueError: when the table has no column ``case``.
+        ValueError: when the table is no CSV in UTF-8, or has no column ``case``.
     """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file, restval="")
-        if reader.fieldnames is not None and "case" not in reader.fieldnames:
-            raise ValueError(f"{path.name} must have a column 'case', got {list(reader.fieldnames)[:10]}")
-        # Cells beyond the header come under the key None.
-        return [
-            {
-                key: value if key == "case" else without_paths(value)
-                for key, value in row.items()
-                if isinstance(key, str)
-            }
-            for row in reader
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            names, rows = list(reader.fieldnames or ()), list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} must be CSV in UTF-8: {error}") from error
+    if names and "case" not in names:
+        raise ValueError(f"{path.name} must have a column 'case', got {names[:10]}")
+    # Cells beyond the header come under the key None.
+    return [
+        {key: value if key == "case" else without_paths(value) for key, value in row.items() if isinstance(key, str)}
+        for row in rows
+    ]
 
 
 def page_name(case: str) -> str:
