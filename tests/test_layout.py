@@ -157,6 +157,16 @@ def test_readme_is_short() -> None:
     assert line_errors(read("README.md"), MAX_README_LINES) == []
 
 
+def test_no_configuration_names_a_module() -> None:
+    """Of a function and a module of one name, `pydoc.locate`, and so MONAI, finds the module in Python 3.13."""
+    configs = [path for folder in ("bundles", "configs", "benchmarks") for path in (ROOT / folder).rglob("*.yaml")]
+    targets = {
+        name for path in configs for name in re.findall(rf"_target_: ({PACKAGE}[\w.]+)", path.read_text("utf-8"))
+    }
+    assert f"{PACKAGE}.data.preprocessing" in targets
+    assert targets.isdisjoint(path.removesuffix(".py").replace("/", ".") for path in python_files(PACKAGE))
+
+
 def test_every_module_has_its_test() -> None:
     wanted = {mirror_of(path) for path in python_files(PACKAGE) if defines_something(read(path))}
     written = {path for path in python_files("tests") if re.search(r"^\s*def test_", read(path), re.MULTILINE)}

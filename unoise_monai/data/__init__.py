@@ -5,9 +5,9 @@ from unoise_monai.data.caching import case_dataset
 from unoise_monai.data.decathlon import download_task, find_images, list_cases
 from unoise_monai.data.phantom_cohort import write_phantom_cohort
 from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom
-from unoise_monai.data.preprocessing import preprocessing, training_transforms
 from unoise_monai.data.split import split_cases
 from unoise_monai.data.task import TASKS, SegmentationTask, segmentation_task
+from unoise_monai.data.transforms import preprocessing, training_transforms
 from unoise_monai.data.validation import CaseError, LoadCased, case_name
 from unoise_monai.data.vessel_labels import label_vessels
 from unoise_monai.data.vessel_phantoms import vessel_phantom
