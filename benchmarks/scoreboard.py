@@ -38,6 +38,8 @@ COLUMNS = (
 )
 INTERVALS = ("insertion_zero", "insertion_noise", "insertion_blur")
 ROBUST_CASES = 3
+VISIBLE = "models/visible.pt"
+"""Weights of a noise model that was trained on visible shares, where the bundle has them: a method of its own."""
 SHARED = ("scorer", "truth", "memory_gb", "precision")
 """Settings of all results; the others are of methods or cases."""
 PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
@@ -60,15 +62,19 @@ def main() -> None:
     log = out / "logs"
     log.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    jobs = []
-    for number, (robust, mine) in enumerate(shares_of(names, arguments.jobs)):
-        with (log / f"{number}.log").open("w") as file:
-            command = explain(data, out / "cases", mine)
-            command += ["--robust_cases", str(robust), "--pictures", "False"]
-            jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
-    if any([job.wait() for job in jobs]):
-        sys.exit(f"a job failed, see {log}")
-    finish(arguments.bundle, out / "cases", names)
+    rounds = {"cases": [], "visible": ["--methods", "['unoise']", "--weights", VISIBLE]}
+    for folder, options in rounds.items():
+        if folder == "visible" and not (bundle / VISIBLE).is_file():
+            continue
+        jobs = []
+        for number, (robust, mine) in enumerate(shares_of(names, arguments.jobs)):
+            with (log / f"{folder}_{number}.log").open("w") as file:
+                command = [*explain(data, out / folder, mine), *options]
+                command += ["--robust_cases", str(robust), "--pictures", "False"]
+                jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
+        if any([job.wait() for job in jobs]):
+            sys.exit(f"a job failed, see {log}")
+    finish(arguments.bundle, out, names)
 
 
 def shares_of(names: Sequence[str], jobs: int) -> list[tuple[int, list[str]]]:
@@ -90,9 +96,13 @@ def explain(data: Path, out: Path, names: list[str]) -> list[str]:
 
 def finish(bundle: str, out: Path, names: list[str]) -> None:
     """The scoreboard over the cases of all jobs."""
-    files = CaseFiles(out)
-    methods = sorted({path.parent.name for path in out.glob(f"{names[0]}/*/scores.json")})
-    results = [files.read(case, method) for case in names for method in methods]
+    found = sorted(path.relative_to(out) for path in out.glob(f"*/{names[0]}/*/scores.json"))
+    methods = {("visible_share" if path.parts[0] == "visible" else path.parts[2]): path.parts for path in found}
+    results = [
+        {**CaseFiles(out / folder).read(case, own), "method": method}
+        for case in names
+        for method, (folder, _, own, _) in sorted(methods.items())
+    ]
     rows = write_scoreboard(results, out)
     target = ROOT / "benchmarks" / "results"
     for suffix in ("csv", "md"):

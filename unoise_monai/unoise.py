@@ -95,10 +95,7 @@ class UNoise(nn.Module):
 
     def forward(self, x: Image) -> tuple[Logits, VoxelMap]:
         check_finite(x, "image")
-        z = self.segmenter.noise_model(x)
-        expected = (x.shape[0], 1, *x.shape[2:])
-        if tuple(z.shape) != expected:
-            raise ValueError(f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}")
+        z = tolerance_logits(self.segmenter, x)
         return self.segmenter.utility(self.noised(x, torch.sigmoid(z))), z
 
     def noised(self, x: Image, tolerance: VoxelMap) -> Image:
@@ -108,6 +105,19 @@ class UNoise(nn.Module):
         if self.noise_form == "printed":
             return x + scale * eps + self.sigma_min
         return x + (self.sigma_min + scale) * eps
+
+
+def tolerance_logits(segmenter: ExplainedSegmenter, x: Image) -> VoxelMap:
+    """The noise model's output, checked: ``z`` ``(B, 1, *spatial)`` with ``B = sigmoid(z)``.
+
+    Raises:
+        ValueError: when it is not one channel on the image's grid.
+    """
+    z: VoxelMap = segmenter.noise_model(x)
+    expected = (x.shape[0], 1, *x.shape[2:])
+    if tuple(z.shape) != expected:
+        raise ValueError(f"noise_model must give one channel on the image's grid, {expected}, got {tuple(z.shape)}")
+    return z
 
 
 def _combined(utility: nn.Module, noise_model: nn.Module, name: str, combine: Callable[[int, int], int]) -> int | None:

@@ -24,6 +24,7 @@ from monai.bundle.config_parser import ConfigParser
 
 from unoise_monai.data import CaseError, vessel_phantom, write_phantom_cohort
 from unoise_monai.data.nifti import write_nifti
+from unoise_monai.losses import VisibleShare
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
@@ -123,6 +124,13 @@ def test_shipped_weights_export_to_torchscript(bundle: Path, tmp_path: Path) -> 
     assert 0 <= float(expected[:, -1].min()) <= float(expected[:, -1].max()) <= 1
 
 
+def test_the_weights_for_visible_shares_are_of_the_same_utility() -> None:
+    models = ROOT / "bundles" / "hippocampus_mr_unoise" / "models"
+    ours, visible = (torch.load(models / f"{name}.pt", weights_only=True) for name in ("model", "visible"))
+    assert ours.keys() == visible.keys()
+    assert {name.split(".")[0] for name in ours if not torch.equal(ours[name], visible[name])} == {"noise_model"}
+
+
 @bundle_parametrize
 @pytest.mark.parametrize(("config", "kind"), CONFIGS.items())
 def test_no_required_property_is_missing(bundle: Path, config: str, kind: str, cohort: Path, tmp_path: Path) -> None:
@@ -170,6 +178,17 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
         assert np.isfinite(float(rows[-1][column]))
     assert len({row["noise_ratio"] for row in rows}) == 2
     assert list((tmp_path / "noise" / "tensorboard").iterdir())
+
+    # The same on visible shares: another noise model, the same utility and split.
+    models = {"ckpt_dir": str(tmp_path / "visible"), "split_file": str(tmp_path / "models" / "split.json")}
+    models["utility_weights"] = [str(tmp_path / "models" / "utility.pt")]
+    small_run = {**training, **SMALL_NOISE, **models, "max_epochs": 1}
+    flow = run(bundle, ["train", "train_visible"], output_dir=str(tmp_path / "visible_run"), **small_run)
+    assert isinstance(flow.parser.get_parsed_content("unoise"), VisibleShare)
+    other = torch.load(tmp_path / "visible" / "model.pt", weights_only=True)
+    changed = {name for name, value in after.items() if not torch.equal(other[name], value)}
+    assert changed
+    assert all(name.startswith("noise_model.") for name in changed)
 
     common |= SMALL_NOISE
     run(bundle, ["train", "evaluate"], output_dir=str(tmp_path / "evaluation"), **common)

@@ -4,6 +4,7 @@ from unoise_monai.losses.deformation import DeformationAware, DeformationAwareLo
 from unoise_monai.losses.noise_ratio import DualNoiseRatio
 from unoise_monai.losses.segmentation import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
 from unoise_monai.losses.unoise import UNoiseLoss
+from unoise_monai.losses.visibility import VisibleShare
 
 __all__ = [
     "BCEIoUDiceLoss",
@@ -14,5 +15,6 @@ __all__ = [
     "MultiScaleLoss",
     "RandomDeformation",
     "UNoiseLoss",
+    "VisibleShare",
     "full_resolution",
 ]
