@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai import ExplainedSegmenter
-from unoise_monai.losses import UNoiseLoss, VisibleShare
+from unoise_monai.losses import VisibleShare, VisibleShareLoss
+from unoise_monai.losses.unoise import utility_loss
 from unoise_monai.losses.visibility import visible
 from unoise_monai.networks import UNet
 
@@ -58,10 +59,10 @@ def test_the_gradient_is_the_sigmoids() -> None:
     (weight * visible(z, torch.tensor([0.25, 0.5]))).sum().backward()
     for item, count in enumerate((3, 6)):
         values = z[item].flatten().tolist()
-        highest, width = sorted(values)[count - 1], z[item].std().item()
+        highest = sorted(values)[count - 1]
         for voxel, value in enumerate(values):
-            s = 1 / (1 + math.exp(-(highest - value) / width))
-            expected = -weight[item].flatten()[voxel].item() * s * (1 - s) / width
+            s = 1 / (1 + math.exp(value - highest))
+            expected = -weight[item].flatten()[voxel].item() * s * (1 - s)
             assert z.grad[item].flatten()[voxel].item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -113,12 +114,12 @@ def test_learns_which_voxels_the_network_needs() -> None:
     label = utility(image).argmax(dim=1, keepdim=True)
     assert label.sum() == 16
     optimizer = torch.optim.Adam(unoise.segmenter.noise_model.parameters(), 0.05)
-    for _ in range(150):
+    for _ in range(500):
         optimizer.zero_grad()
-        UNoiseLoss(0.0)(unoise(image), label).backward()
+        VisibleShareLoss()(unoise(image), label).backward()
         optimizer.step()
-    most = visible(-segmenter(image)[:, -1:], torch.tensor([16 / 144]))
-    assert most[..., 3:7, 4:8].sum() == 16
+    importance = segmenter(image)[:, -1:]
+    assert importance[..., 3:7, 4:8].min() > importance.flatten().sort().values[-17]
 
 
 def test_trains_a_u_net_in_three_dimensions_and_leaves_the_utility() -> None:
@@ -126,11 +127,46 @@ def test_trains_a_u_net_in_three_dimensions_and_leaves_the_utility() -> None:
     before = {name: value.clone() for name, value in segmenter.utility.state_dict().items()}
     unoise = VisibleShare(segmenter).train()
     label = torch.randint(0, 3, (2, 1, 8, 4, 12))
-    UNoiseLoss(0.0)(unoise(torch.randn(2, 1, 8, 4, 12)), label).backward()
+    VisibleShareLoss()(unoise(torch.randn(2, 1, 8, 4, 12)), label).backward()
     gradients = [weight.grad for weight in segmenter.noise_model.parameters()]
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
     assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
     assert all(torch.equal(value, before[name]) for name, value in segmenter.utility.state_dict().items())
+
+
+def test_the_loss_is_the_utilitys_and_the_pull_to_the_rank() -> None:
+    logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(4))
+    label = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 0]]).view(2, 1, 2, 2)
+    z = torch.tensor([[0.3, -1.0, 2.0, 0.5], [4.0, 3.0, 2.0, 1.0]]).view(2, 1, 2, 2)
+    ranks = [[1, 0, 3, 2], [3, 2, 1, 0]]
+    pulls = [
+        (value - math.log((rank + 0.5) / (3.5 - rank))) ** 2
+        for item, places in zip(z.flatten(1).tolist(), ranks, strict=True)
+        for value, rank in zip(item, places, strict=True)
+    ]
+    expected = utility_loss(logits, label).item() + 0.3 * sum(pulls) / 8
+    assert VisibleShareLoss(0.3)((logits, z), label).item() == pytest.approx(expected, rel=1e-6)
+    assert VisibleShareLoss(0.0)((logits, z), label).item() == utility_loss(logits, label).item()
+    assert VisibleShareLoss(0.3)((logits, z.bfloat16()), label).dtype == torch.float32
+
+
+def test_the_pull_makes_importance_the_rank() -> None:
+    z = torch.randn(1, 1, 10, 20, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    order = z.detach().flatten().argsort()
+    logits, label = torch.zeros(1, 2, 10, 20), torch.zeros(1, 1, 10, 20)
+    optimizer = torch.optim.SGD([z], lr=20.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        VisibleShareLoss(1.0)((logits, z), label).backward()
+        optimizer.step()
+    tolerance = torch.sigmoid(z.detach()).flatten()
+    torch.testing.assert_close(tolerance[order], (torch.arange(200) + 0.5) / 200, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("calibration", [-0.1, math.inf, math.nan])
+def test_refuses_a_pull_that_is_none(calibration: float) -> None:
+    with pytest.raises(ValueError, match=f"calibration must be a finite number of at least 0, got {calibration}"):
+        VisibleShareLoss(calibration)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from unoise_monai.losses.deformation import DeformationAware, DeformationAwareLo
 from unoise_monai.losses.noise_ratio import DualNoiseRatio
 from unoise_monai.losses.segmentation import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
 from unoise_monai.losses.unoise import UNoiseLoss
-from unoise_monai.losses.visibility import VisibleShare
+from unoise_monai.losses.visibility import VisibleShare, VisibleShareLoss
 
 __all__ = [
     "BCEIoUDiceLoss",
@@ -16,5 +16,6 @@ __all__ = [
     "RandomDeformation",
     "UNoiseLoss",
     "VisibleShare",
+    "VisibleShareLoss",
     "full_resolution",
 ]

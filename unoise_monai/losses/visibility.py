@@ -7,18 +7,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unoise_monai.checks import check_finite
-from unoise_monai.types import Image, Logits, VoxelMap
+from unoise_monai.losses.unoise import utility_loss
+from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter, tolerance_logits
 
 
 class VisibleShare(nn.Module):
     """Hides all but a random share of the voxels, the least tolerant ones, and segments what is left.
 
-    A training wrapper in the place of `UNoise`, with the same loss (`UNoiseLoss` with ``noise_ratio=0``: how much is
-    hidden is given, not learned). The noise model learns the order of an item's voxels and nothing else: its tolerance
-    in numbers is not noise that a voxel can bear. Not from the papers.
+    A training wrapper in the place of `UNoise`, for `VisibleShareLoss`. The noise model learns the order of an item's
+    voxels: its tolerance is not noise that a voxel can bear. Not from the papers.
 
     Args:
         segmenter: the utility and the noise model; it is trained in place.
@@ -79,21 +80,57 @@ class VisibleShare(nn.Module):
         return torch.where(_each(torch.rand(len(x), device=x.device) < 0.5, x), noised, self.value)
 
 
+class VisibleShareLoss(nn.Module):
+    """The utility loss of what stays visible, and a pull that makes a voxel's tolerance its rank.
+
+    The utility's loss knows the order of the voxels alone: any scale is as good. The pull, the mean of
+    ``(z - logit(r))^2`` over the voxels with ``r`` the share of the item's voxels of lower tolerance, sets it:
+    ``B = sigmoid(z)`` becomes the share of the voxels that are more important, so that importance above 0.9 marks the
+    first tenth.
+
+    Args:
+        calibration: the weight of the pull, at least 0.
+
+    Shape:
+        ``pred`` is the pair that `VisibleShare` returns: logits ``(B, K, *spatial)`` and tolerance logits
+        ``(B, 1, *spatial)``; ``target`` holds class indices, ``(B, 1, *spatial)``. Returns a scalar.
+
+    Raises:
+        ValueError: when ``calibration`` is negative or not finite; in ``forward``, as `UNoiseLoss`.
+    """
+
+    def __init__(self, calibration: float = 0.01) -> None:
+        super().__init__()
+        if not 0 <= calibration < math.inf:
+            raise ValueError(f"calibration must be a finite number of at least 0, got {calibration}")
+        self.calibration = float(calibration)
+
+    def forward(self, pred: tuple[Logits, VoxelMap], target: LabelMap) -> Tensor:
+        logits, z = pred
+        flat = z.float().flatten(1)
+        # The middle of each voxel's place: no rank is 0 or 1, whose logits are infinite.
+        rank = (_places(flat) + 0.5) / flat.shape[1]
+        return utility_loss(logits, target) + self.calibration * F.mse_loss(flat, torch.logit(rank))
+
+
 def visible(z: VoxelMap, share: Tensor) -> VoxelMap:
     """1 for the ``share`` ``(B,)`` of each item's voxels whose logits are lowest, else 0, with a gradient.
 
-    The gradient is that of ``sigmoid((q - z) / width)``, ``q`` the highest logit shown and ``width`` the standard
-    deviation of the item's logits, both held constant: a hidden voxel, too, learns whether it should be shown
-    (straight-through estimator, Bengio et al., "Estimating or propagating gradients through stochastic neurons for
-    conditional computation", 2013).
+    The gradient is that of ``sigmoid(q - z)``, ``q`` the highest logit shown, held constant: a hidden voxel, too,
+    learns whether it should be shown (straight-through estimator, Bengio et al., "Estimating or propagating gradients
+    through stochastic neurons for conditional computation", 2013).
     """
     flat = z.detach().flatten(1)
     count = (share * flat.shape[1]).round().long()
-    shown = (flat.argsort(dim=1).argsort(dim=1) < count[:, None]).to(z.dtype).view_as(z)
+    shown = (_places(flat) < count[:, None]).to(z.dtype).view_as(z)
     highest = flat.sort(dim=1).values.gather(1, count.clamp(min=1)[:, None] - 1)[:, 0]
-    width = flat.std(dim=1).clamp(min=torch.finfo(z.dtype).eps)
-    soft = torch.sigmoid((_each(highest, z) - z) / _each(width, z))
+    soft = torch.sigmoid(_each(highest, z) - z)
     return shown + (soft - soft.detach())
+
+
+def _places(flat: Tensor) -> Tensor:
+    """Of each value, how many in its row come before it in ascending order."""
+    return flat.detach().argsort(dim=1).argsort(dim=1)
 
 
 def _each(values: Tensor, like: Tensor) -> Tensor:
