@@ -84,9 +84,8 @@ class VisibleShareLoss(nn.Module):
     """The utility loss of what stays visible, and a pull of each voxel's tolerance to its rank.
 
     The utility's loss knows the order of the voxels alone: any scale is as good. The pull, the mean of
-    ``(z - logit(r))^2`` over the voxels with ``r`` the share of the item's voxels of lower tolerance, sets one. Alone it
-    would make ``B = sigmoid(z)`` that share; as weak as it has to be to leave the order alone, it keeps maps from
-    saturating.
+    ``(z - logit(r))^2`` over the voxels with ``r`` the share of the item's voxels of lower tolerance, sets one. Alone
+    it would make ``B = sigmoid(z)`` that share; weak, it leaves the order alone and keeps maps from saturating.
 
     Args:
         calibration: the weight of the pull, at least 0.
