@@ -128,7 +128,7 @@ def test_a_large_volume_keeps_its_thin_vessels_in_small_pictures() -> None:
     volume[0, 0, 0] = 1
     frames = inner(rotating_mip(volume, (0.5, 0.5, 0.5), frames=6, longest=60, window=(0, 100)))
     for frame in frames:
-        assert (frame[14:-14, 5:-5].max(axis=(1, 2)) > 100).all()  # between the letters at the top and the bottom
+        assert (frame[14:-14, 5:-5].max(axis=(1, 2)) > 100).all()  # between the letters, rows 1 to 10 and 47 to 55
 
 
 def test_small_frames_have_room_for_the_longest_title() -> None:
