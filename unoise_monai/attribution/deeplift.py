@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -177,7 +178,13 @@ def rescaling(network: nn.Module, substitute: bool) -> Iterator[None]:
     rule: Rule = rescale
     try:
         # In float32: autocast on the CPU pools in it, and Captum's rule needs one number format.
-        with own_inputs(known, torch.float32), backward_rule(others if substitute else [], rule):
+        with (
+            own_inputs(known, torch.float32),
+            backward_rule(others if substitute else [], rule),
+            warnings.catch_warnings(),
+        ):
+            # That it sets hooks, which it removes, is no news to anybody here.
+            warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             yield
     finally:
         # Captum leaves what went through modules that the target does not reach, or all of it after a failure.
