@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from visibility import ROOT, machine
 
 from unoise_monai.attribution import Region, border_mean
+from unoise_monai.attribution.composed import VoxelwiseMean
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.attribution.voxelwise import VoxelwiseMean
-from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.metrics.agreement import rank_correlation
+from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.metrics.overlap import rank_correlation
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, VoxelMap
 

@@ -15,14 +15,14 @@ import torch
 import yaml
 from visibility import REAL, ROOT, machine
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
 from unoise_monai.data import segmentation_task
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import measure_cost
 from unoise_monai.networks import UNet, load_state
-from unoise_monai.report import find_cases
-from unoise_monai.report.cases import load_case
+from unoise_monai.runs import find_cases
+from unoise_monai.runs.comparison import load_case
+from unoise_monai.unoise import ExplainedSegmenter
 
 BUNDLE = "hippocampus_mr_unoise"
 QUICK_S = 2.0

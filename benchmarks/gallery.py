@@ -20,8 +20,9 @@ from torch import nn
 from vessels import REAL_THRESHOLD, shipped
 from visibility import ROOT, machine, run
 
-from unoise_monai.data import abdomen_phantom, preprocessing, segmentation_task
+from unoise_monai.data import preprocessing, segmentation_task
 from unoise_monai.data.nifti import write_nifti
+from unoise_monai.phantoms import abdomen_phantom
 from unoise_monai.render import (
     PAPER_THRESHOLDS,
     decile_pictures,

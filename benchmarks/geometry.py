@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK
 
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "pancreas_ct_unoise"

@@ -25,23 +25,21 @@ from torch import Tensor, nn
 from visibility import REAL, ROOT, machine
 
 from unoise_monai.attribution import class_sum
-from unoise_monai.attribution.fine_tuning import FineTuning
-from unoise_monai.attribution.iterative import IterativeROI, Round
-from unoise_monai.attribution.probability import ClassProbability
-from unoise_monai.data import Truth, abdomen_phantom, segmentation_task
+from unoise_monai.attribution.iterative import FineTuning, IterativeROI, Round
+from unoise_monai.attribution.targets import ClassProbability
+from unoise_monai.data import segmentation_task
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.metrics.ranking import distance_map
+from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks import UNet
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.networks.weights import load_utility
+from unoise_monai.phantoms import Truth, abdomen_phantom
 from unoise_monai.render import save_png
-from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, pixel_mm
-from unoise_monai.render.grey import find_window, grey_levels
-from unoise_monai.render.overlay import blend
+from unoise_monai.render.canvas import EDGE_LETTERS, blend, display_slice, find_window, grey_levels, pixel_mm
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.report import find_cases
-from unoise_monai.report.cases import CaseVolumes, load_case
+from unoise_monai.runs import find_cases
+from unoise_monai.runs.comparison import CaseVolumes, load_case
 
 HIPPOCAMPUS, PANCREAS = "hippocampus_mr_unoise", "pancreas_ct_unoise"
 OUT = ROOT / "runs" / "iterative_paper"

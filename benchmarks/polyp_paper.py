@@ -29,21 +29,19 @@ from tqdm import tqdm
 from truth import CPU, numbers, phantoms, shipped, text
 from visibility import PHANTOMS, REAL, ROOT, machine
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.borders import border_mean
 from unoise_monai.attribution.layers import find_layers
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.data.decathlon import Case
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.targets import border_mean
+from unoise_monai.data.finding import Case
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
-from unoise_monai.metrics.infidelity import infidelities
-from unoise_monai.metrics.perturbations import GaussianPerturbation
-from unoise_monai.metrics.sensitivity import max_sensitivity
+from unoise_monai.metrics.faithfulness import GaussianPerturbation, infidelities, max_sensitivity
 from unoise_monai.networks.modes import evaluating
-from unoise_monai.report.cases import find_cases, load_case
-from unoise_monai.report.scoring import per_intensity
+from unoise_monai.runs.comparison import find_cases, load_case
+from unoise_monai.runs.scoring import per_intensity
 from unoise_monai.types import Image, VoxelMap
+from unoise_monai.unoise import ExplainedSegmenter
 
 MR, CT = "hippocampus_mr_unoise", "pancreas_ct_unoise"
 SIZE = (56, 40, 40)

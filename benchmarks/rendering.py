@@ -32,7 +32,8 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from unoise_monai.handlers import PictureSaver, images
+from unoise_monai.handlers import PictureSaver
+from unoise_monai.handlers import savers as images
 from unoise_monai.render import mips, montage, to_canonical
 
 SPACING_MM = (0.4, 0.4, 0.6)
@@ -174,7 +175,7 @@ def peak_bytes(run: Callable[[], NDArray]) -> int:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

@@ -20,10 +20,9 @@ from pathlib import Path
 
 from visibility import REAL, ROOT, machine
 
-from unoise_monai.report import find_cases
-from unoise_monai.report.files import CaseFiles
-from unoise_monai.report.rows import MethodRow
-from unoise_monai.report.scoreboard import write_scoreboard
+from unoise_monai.runs import find_cases
+from unoise_monai.runs.comparison import CaseFiles
+from unoise_monai.runs.scoreboard import MethodRow, write_scoreboard
 
 COLUMNS = (
     ("insertion_zero", "insertion, zero"),

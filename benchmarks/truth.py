@@ -26,18 +26,19 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from visibility import PHANTOMS, ROOT, machine
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import Target, foreground_sum
-from unoise_monai.data import SegmentationTask, Truth, write_phantom_cohort
-from unoise_monai.data.decathlon import Case
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.data import SegmentationTask
+from unoise_monai.data.finding import Case
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
-from unoise_monai.metrics.truth import average_precision, truth_scores
+from unoise_monai.metrics.regions import average_precision, truth_scores
 from unoise_monai.networks import load_state
 from unoise_monai.networks.modes import evaluating
-from unoise_monai.report.cases import CaseVolumes, find_cases, load_case
+from unoise_monai.phantoms import Truth, write_phantom_cohort
+from unoise_monai.runs.comparison import CaseVolumes, find_cases, load_case
 from unoise_monai.types import LabelMap, Logits, VoxelMap
+from unoise_monai.unoise import ExplainedSegmenter
 
 BUNDLE = "pancreas_ct_unoise"
 SIZE = (80, 64, 64)

@@ -23,22 +23,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from visibility import ROOT, TASK04, machine, run, total_seconds
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.attribution import GradCAM, Learned, Occlusion, foreground_sum, unperturbed_dice
 from unoise_monai.data import segmentation_task
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import Hiding, VisibilityScorer, bootstrap_mean
 from unoise_monai.networks import UNet, load_state
-from unoise_monai.render.canonical import EDGE_LETTERS, display_slice
+from unoise_monai.render.canvas import (
+    EDGE_LETTERS,
+    bar_colours,
+    blend,
+    display_slice,
+    figure_to_rgb,
+    find_window,
+    grey_levels,
+    save_png,
+)
 from unoise_monai.render.curves import plot_visibility
-from unoise_monai.render.deciles import PAPER_THRESHOLDS, decile_pictures
-from unoise_monai.render.grey import find_window, grey_levels
-from unoise_monai.render.overlay import bar_colours, blend
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.render.png import figure_to_rgb, save_png
-from unoise_monai.report import find_cases
-from unoise_monai.report.cases import CaseVolumes, load_case
-from unoise_monai.report.files import shares
+from unoise_monai.render.slices import PAPER_THRESHOLDS, decile_pictures
+from unoise_monai.runs import find_cases
+from unoise_monai.runs.comparison import CaseVolumes, load_case, shares
+from unoise_monai.unoise import ExplainedSegmenter
 
 IMAGES = ROOT / "docs" / "images"
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)

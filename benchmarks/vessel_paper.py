@@ -29,25 +29,23 @@ from vessels import real_case, shipped
 from visibility import ROOT, machine
 
 from unoise_monai.attribution import class_sum
-from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
-from unoise_monai.attribution.layerwise import every_layer
+from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
+from unoise_monai.attribution.layers import every_layer
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.data import segmentation_task, vessel_phantom
-from unoise_monai.data.decathlon import Case
+from unoise_monai.data import segmentation_task
+from unoise_monai.data.finding import Case
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.handlers.cases import to_numpy
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.handlers.savers import to_numpy
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import foreground_dice
-from unoise_monai.metrics.ranking import distance_map, importance_order, top_share
-from unoise_monai.networks.modes import evaluating
-from unoise_monai.networks.outputs import probabilities
+from unoise_monai.metrics.visibility import distance_map, importance_order, top_share
+from unoise_monai.networks.modes import evaluating, probabilities
+from unoise_monai.phantoms import vessel_phantom
 from unoise_monai.render import layer_grid, mips, montage, save_png, scale_map, to_canonical
-from unoise_monai.render.canonical import EDGE_LETTERS, pixel_mm
-from unoise_monai.render.grey import grey_levels
-from unoise_monai.render.overlay import blend
+from unoise_monai.render.canvas import EDGE_LETTERS, blend, grey_levels, pixel_mm
+from unoise_monai.render.mip import project
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.render.projection import project
-from unoise_monai.report.cases import CaseVolumes, load_case
+from unoise_monai.runs.comparison import CaseVolumes, load_case
 from unoise_monai.types import VoxelMap
 
 IMAGES = ROOT / "docs" / "images"

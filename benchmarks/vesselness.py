@@ -23,8 +23,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from unoise_monai.data.vessel_phantoms import vessel_phantom
-from unoise_monai.data.vesselness import vessel_label
+from unoise_monai.data.vessels import vessel_label
+from unoise_monai.phantoms.vessels import vessel_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 ANGIOGRAM = ROOT.parent / "shared" / "data" / "tof_mra" / "chris_MRA.nii.gz"

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from visibility import ROOT, machine, run
 
-from unoise_monai import ExplainedSegmenter
-from unoise_monai.data import list_cases, preprocessing, segmentation_task, write_phantom_cohort
-from unoise_monai.data.decathlon import Case
+from unoise_monai.data import list_cases, preprocessing, segmentation_task
+from unoise_monai.data.finding import Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice
 from unoise_monai.networks import UNet, UNetMSS, load_state
 from unoise_monai.networks.modes import evaluating
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.unoise import ExplainedSegmenter
 
 BUNDLE = "vessel_tof_mra_unoise"
 CHANNELS = (8, 16, 32, 64, 128)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK04 = "Task04_Hippocampus"
@@ -100,7 +100,7 @@ def run(bundle: str, run_id: str, config: str, **changes: object) -> None:
 
 def total_seconds(path: Path) -> float:
     """Training time, validation included, summed over the epochs."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
 
 
@@ -111,7 +111,7 @@ def machine() -> str:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

@@ -11,12 +11,11 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from unoise_monai.data.decathlon import list_cases
-from unoise_monai.handlers.nifti import save_nifti
-from unoise_monai.render.canonical import to_canonical
+from unoise_monai.data.finding import list_cases
+from unoise_monai.handlers.savers import save_nifti
+from unoise_monai.render.canvas import save_png, to_canonical
 from unoise_monai.render.mip import mips
-from unoise_monai.render.montage import montage
-from unoise_monai.render.png import save_png
+from unoise_monai.render.slices import montage
 
 FAILED = "phantom_broken"
 ODD = '<script>alert(1)</script> & "co"'

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.load import Loaded, load
 from unoise_monai.data import SegmentationTask
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.load import Loaded, load
 
 
 def misread(case: CohortCase, task: SegmentationTask) -> Loaded:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter
 
 CONFIG = """
 imports:

@@ -9,9 +9,9 @@ from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet, SegResNet
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter, UNoise
 from unoise_monai.losses import UNoiseLoss
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter, UNoise
 
 
 def unet(out_channels: int, spatial_dims: int = 2, in_channels: int = 1, depth: int = 2) -> UNet:

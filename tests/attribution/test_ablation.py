@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.features import Features
-from unoise_monai.attribution.supervoxels import supervoxels
+from unoise_monai.attribution.features import FeatureAblation, Features, supervoxels
 from unoise_monai.attribution.targets import SoftDice
 from unoise_monai.inference.memory import LiveTensors
 from unoise_monai.networks import UNet

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.backward_rules import backward_rule, own_inputs, own_output
+from unoise_monai.attribution.guided import backward_rule, own_inputs, own_output
 
 
 class Skipping(nn.Module):

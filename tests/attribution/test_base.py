@@ -21,7 +21,7 @@ from unoise_monai.attribution import (
     foreground_sum,
 )
 from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, seeded, signed
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 
 
 class Gradient(Attributor):

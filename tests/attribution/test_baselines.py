@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.attribution.baselines import BASELINES, baseline, baselines, check_baseline, check_baselines
+from unoise_monai.attribution.base import BASELINES, baseline, baselines, check_baseline, check_baselines
 
 
 def image(*size: int) -> Tensor:

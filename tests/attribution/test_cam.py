@@ -14,18 +14,10 @@ from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.cam import (
-    CAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    GuidedGradCAM,
-    HiResCAM,
-    LayerCAM,
-    LayerGradCAM,
-)
+from unoise_monai.attribution.cam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region, SoftDice, class_sum
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
 

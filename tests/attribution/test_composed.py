@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.composed import GRADIENT_METHODS, ComposedAttributor, Method
-from unoise_monai.attribution.gradient import GradientAttributor, Saliency, note_convergence
+from unoise_monai.attribution.gradient import GradientAttributor, IntegratedGradients, Saliency, note_convergence
 from unoise_monai.attribution.guided import GuidedBackprop
-from unoise_monai.attribution.path import IntegratedGradients
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 

@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.attribution.controls import EdgeMagnitude, Intensity, Random
+from unoise_monai.attribution.learned import EdgeMagnitude, Intensity, Random
 
 CONTROLS = (Random, Intensity, EdgeMagnitude)
 

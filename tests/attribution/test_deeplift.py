@@ -14,7 +14,7 @@ from monai.networks.blocks import activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.baselines import baselines
+from unoise_monai.attribution.base import baselines
 from unoise_monai.attribution.deeplift import RESCALED, DeepLift, DeepLiftShap, rescale
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet

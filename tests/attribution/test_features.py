@@ -11,8 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.features import FeatureAttributor, Features
-from unoise_monai.attribution.supervoxels import supervoxels
+from unoise_monai.attribution.features import FeatureAttributor, Features, supervoxels
 
 
 class Numbers(FeatureAttributor):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.fine_tuning import FineTuning, _padded_labels
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.iterative import FineTuning, _padded_labels
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 

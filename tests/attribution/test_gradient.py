@@ -13,11 +13,9 @@ from small import AFFINE, unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.composed import GRADIENT_METHODS
+from unoise_monai.attribution.composed import GRADIENT_METHODS, EachVoxel, SmoothGrad
 from unoise_monai.attribution.gradient import GradientAttributor, InputXGradient, Saliency, note_convergence
-from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import Region, Target
-from unoise_monai.attribution.voxelwise import EachVoxel
 from unoise_monai.networks.modes import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}

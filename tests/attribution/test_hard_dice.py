@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from unoise_monai.attribution.hard_dice import HardDice, unperturbed_dice
+from unoise_monai.attribution.targets import HardDice, unperturbed_dice
 
 
 def logits_of(classes: int, *size: int, batch: int = 2) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unoise_monai.attribution import Difference, Foreground, HardDice, Region, SoftDice, Target, voxel
-from unoise_monai.attribution.items import check_grid, check_items, check_voxels, item_of
+from unoise_monai.attribution.targets import check_grid, check_items, check_voxels, item_of
 
 
 @dataclass

@@ -13,14 +13,11 @@ from monai.data import MetaTensor
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.baselines import Baseline, baseline
-from unoise_monai.attribution.fine_tuning import FineTuning
+from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline
+from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.iterative import IterativeROI
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.roi import RegionOfInterest
-from unoise_monai.attribution.smoothing import SmoothGrad
+from unoise_monai.attribution.iterative import FineTuning, IterativeROI, RegionOfInterest
+from unoise_monai.attribution.perturbation import Occlusion
 from unoise_monai.attribution.targets import class_sum
 from unoise_monai.networks import UNet
 

@@ -11,9 +11,9 @@ from monai.networks import nets
 from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.layer_deeplift import LayerDeepLift
+from unoise_monai.attribution.layer_methods import LayerDeepLift
 from unoise_monai.attribution.targets import SoftDice
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 
 
 def test_the_rescale_rule_by_hand() -> None:

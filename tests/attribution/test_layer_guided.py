@@ -10,9 +10,9 @@ from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
+from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.targets import SoftDice
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 
 METHODS = [LayerGuidedBackprop, LayerGuidedActivation]
 

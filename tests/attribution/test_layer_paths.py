@@ -13,15 +13,15 @@ from monai.networks import nets
 from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.baselines import baseline
-from unoise_monai.attribution.layer_paths import (
+from unoise_monai.attribution.base import baseline
+from unoise_monai.attribution.layer_methods import (
     InternalInfluence,
     LayerConductance,
     LayerIntegratedGradients,
     LayerPath,
 )
 from unoise_monai.attribution.targets import SoftDice
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 
 METHODS = [LayerConductance, LayerIntegratedGradients, InternalInfluence]
 SIZES = {2: (8, 6), 3: (4, 6, 8)}

@@ -12,12 +12,17 @@ from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.cam import GradCAM, GuidedGradCAM
-from unoise_monai.attribution.layer_deeplift import LayerDeepLift
-from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
-from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConductance, LayerIntegratedGradients
-from unoise_monai.attribution.layerwise import LayerActivation, LayerAttributor, every_layer, on_image
+from unoise_monai.attribution.layer_methods import (
+    InternalInfluence,
+    LayerConductance,
+    LayerDeepLift,
+    LayerGuidedActivation,
+    LayerGuidedBackprop,
+    LayerIntegratedGradients,
+)
+from unoise_monai.attribution.layers import LayerActivation, LayerAttributor, every_layer, on_image
 from unoise_monai.attribution.targets import Region
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 

@@ -12,9 +12,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.attribution.hard_dice import unperturbed_dice
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.targets import SoftDice, Target
+from unoise_monai.attribution.perturbation import Occlusion
+from unoise_monai.attribution.targets import SoftDice, Target, unperturbed_dice
 from unoise_monai.networks import UNet
 
 # Voxels of 0.5, 1.2 and 2 mm, turned and left-handed: the rows have other lengths.

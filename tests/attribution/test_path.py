@@ -11,10 +11,8 @@ import torch
 from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import seeded
-from unoise_monai.attribution.baselines import baseline, baselines
-from unoise_monai.attribution.gradient import GradientAttributor
-from unoise_monai.attribution.path import RULES, GradientShap, IntegratedGradients
+from unoise_monai.attribution.base import baseline, baselines, seeded
+from unoise_monai.attribution.gradient import RULES, GradientAttributor, GradientShap, IntegratedGradients
 from unoise_monai.attribution.targets import Region
 
 SIZE = (8, 6)

@@ -14,15 +14,10 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution import perturbation
-from unoise_monai.attribution.ablation import FeatureAblation
-from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.baselines import Baseline, baseline
-from unoise_monai.attribution.hard_dice import unperturbed_dice
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.perturbation import PerturbationAttributor
-from unoise_monai.attribution.rise import RISE
-from unoise_monai.attribution.surrogate import KernelShap, Lime
-from unoise_monai.attribution.targets import Region, foreground_sum
+from unoise_monai.attribution.base import Baseline, Score, baseline
+from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
+from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
+from unoise_monai.attribution.targets import Region, foreground_sum, unperturbed_dice
 from unoise_monai.networks import UNet
 
 CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.attribution.probability import ClassProbability
-from unoise_monai.attribution.targets import Region, SoftDice, class_sum, foreground_sum
+from unoise_monai.attribution.targets import ClassProbability, Region, SoftDice, class_sum, foreground_sum
 
 
 def logits_of(classes: int, *size: int, seed: int = 0) -> Tensor:

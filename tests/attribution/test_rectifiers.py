@@ -12,8 +12,8 @@ from monai.networks.blocks import activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.rectifiers import RECTIFIERS, Activations, activations
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.guided import RECTIFIERS, Activations, activations
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 IMAGE = torch.zeros(1, 1, 16, 16)

@@ -14,12 +14,12 @@ import torch
 
 import unoise_monai.attribution as package
 from unoise_monai.attribution.base import Attributor
+from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.gradient import Saliency
+from unoise_monai.attribution.iterative import RegionOfInterest
 from unoise_monai.attribution.registry import METHODS, make_attributor, method_names
-from unoise_monai.attribution.roi import RegionOfInterest
-from unoise_monai.attribution.smoothing import SmoothGrad
 from unoise_monai.attribution.targets import class_sum
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 CHEAP: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.rise import RISE
+from unoise_monai.attribution.perturbation import RISE
 
 
 class Recording(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.attribution.roi import RegionOfInterest, binarised, proportional_box, smoothed
+from unoise_monai.attribution.iterative import RegionOfInterest, binarised, proportional_box, smoothed
 
 
 def drawn(share: float, *size: int, seed: int = 0) -> Tensor:

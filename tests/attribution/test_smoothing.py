@@ -12,10 +12,9 @@ from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import seeded
-from unoise_monai.attribution.composed import GRADIENT_METHODS
+from unoise_monai.attribution.composed import GRADIENT_METHODS, NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
+from unoise_monai.attribution.gradient import IntegratedGradients
 from unoise_monai.attribution.guided import GuidedBackprop
-from unoise_monai.attribution.path import IntegratedGradients
-from unoise_monai.attribution.smoothing import NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
 from unoise_monai.attribution.targets import Region
 
 SIZE = (8, 6)

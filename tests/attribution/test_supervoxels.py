@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.attribution.supervoxels import numbered, supervoxels
+from unoise_monai.attribution.features import numbered, supervoxels
 
 
 def ball(*size: int, radius: float) -> Tensor:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.features import Features
-from unoise_monai.attribution.surrogate import BYTES, KernelShap, Lime, _ridge, coalitions
+from unoise_monai.attribution.features import BYTES, Features, KernelShap, Lime, _ridge, coalitions
 from unoise_monai.inference.memory import LiveTensors
 
 

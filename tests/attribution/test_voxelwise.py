@@ -12,14 +12,12 @@ import torch
 from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import guided, layerwise
+from unoise_monai.attribution import guided
+from unoise_monai.attribution import layers as layerwise
 from unoise_monai.attribution.base import signed
-from unoise_monai.attribution.borders import border_mean
 from unoise_monai.attribution.cam import GuidedGradCAM
-from unoise_monai.attribution.composed import GRADIENT_METHODS
-from unoise_monai.attribution.smoothing import SmoothGrad
-from unoise_monai.attribution.targets import Region, class_sum, foreground_sum, voxel
-from unoise_monai.attribution.voxelwise import CAMS, EachVoxel, VoxelwiseMean
+from unoise_monai.attribution.composed import CAMS, GRADIENT_METHODS, EachVoxel, SmoothGrad, VoxelwiseMean
+from unoise_monai.attribution.targets import Region, border_mean, class_sum, foreground_sum, voxel
 
 CHEAP = {"integrated_gradients": {"steps": 3}, "gradient_shap": {"samples": 3}}
 LINEAR = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deep_lift", "deep_lift_shap")

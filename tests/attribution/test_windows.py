@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.layers import WindowScore, over_windows
 from unoise_monai.attribution.targets import Difference, Foreground, Region, SoftDice, Target
-from unoise_monai.attribution.windows import WindowScore, over_windows
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 from unoise_monai.networks.modes import attributing
 

@@ -22,9 +22,10 @@ import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
 
-from unoise_monai.data import CaseError, vessel_phantom, write_phantom_cohort
+from unoise_monai.data import CaseError
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.losses import VisibleShare
+from unoise_monai.phantoms import vessel_phantom, write_phantom_cohort
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
@@ -326,7 +327,7 @@ def has(config: object, key: str) -> bool:
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_change_only_what_is_there(preset: Path) -> None:
-    content = yaml.safe_load(preset.read_text())
+    content = yaml.safe_load(preset.read_text(encoding="utf-8"))
     assert (ROOT / content.pop("config_file")).is_file()
     folder = ROOT / content["bundle_root"] / "configs"
     configs = {name: ConfigParser.load_config_file(folder / f"{name}.yaml") for name in CONFIGS}

@@ -13,12 +13,13 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.config_parser import ConfigParser
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
-from unoise_monai.data import find_images, segmentation_task, write_phantom_cohort
+from unoise_monai.data import find_images, segmentation_task
 from unoise_monai.networks import UNet, load_state
-from unoise_monai.report import find_cases
-from unoise_monai.report.cases import load_case
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs import find_cases
+from unoise_monai.runs.comparison import load_case
+from unoise_monai.unoise import ExplainedSegmenter
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "Task04_Hippocampus"

@@ -21,10 +21,10 @@ from monai.handlers import MeanDice
 from ranks import on_ranks
 from torch import Tensor, nn
 
-from unoise_monai.data import write_phantom_cohort
-from unoise_monai.data.sharding import rank_0_first, rank_share
+from unoise_monai.data.datasets import rank_0_first, rank_share
 from unoise_monai.metrics import MeanTolerance, VisibleDice, foreground_dice, segmentation_pair
 from unoise_monai.networks import UNet
+from unoise_monai.phantoms import write_phantom_cohort
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())

@@ -6,7 +6,7 @@ import pytest
 
 from unoise_monai.cli import doctor
 from unoise_monai.cli.main import main
-from unoise_monai.cohort.diagnosis import Diagnosis, Finding
+from unoise_monai.report.doctor import Diagnosis, Finding
 
 GOOD = Finding("versions", "torch", "2.13.0")
 BAD = Finding("bundles", "x", "no weights", ok=False, advice="train them")

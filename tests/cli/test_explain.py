@@ -14,7 +14,7 @@ import pytest
 
 from unoise_monai.cli.codes import Exit
 from unoise_monai.cli.main import main
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = "pancreas_ct_unoise"
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from unoise_monai.cli.codes import Exit
 from unoise_monai.cli.main import COMMANDS, main, parser
-from unoise_monai.cohort.lock import claimed
+from unoise_monai.runs.records import claimed
 
 
 def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from unoise_monai.cli.codes import Exit
 from unoise_monai.cli.main import main
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.dicom import volume_file
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.dicom import volume_file
+from unoise_monai.phantoms import write_phantom_cohort
 
 pytest.importorskip("ipyniivue", reason="the viewer is an optional extra")
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from unoise_monai import ExplainedSegmenter
-from unoise_monai.cohort.bundle import LoadedBundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.settings import Settings
-from unoise_monai.data import segmentation_task, write_phantom_cohort
+from unoise_monai.bundle import LoadedBundle
+from unoise_monai.data import segmentation_task
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.finding import find_cohort
 from unoise_monai.networks import UNet
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs.settings import Settings
+from unoise_monai.unoise import ExplainedSegmenter
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from monai.transforms import Invertd
 from nibabel.affines import apply_affine, from_matvec
 
-from unoise_monai.data import validation
+from unoise_monai.data import reading as validation
 from unoise_monai.data.headers import check_header
+from unoise_monai.data.reading import CaseError, LoadCased
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing
-from unoise_monai.data.validation import CaseError, LoadCased
 
 TASK = SegmentationTask("MR", ("background", "organ"), (1.0, 1.0, 1.0), (16, 16, 16))
 SECONDS = 60

@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from small_bundle import CONFIG, small_segmenter, write_small_bundle
 from torch import nn
 
-from unoise_monai.cohort import bundle as bundle_module
-from unoise_monai.cohort.bundle import find_bundle, known_bundles, load_bundle, shipped_bundles
-from unoise_monai.cohort.trust import UntrustedBundle
+from unoise_monai import bundle as bundle_module
+from unoise_monai.bundle import UntrustedBundle, find_bundle, known_bundles, load_bundle, shipped_bundles
 from unoise_monai.data import segmentation_task
 from unoise_monai.networks.weights import load_weights
 

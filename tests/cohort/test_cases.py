@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort.cases import CohortCase, scrub, stem
+from unoise_monai.data.cases import CohortCase, scrub, stem
 
 HOME = Path("/data/clinic/Schmidt^Hannelore")
 FILE = CohortCase("ct", (HOME / "ct.nii.gz",), "Schmidt^Hannelore/ct.nii.gz", label=Path("/labels/ct.nii.gz"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from dicom_slices import UID, without_picture, write_series
 
-from unoise_monai.cohort.csv_input import read_table
-from unoise_monai.cohort.names import series_name
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.cases import series_name
+from unoise_monai.data.finding import read_table
+from unoise_monai.data.reading import CaseError
 
 
 def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:

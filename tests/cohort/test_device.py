@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unoise_monai.cohort.device import find_device
+from unoise_monai.runs.settings import find_device
 
 
 def test_auto_takes_what_there_is() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort.diagnosis import Diagnosis, Finding, told
+from unoise_monai.report.doctor import Diagnosis, Finding, told
 
 
 def test_lines_and_dictionary_say_the_same() -> None:

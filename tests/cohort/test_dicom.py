@@ -11,10 +11,10 @@ import SimpleITK
 from dicom_slices import DATE, PATIENT, PATIENT_ID, SPACING_MM, TURN, UID, slices, write_series
 from nibabel.affines import apply_affine
 
-from unoise_monai.cohort.cases import CohortCase, scrub
-from unoise_monai.cohort.dicom import volume_file
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.cases import CohortCase, scrub
+from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.reading import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom_series"
 

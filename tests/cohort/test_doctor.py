@@ -17,12 +17,10 @@ import pytest
 import torch
 from small_bundle import CONFIG, write_small_bundle
 
-from unoise_monai.cohort import doctor
-from unoise_monai.cohort.bundle import shipped_bundles
-from unoise_monai.cohort.diagnosis import Diagnosis, Finding
-from unoise_monai.cohort.doctor import diagnose
-from unoise_monai.cohort.trust import listing
-from unoise_monai.report.viewer import COMMAND
+from unoise_monai.bundle import listing, shipped_bundles
+from unoise_monai.report import doctor
+from unoise_monai.report.doctor import Diagnosis, Finding, diagnose
+from unoise_monai.report.site import COMMAND
 
 # The interpreter itself tells of every connection and look-up, whatever library asks for it.
 OFFLINE = """
@@ -49,7 +47,7 @@ found = pkgutil.walk_packages(unoise_monai.__path__, "unoise_monai.")
 modules = [each.name for each in found if not each.name.endswith("__main__")]
 for name in modules:
     importlib.import_module(name)
-from unoise_monai.cohort.doctor import diagnose
+from unoise_monai.report.doctor import diagnose
 diagnosis = diagnose()
 print(json.dumps({"modules": modules, "lines": diagnosis.lines, **diagnosis.as_dict()}))
 """

@@ -12,12 +12,12 @@ from monai.data import MetaTensor
 
 from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.attribution.learned import Learned
-from unoise_monai.cohort.bundle import LoadedBundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.explain import FAST, CohortExplainer, task_of
-from unoise_monai.cohort.load import load
-from unoise_monai.cohort.settings import Settings
+from unoise_monai.bundle import LoadedBundle
+from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference import Explainer
+from unoise_monai.runs.explain import FAST, CohortExplainer, task_of
+from unoise_monai.runs.load import load
+from unoise_monai.runs.settings import Settings
 
 CPU = torch.device("cpu")
 Make = Callable[..., Settings]

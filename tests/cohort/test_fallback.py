@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unoise_monai.cohort.fallback import Attempt, attempts, is_out_of_memory, with_less_memory
+from unoise_monai.runs.settings import Attempt, attempts, is_out_of_memory, with_less_memory
 
 CPU = torch.device("cpu")
 

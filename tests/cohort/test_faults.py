@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pebble.common import ProcessExpired
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.faults import OutputFault, check_output_fault, failure
 from unoise_monai.data import CaseError
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.settings import OutputFault, check_output_fault, failure
 
 CASE = CohortCase("P1", (Path("/data/hospital/P1.nii.gz"),), "P1.nii.gz")
 

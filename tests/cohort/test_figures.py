@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from unoise_monai.cohort.figures import case_figures, organ_figures
+from unoise_monai.runs.save import case_figures, organ_figures
 
 SEGMENTATION = np.zeros((4, 3, 2), np.uint8)
 SEGMENTATION[0] = 1

@@ -11,7 +11,7 @@ import pytest
 from killing import command, tree
 
 from unoise_monai.cli.codes import Exit
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 
 @pytest.fixture

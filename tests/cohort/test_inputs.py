@@ -12,12 +12,11 @@ import pytest
 from bad_volumes import AFFINE, VOXELS
 from dicom_slices import PATIENT, UID, slices, without_picture, write_series
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.dicom import volume_file
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.names import anonymised, series_name
+from unoise_monai.data.cases import CohortCase, anonymised, series_name
+from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.finding import find_cohort
 from unoise_monai.data.headers import check_header
-from unoise_monai.data.validation import CaseError, LoadCased
+from unoise_monai.data.reading import CaseError, LoadCased
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

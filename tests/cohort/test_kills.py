@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from killing import command, run_with_kills, tree
 
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(60, marks=pytest.mark.slow)])

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.labels import attach
-from unoise_monai.cohort.names import safe_name
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.cases import CohortCase, safe_name
+from unoise_monai.data.finding import attach
+from unoise_monai.data.reading import CaseError
 
 CASES = [CohortCase(name, (Path(f"/in/{name}.nii"),), f"{name}.nii") for name in ("a", "b", safe_name("c\n"))]
 

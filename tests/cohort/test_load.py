@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.load import load
-from unoise_monai.cohort.records import fingerprint, inputs_of
 from unoise_monai.data import CaseError, SegmentationTask, preprocessing, segmentation_task
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.load import load
+from unoise_monai.runs.records import fingerprint, inputs_of
 
 TASK = segmentation_task("Task07_Pancreas", spacing_mm=(16.0, 16.0, 16.0))
 

@@ -13,14 +13,13 @@ import pytest
 import torch
 from reading import misread, read_slowly
 
-from unoise_monai.cohort.bundle import LoadedBundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.explain import CohortExplainer, Explained
-from unoise_monai.cohort.faults import OutputFault
-from unoise_monai.cohort.load import Loaded
-from unoise_monai.cohort.local import run_local
-from unoise_monai.cohort.save import CaseWriter
-from unoise_monai.cohort.settings import Settings
+from unoise_monai.bundle import LoadedBundle
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.explain import CohortExplainer, Explained
+from unoise_monai.runs.load import Loaded
+from unoise_monai.runs.run import run_local
+from unoise_monai.runs.save import CaseWriter
+from unoise_monai.runs.settings import OutputFault, Settings
 
 Make = Callable[..., Settings]
 

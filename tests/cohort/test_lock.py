@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort.lock import OutputInUse, claimed, tables_locked
+from unoise_monai.runs.records import OutputInUse, claimed, tables_locked
 
 
 def hold(output: Path, part: tuple[int, int] | None, end: Connection) -> None:

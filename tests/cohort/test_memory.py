@@ -8,11 +8,11 @@ from statistics import median
 import pytest
 import torch
 
-from unoise_monai.cohort.bundle import find_bundle, load_bundle
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.run import explain_cohort
-from unoise_monai.cohort.settings import Settings
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.bundle import find_bundle, load_bundle
+from unoise_monai.data.finding import find_cohort
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs.run import explain_cohort
+from unoise_monai.runs.settings import Settings
 
 CASES = 200
 WARM = 50
@@ -42,7 +42,7 @@ def test_two_hundred_cases_grow_by_less_than_two_percent(tmp_path: Path, monkeyp
     bundle = load_bundle(find_bundle("pancreas_ct_unoise"), CPU)
     settings = Settings(bundle.name, bundle.version, bundle.weights_sha256, bundle.config_sha256, "0")
     taken: list[int] = []
-    update = "unoise_monai.cohort.run.Progress.__call__"
+    update = "unoise_monai.runs.run.Progress.__call__"
 
     def measured(self: object, record: dict[str, object]) -> None:
         self.done += 1  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unoise_monai.cohort.names import (
+from unoise_monai.data.cases import (
     LONGEST,
     anonymised,
     distinct_names,
@@ -24,7 +24,7 @@ from unoise_monai.cohort.names import (
     series_name,
     shown_path,
 )
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.reading import CaseError
 
 TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 

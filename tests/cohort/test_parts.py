@@ -8,7 +8,7 @@ from pathlib import Path
 
 from killing import command, tree
 
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.phantoms import write_phantom_cohort
 
 
 def test_two_at_once(tmp_path: Path) -> None:

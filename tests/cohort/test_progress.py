@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unoise_monai.cohort.progress import Progress, duration
+from unoise_monai.runs.run import Progress, duration
 
 
 def done(name: str, **more: Any) -> dict[str, Any]:

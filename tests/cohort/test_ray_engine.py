@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from unoise_monai.cohort.bundle import find_bundle, load_bundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.ray_engine import RayEngine, Work, explain_case
-from unoise_monai.cohort.run import Summary, explain_cohort
-from unoise_monai.cohort.settings import Settings
-from unoise_monai.data import write_phantom_cohort
+from unoise_monai.bundle import find_bundle, load_bundle
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.finding import find_cohort
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs.ray_engine import RayEngine, Work, explain_case
+from unoise_monai.runs.run import Summary, explain_cohort
+from unoise_monai.runs.settings import Settings
 
 ray = pytest.importorskip("ray", reason="Ray is an optional extra")
 cluster_utils = pytest.importorskip("ray.cluster_utils")

@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.records import Records, State, fingerprint, inputs_of
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.records import Records, State, fingerprint, inputs_of
 
 
 @pytest.fixture

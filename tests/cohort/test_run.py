@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from unoise_monai.cohort.bundle import LoadedBundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.faults import OutputFault
-from unoise_monai.cohort.lock import OutputInUse, claimed
-from unoise_monai.cohort.run import Summary, explain_cohort, part_of
-from unoise_monai.cohort.settings import OtherSettings, Settings, read_run
-from unoise_monai.cohort.versions import PACKAGES
+from unoise_monai.bundle import LoadedBundle
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.runs.records import OutputInUse, claimed
+from unoise_monai.runs.run import Summary, explain_cohort, part_of
+from unoise_monai.runs.settings import PACKAGES, OtherSettings, OutputFault, Settings, read_run
 
 Make = Callable[..., Settings]
 CPU = torch.device("cpu")
@@ -164,7 +162,7 @@ def test_a_case_that_fails_late_leaves_no_file(
     def fail(*arguments: object) -> None:
         raise KeyError("late")
 
-    monkeypatch.setattr("unoise_monai.cohort.save.case_figures", fail)
+    monkeypatch.setattr("unoise_monai.runs.save.case_figures", fail)
     assert explain(cases[:1]).failed == 1
     assert not (tmp_path / "out" / cases[0].name).exists()
     (row,) = table(tmp_path / "out", "failures.csv")

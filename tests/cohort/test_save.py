@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 from unoise_monai.attribution import Saliency, foreground_sum
-from unoise_monai.cohort.bundle import LoadedBundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.explain import CohortExplainer
-from unoise_monai.cohort.load import load
-from unoise_monai.cohort.records import Records, State, fingerprint
-from unoise_monai.cohort.save import CaseWriter
-from unoise_monai.cohort.settings import Settings
+from unoise_monai.bundle import LoadedBundle
+from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference import Explainer, TiledInferer
-from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.report.cases import load_case
+from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.runs.comparison import load_case
+from unoise_monai.runs.explain import CohortExplainer
+from unoise_monai.runs.load import load
+from unoise_monai.runs.records import Records, State, fingerprint
+from unoise_monai.runs.save import CaseWriter
+from unoise_monai.runs.settings import Settings
 
 Make = Callable[..., Settings]
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from unoise_monai.cohort.search import Entry, has_dicom_magic, look_at, matches, walk
+from unoise_monai.data.cases import Entry, has_dicom_magic, look_at, matches, walk
 
 
 def tree(root: Path, *files: str) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 from dicom_slices import PATIENT, SPACING_MM, TURN, UID, slices, without_picture, write_series
 
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.names import series_name
-from unoise_monai.cohort.search import walk
-from unoise_monai.cohort.series import find_series, read_slice
+from unoise_monai.data.cases import CohortCase, series_name, walk
+from unoise_monai.data.dicom import find_series, read_slice
 
 OTHER = f"{UID}.77"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort.settings import OtherSettings, Settings, claim_output, read_run
+from unoise_monai.runs.settings import OtherSettings, Settings, claim_output, read_run
 
 Make = Callable[..., Settings]
 OTHERS = {

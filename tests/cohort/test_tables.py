@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from unoise_monai.cohort.records import Records
-from unoise_monai.cohort.tables import write_tables
+from unoise_monai.runs.records import Records
+from unoise_monai.runs.tables import write_tables
 
 
 def done(name: str, figures: dict[str, float], organs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def failed(name: str, reason: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -10,9 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.cohort import trust
-from unoise_monai.cohort.bundle import shipped_bundles
-from unoise_monai.cohort.trust import UntrustedBundle, check_trust, file_sha256, is_trusted, listing, trust_list
+from unoise_monai import bundle as trust
+from unoise_monai.bundle import (
+    UntrustedBundle,
+    check_trust,
+    file_sha256,
+    is_trusted,
+    listing,
+    shipped_bundles,
+    trust_list,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +124,7 @@ def test_the_command_of_the_refusal_lists_the_bundle(tmp_path: Path, monkeypatch
 
 def test_every_config_must_be_listed_as_it_is(tmp_path: Path, listed: Path) -> None:
     path = bundle(tmp_path / "theirs")
-    listed.write_text(f"# mine\n\n{entries(path)}")
+    listed.write_text(f"# mine\n\n{entries(path)}", encoding="utf-8")
     check_trust(path)
     (tmp_path / "link").symlink_to(path)
     check_trust(tmp_path / "link")
@@ -133,7 +140,7 @@ def test_every_config_must_be_listed_as_it_is(tmp_path: Path, listed: Path) -> N
 def test_linked_folders_are_refused(tmp_path: Path, listed: Path, deep: bool) -> None:
     """What lies behind one is not searched, but a config can name it."""
     path = bundle(tmp_path / "theirs")
-    listed.write_text(entries(path))
+    listed.write_text(entries(path), encoding="utf-8")
     check_trust(path)
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "net.yaml").write_text("b: $1\n")
@@ -146,7 +153,7 @@ def test_linked_folders_are_refused(tmp_path: Path, listed: Path, deep: bool) ->
 
 
 def test_the_same_configs_elsewhere_are_not_listed(tmp_path: Path, listed: Path) -> None:
-    listed.write_text(entries(bundle(tmp_path / "one")))
+    listed.write_text(entries(bundle(tmp_path / "one")), encoding="utf-8")
     assert not is_trusted(bundle(tmp_path / "two"))
 
 
@@ -160,7 +167,7 @@ def test_a_folder_without_configs_is_not_trusted(tmp_path: Path) -> None:
 )
 def test_a_bad_line_of_the_list_is_named(tmp_path: Path, listed: Path, line: str) -> None:
     path = bundle(tmp_path / "theirs")
-    listed.write_text(f"# mine\n{line}\n{entries(path)}")
+    listed.write_text(f"# mine\n{line}\n{entries(path)}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"trusted, line 2 must be a SHA-256 and an absolute path, got '"):
         check_trust(path)
 

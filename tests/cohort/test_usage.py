@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unoise_monai.cohort.usage import RESET, peak_gb, reset_peak
+from unoise_monai.runs.explain import RESET, peak_gb, reset_peak
 
 CPU = torch.device("cpu")
 

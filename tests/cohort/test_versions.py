@@ -2,7 +2,7 @@
 
 import torch
 
-from unoise_monai.cohort.versions import about, software
+from unoise_monai.runs.settings import about, software
 
 
 def test_builds_of_a_version_are_the_same_software() -> None:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unoise_monai.data.anatomy import HOUNSFIELD, Solid, Tissue, random_abdomen, random_hounsfield
-from unoise_monai.data.shapes import Ellipsoid, Tube
+from unoise_monai.phantoms.abdomen import HOUNSFIELD, Solid, Tissue, random_abdomen, random_hounsfield
+from unoise_monai.phantoms.shapes import Ellipsoid, Tube
 
 
 def tubes(solids: list[Solid], kind: Tissue) -> list[Tube]:

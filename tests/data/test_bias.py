@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import RandomizableTrait
 
-from unoise_monai.data.bias import N4BiasCorrectiond, n4_bias_correction
+from unoise_monai.data.transforms import N4BiasCorrectiond, n4_bias_correction
 
 SIZE = (48, 40, 32)
 QUICK = {"shrink": 2, "iterations": 30, "levels": 2}

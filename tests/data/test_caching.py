@@ -13,11 +13,11 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Invertd
 
-from unoise_monai.data.caching import CACHES, case_dataset
-from unoise_monai.data.decathlon import Case, list_cases
+from unoise_monai.data.datasets import CACHES, case_dataset
+from unoise_monai.data.finding import Case, list_cases
+from unoise_monai.data.reading import CaseError, LoadCased
 from unoise_monai.data.task import segmentation_task
 from unoise_monai.data.transforms import preprocessing, training_transforms
-from unoise_monai.data.validation import CaseError, LoadCased
 
 TASK = segmentation_task("Task04_Hippocampus", patch_size=(8, 8, 8))
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from unoise_monai.data import decathlon as module
-from unoise_monai.data.decathlon import download_task, find_images, list_cases
+from unoise_monai.data import finding as module
+from unoise_monai.data.finding import download_task, find_images, list_cases
+from unoise_monai.data.reading import CaseError
 from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.validation import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from unoise_monai.data.faults import LARGEST_INTENSITY, affine_fault, intensity_fault
+from unoise_monai.data.reading import LARGEST_INTENSITY, affine_fault, intensity_fault
 
 
 def test_good_affines(affine: np.ndarray) -> None:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unoise_monai.data.head import BRIGHT, BRIGHTNESS, Tissue, random_brightness, random_head, waves
-from unoise_monai.data.shapes import grid_affine, paint
+from unoise_monai.phantoms.head import BRIGHT, BRIGHTNESS, Tissue, random_brightness, random_head, waves
+from unoise_monai.phantoms.shapes import grid_affine, paint
 
 
 def test_every_tissue_has_its_brightness_and_the_brain_is_the_unit() -> None:

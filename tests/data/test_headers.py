@@ -10,7 +10,7 @@ import pytest
 from bad_volumes import AFFINE, DATATYPE, MAGIC, UNITS, VOXELS, nifti, put, shorts, written
 
 from unoise_monai.data.headers import check_header, read_nifti
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.reading import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from unoise_monai.data.paths import kind_of
+from unoise_monai.data.reading import kind_of
 
 
 def test_kinds(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from unoise_monai.data.phantom_cohort import KINDS, write_phantom_cohort
-from unoise_monai.data.phantoms import Truth, abdomen_phantom
-from unoise_monai.data.vessel_phantoms import vessel_phantom
+from unoise_monai.phantoms.abdomen import Truth, abdomen_phantom
+from unoise_monai.phantoms.cohort import KINDS, write_phantom_cohort
+from unoise_monai.phantoms.vessels import vessel_phantom
 
 GRIDS = {
     "abdomen": {"spacing_mm": (3.5, 4.0, 5.0), "oblique_degrees": 25.0, "left_handed": True, "size": (32, 24, 20)},
@@ -20,7 +20,7 @@ GRIDS = {
 
 @pytest.mark.parametrize(
     ("kind", "modality", "target", "module"),
-    [("abdomen", "CT", "pancreas", "phantoms"), ("vessels", "MRA", "vessel", "vessel_phantoms")],
+    [("abdomen", "CT", "pancreas", "abdomen"), ("vessels", "MRA", "vessel", "vessels")],
 )
 def test_the_cohort_is_a_decathlon_folder_with_its_truth(
     kind: str, modality: str, target: str, module: str, tmp_path: Path
@@ -33,7 +33,7 @@ def test_the_cohort_is_a_decathlon_folder_with_its_truth(
     assert (index["numTraining"], index["numTest"]) == (2, 1)
     assert index["labels"] == {"0": "background", "1": target}
     assert index["modality"] == {"0": modality}
-    assert index["reference"] == f"unoise_monai.data.{module}"
+    assert index["reference"] == f"unoise_monai.phantoms.{module}"
 
     files = [Path(case[key]) for case in cases for key in ("image", "label")] + [Path(tests[0]["image"])]
     files += [root / "truthTr" / "phantom_001.nii.gz", root / "truthTs" / Path(tests[0]["image"]).name]

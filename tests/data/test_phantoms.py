@@ -7,8 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.data.anatomy import HOUNSFIELD, Tissue
-from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom
+from unoise_monai.phantoms.abdomen import HOUNSFIELD, Phantom, Tissue, Truth, abdomen_phantom
 
 # The whole abdomen at 6 mm: fast, and everything is in it.
 COARSE = {"size": (48, 48, 48), "spacing_mm": (6.0, 6.0, 6.0)}

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, voxel_sizes
 
-from unoise_monai.data.anatomy import random_gut
-from unoise_monai.data.shapes import Ellipsoid, Tube, grid_affine, paint, paint_cones, random_rotation, rotation, soften
+from unoise_monai.phantoms.abdomen import random_gut
+from unoise_monai.phantoms.shapes import (
+    Ellipsoid,
+    Tube,
+    grid_affine,
+    paint,
+    paint_cones,
+    random_rotation,
+    rotation,
+    soften,
+)
 
 
 def test_paint_agrees_with_the_formula_on_every_voxel() -> None:

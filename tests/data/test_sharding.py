@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from unoise_monai.data.sharding import rank_0_first, rank_share
+from unoise_monai.data.datasets import rank_0_first, rank_share
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])

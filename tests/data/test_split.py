@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.data.split import PARTS, Split, patient_of, split_cases
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.datasets import PARTS, Split, patient_of, split_cases
+from unoise_monai.data.reading import CaseError
 
 
 def cases_of(*numbers: int) -> list[dict[str, str]]:

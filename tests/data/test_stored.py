@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nibabel.affines import from_matvec
 
-from unoise_monai.data import stored
-from unoise_monai.data.stored import VolumeHeader, check_memory, check_stored, check_unpacks, memory_bytes
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data import headers as stored
+from unoise_monai.data.headers import VolumeHeader, check_memory, check_stored, check_unpacks, memory_bytes
+from unoise_monai.data.reading import CaseError
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from bad_volumes import TURN, VOXELS, written
 
-from unoise_monai.data.text_headers import read_meta, read_nrrd
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.headers import read_meta, read_nrrd
+from unoise_monai.data.reading import CaseError
 
 READERS = {"nrrd": read_nrrd, "nhdr": read_nrrd, "mha": read_meta, "mhd": read_meta}
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unoise_monai.data.tof import RANGES, SATURATED, Look, inflow, random_look, rician, strip
+from unoise_monai.phantoms.head import RANGES, SATURATED, Look, inflow, random_look, rician, strip
 
 
 def look(**changes: float) -> Look:

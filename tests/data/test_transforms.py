@@ -12,10 +12,10 @@ import pytest
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
 
-from unoise_monai.data.decathlon import list_cases
+from unoise_monai.data.finding import list_cases
+from unoise_monai.data.reading import CaseError
 from unoise_monai.data.task import SegmentationTask, segmentation_task
 from unoise_monai.data.transforms import preprocessing, training_transforms
-from unoise_monai.data.validation import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 Write = Callable[..., Path]

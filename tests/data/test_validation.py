@@ -14,7 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad
 
-from unoise_monai.data.validation import CaseCompose, CaseError, LoadCased, case_name, check_grids
+from unoise_monai.data.reading import CaseCompose, CaseError, LoadCased, case_name, check_grids
 
 Write = Callable[..., Path]
 

@@ -12,9 +12,8 @@ import pytest
 import SimpleITK
 from nibabel.affines import voxel_sizes
 
-from unoise_monai.data.validation import CaseError, LoadCased, check_grids
-from unoise_monai.data.vessel_labels import label_vessels
-from unoise_monai.data.vesselness import vessel_label
+from unoise_monai.data.reading import CaseError, LoadCased, check_grids
+from unoise_monai.data.vessels import label_vessels, vessel_label
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (30, 26, 18)

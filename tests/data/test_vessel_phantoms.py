@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from unoise_monai.data import vessel_phantoms
-from unoise_monai.data.phantoms import Phantom, Truth
-from unoise_monai.data.shapes import Ellipsoid, grid_affine
-from unoise_monai.data.tof import SATURATED, inflow
-from unoise_monai.data.vessel_phantoms import SLAB, both_ends, paint_blood, vessel_phantom
-from unoise_monai.data.vessel_tree import Segment, random_vessels
+from unoise_monai.phantoms import vessels as vessel_phantoms
+from unoise_monai.phantoms.abdomen import Phantom, Truth
+from unoise_monai.phantoms.head import SATURATED, inflow
+from unoise_monai.phantoms.shapes import Ellipsoid, grid_affine
+from unoise_monai.phantoms.vessels import SLAB, Segment, both_ends, paint_blood, random_vessels, vessel_phantom
 
 COARSE = {"size": (64, 76, 46), "spacing_mm": (1.5, 1.5, 1.5)}
 CURVED_GRID = {"size": (90, 80, 60), "spacing_mm": (1.1, 1.5, 1.3), "oblique_degrees": 25.0, "left_handed": True}

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unoise_monai.data.shapes import Ellipsoid
-from unoise_monai.data.vessel_tree import (
+from unoise_monai.phantoms.shapes import Ellipsoid
+from unoise_monai.phantoms.vessels import (
     MAX_RADIUS_MM,
     MIN_RADIUS_MM,
     STEP_MM,

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 from nibabel.affines import voxel_sizes
 
-from unoise_monai.data.vesselness import vessel_label, vesselness
+from unoise_monai.data.vessels import vessel_label, vesselness
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (48, 44, 40)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from unoise_monai.data.decathlon import find_images, list_cases
-from unoise_monai.data.validation import CaseError
+from unoise_monai.data.finding import find_images, list_cases
+from unoise_monai.data.reading import CaseError
 from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from unoise_monai.handlers.cases import CaseFolders, item_volume, label_voxels, output_items, to_numpy
+from unoise_monai.handlers.savers import CaseFolders, item_volume, label_voxels, output_items, to_numpy
 
 AFFINE = torch.diag(torch.tensor([0.7, -1.1, 2.5, 1.0], dtype=torch.float64))
 

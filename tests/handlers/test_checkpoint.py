@@ -19,7 +19,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from torch import nn
 
-from unoise_monai.handlers.checkpoint import BestModel, RunCheckpoint
+from unoise_monai.handlers.training import BestModel, RunCheckpoint
 
 BATCHES = 3
 EPOCHS = 5

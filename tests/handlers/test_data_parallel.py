@@ -19,13 +19,17 @@ from monai.inferers import SimpleInferer
 from ranks import on_ranks
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter, UNoise
-from unoise_monai.handlers.checkpoint import BestModel, RunCheckpoint
-from unoise_monai.handlers.data_parallel import parallelise
-from unoise_monai.handlers.noise_ratio import NoiseRatioUpdater
-from unoise_monai.handlers.progress import LossProgress, MetricsTable
+from unoise_monai.handlers.training import (
+    BestModel,
+    LossProgress,
+    MetricsTable,
+    NoiseRatioUpdater,
+    RunCheckpoint,
+    parallelise,
+)
 from unoise_monai.losses import DualNoiseRatio, UNoiseLoss
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter, UNoise
 
 RANKS, BATCH, EPOCHS = 2, 2, 3
 # float32 sums in another order.

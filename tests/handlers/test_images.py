@@ -13,7 +13,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 from PIL import Image
 
-from unoise_monai.handlers.images import PictureSaver
+from unoise_monai.handlers.savers import PictureSaver
 from unoise_monai.render import mips, montage, rotating_mip, to_canonical
 
 SHAPE = (16, 14, 12)

@@ -15,8 +15,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from unoise_monai.handlers.nifti import ImportanceSaver, save_nifti
-from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
+from unoise_monai.handlers.savers import QUANTITIES, ImportanceSaver, map_quantity, save_nifti
 
 # Oblique, anisotropic, left-handed, away from the origin.
 AFFINE = from_matvec(euler2mat(0.9, -0.6, 0.35) @ np.diag([0.7, 1.1, -2.5]), [91.3, -120.7, 33.1])

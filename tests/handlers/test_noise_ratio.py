@@ -8,10 +8,10 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter, UNoise
 from unoise_monai.handlers import NoiseRatioUpdater
 from unoise_monai.losses import DualNoiseRatio, UNoiseLoss
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter, UNoise
 
 
 class Bright(nn.Module):

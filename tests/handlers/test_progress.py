@@ -12,12 +12,12 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from unoise_monai.handlers.progress import LossProgress, MetricsTable, last_loss, scalars
+from unoise_monai.handlers.training import LossProgress, MetricsTable, last_loss, scalars
 from unoise_monai.losses import DualNoiseRatio
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
+from unoise_monai.handlers.savers import QUANTITIES, map_quantity
 
 rng = np.random.default_rng(7)
 # Few values, so that the ranks tie, and both ends.

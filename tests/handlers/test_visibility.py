@@ -84,7 +84,7 @@ def evaluate(
 
 
 def table(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 

@@ -15,10 +15,10 @@ from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.eulerangles import euler2mat
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.data import CaseError, SegmentationTask, segmentation_task
 from unoise_monai.inference import TiledInferer
 from unoise_monai.inference.explain import Explainer, SplitExplanationd
+from unoise_monai.unoise import ExplainedSegmenter
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 # Oblique, anisotropic, left-handed, away from the origin.

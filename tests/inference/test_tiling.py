@@ -14,11 +14,11 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.inference import tiling
 from unoise_monai.inference.memory import measure_pass
 from unoise_monai.inference.tiling import TiledInferer, tiles_of, tiling_rule
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter
 
 AFFINE = torch.tensor([[0.0, -1.9, 0.3, 11], [1.1, 0.2, 0.0, -7], [0.1, 0.0, 3.0, 5], [0, 0, 0, 1]])
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.losses import VisibleShare, VisibleShareLoss
 from unoise_monai.losses.unoise import utility_loss
 from unoise_monai.losses.visibility import visible
 from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter
 
 
 class Twice(nn.Module):

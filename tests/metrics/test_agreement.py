@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.metrics.agreement import rank_correlation, structural_similarity
+from unoise_monai.metrics.overlap import rank_correlation, structural_similarity
 
 
 def maps(*spatial: int, seed: int = 0, levels: int | None = None) -> Tensor:

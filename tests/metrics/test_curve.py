@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unoise_monai.metrics.curve import VisibilityCurve, VisibilityScores
+from unoise_monai.metrics.visibility import VisibilityCurve, VisibilityScores
 
 
 def curve_of(share: list[float], dice: list[float]) -> VisibilityCurve:

@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from unoise_monai.metrics import foreground_dice, segmentation_pair
-from unoise_monai.networks.outputs import segmentation
+from unoise_monai.networks.modes import segmentation
 
 
 def batch(classes: int, spatial: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.attribution.baselines import baseline
-from unoise_monai.metrics.hiding import ZERO, Hiding
+from unoise_monai.attribution.base import baseline
+from unoise_monai.metrics.visibility import ZERO, Hiding
 
 ALL = (ZERO, Hiding("mean"), Hiding("value", value=-1.0), Hiding("noise", sigma=2.0), Hiding("blur", sigma=1.5))
 

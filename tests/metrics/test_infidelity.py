@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics.infidelity import Infidelity, infidelities, infidelity
+from unoise_monai.metrics.faithfulness import Infidelity, infidelities, infidelity
 
 
 def seeded(seed: int = 0) -> torch.Generator:

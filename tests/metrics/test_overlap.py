@@ -9,9 +9,15 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from unoise_monai.attribution.targets import SoftDice
-from unoise_monai.metrics.dice import foreground_dice
-from unoise_monai.metrics.overlap import MEASURES, check_measures, foreground_iou, soft_dice, surface_distance
-from unoise_monai.networks.outputs import segmentation
+from unoise_monai.metrics.overlap import (
+    MEASURES,
+    check_measures,
+    foreground_dice,
+    foreground_iou,
+    soft_dice,
+    surface_distance,
+)
+from unoise_monai.networks.modes import segmentation
 
 SPACING = {2: (0.5, 2.0), 3: (0.7, 1.3, 2.5)}
 

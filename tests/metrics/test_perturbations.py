@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unoise_monai.metrics.perturbations import GaussianPerturbation, UniformPerturbation, draw_copies
+from unoise_monai.metrics.faithfulness import GaussianPerturbation, UniformPerturbation, draw_copies
 
 
 def seeded(seed: int = 0) -> torch.Generator:

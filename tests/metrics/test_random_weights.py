@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.metrics.random_weights import Layer, kept_weights, order_of_calls, randomise, weighted_layers
+from unoise_monai.metrics.randomisation import Layer, kept_weights, order_of_calls, randomise, weighted_layers
 from unoise_monai.networks import UNet
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.attribution.targets import Target, foreground_sum
-from unoise_monai.metrics.agreement import rank_correlation, structural_similarity
+from unoise_monai.metrics.overlap import rank_correlation, structural_similarity
 from unoise_monai.metrics.randomisation import randomisation
 from unoise_monai.networks import UNet
 

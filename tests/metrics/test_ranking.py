@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.metrics.ranking import distance_map, importance_order, random_map, top_share, visible_voxels
+from unoise_monai.metrics.visibility import distance_map, importance_order, random_map, top_share, visible_voxels
 
 
 def naive_visible(importance: Tensor, share: float) -> Tensor:

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from unoise_monai.metrics.bootstrap import bootstrap_mean
-from unoise_monai.metrics.region_cohort import regions_over_cases
-from unoise_monai.metrics.regions import ELSEWHERE, RegionRow, region_importance
+from unoise_monai.metrics.regions import ELSEWHERE, RegionRow, region_importance, regions_over_cases
 
 NAMES = {1: "liver", 2: "spleen"}
 

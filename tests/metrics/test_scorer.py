@@ -8,10 +8,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics.hiding import ZERO, Hiding
 from unoise_monai.metrics.overlap import MEASURES
-from unoise_monai.metrics.ranking import distance_map, random_map, visible_voxels
-from unoise_monai.metrics.scorer import VisibilityScorer
+from unoise_monai.metrics.visibility import ZERO, Hiding, VisibilityScorer, distance_map, random_map, visible_voxels
 
 SPACING = (1.0, 2.5, 0.5)
 LEVELS = (0.0, 0.1, 0.3, 0.75, 1.0)

@@ -9,9 +9,9 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.occlusion import Occlusion
+from unoise_monai.attribution.perturbation import Occlusion
 from unoise_monai.attribution.targets import Target, foreground_sum
-from unoise_monai.metrics.sensitivity import max_sensitivity
+from unoise_monai.metrics.faithfulness import max_sensitivity
 
 
 def seeded(seed: int = 0) -> torch.Generator:

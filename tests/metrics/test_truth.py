@@ -7,8 +7,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.data.phantoms import Truth, abdomen_phantom
-from unoise_monai.metrics.truth import DECIDING, TruthScores, average_precision, truth_scores
+from unoise_monai.metrics.regions import DECIDING, TruthScores, average_precision, truth_scores
+from unoise_monai.phantoms.abdomen import Truth, abdomen_phantom
 
 
 def drawn(items: int = 2, size: tuple[int, ...] = (7, 6), levels: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:

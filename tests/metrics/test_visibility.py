@@ -10,10 +10,8 @@ from ignite.exceptions import NotComputableError
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics.dice import foreground_dice
-from unoise_monai.metrics.hiding import Hiding
-from unoise_monai.metrics.scorer import VisibilityScorer
-from unoise_monai.metrics.visibility import VisibleDice
+from unoise_monai.metrics.overlap import foreground_dice
+from unoise_monai.metrics.visibility import Hiding, VisibilityScorer, VisibleDice
 
 
 class Bright(nn.Module):

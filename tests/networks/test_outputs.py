@@ -2,7 +2,7 @@
 
 import torch
 
-from unoise_monai.networks.outputs import probabilities, segmentation
+from unoise_monai.networks.modes import probabilities, segmentation
 
 
 def test_one_channel_is_two_classes_whose_first_logit_is_zero() -> None:

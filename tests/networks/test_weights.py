@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.networks import UNet, load_state, load_utility
 from unoise_monai.networks.weights import load_weights
+from unoise_monai.unoise import ExplainedSegmenter
 
 
 def unet(out_channels: int = 2, depth: int = 2) -> UNet:

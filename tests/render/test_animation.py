@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unoise_monai.render.animation import save_animation
+from unoise_monai.render.rotation import save_animation
 
 RNG = np.random.default_rng(0)
 

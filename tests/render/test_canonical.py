@@ -9,7 +9,7 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import to_canonical
-from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, foreground_box, pixel_mm
+from unoise_monai.render.canvas import EDGE_LETTERS, display_slice, foreground_box, pixel_mm
 
 SPACING_MM = (0.7, 1.1, 2.5)
 ROTATION = euler2mat(0.35, -0.25, 0.2)

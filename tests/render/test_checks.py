@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unoise_monai.render.checks import RANGE_SLACK, check_importance, check_picture, check_view, check_volume
+from unoise_monai.render.canvas import RANGE_SLACK, check_importance, check_picture, check_view, check_volume
 
 SPACING_MM = (0.7, 1.1, 2.5)
 VOLUME = np.random.default_rng(3).random((4, 5, 6))

@@ -7,9 +7,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from unoise_monai.render import costs
-from unoise_monai.render.costs import plot_costs
-from unoise_monai.render.png import figure_to_rgb
+from unoise_monai.render import curves as costs
+from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.curves import plot_costs
 
 
 def test_every_method_is_drawn() -> None:

@@ -5,9 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from unoise_monai.render import decile_pictures, deciles
-from unoise_monai.render.deciles import PAPER_THRESHOLDS, most_important
-from unoise_monai.render.layout import GAP, TITLE_HEIGHT
+from unoise_monai.render import decile_pictures
+from unoise_monai.render import slices as deciles
+from unoise_monai.render.panels import GAP, TITLE_HEIGHT
+from unoise_monai.render.slices import PAPER_THRESHOLDS, most_important
 
 SHAPE = (20, 20, 10)
 SPACING_MM = (1.0, 1.0, 2.0)

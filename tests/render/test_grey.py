@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unoise_monai.render.grey import SAMPLE_SIZE, find_window, grey_levels
+from unoise_monai.render.canvas import SAMPLE_SIZE, find_window, grey_levels
 
 
 def test_window_turns_its_ends_black_and_white() -> None:

@@ -9,13 +9,11 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from unoise_monai.render import layers
-from unoise_monai.render.canonical import to_canonical
-from unoise_monai.render.grey import grey_levels
-from unoise_monai.render.layers import PANEL_WIDTH, layer_grid
-from unoise_monai.render.layout import GAP, TITLE_HEIGHT, sheet_columns
-from unoise_monai.render.panels import Panel
-from unoise_monai.render.projection import project
+from unoise_monai.render import slices as layers
+from unoise_monai.render.canvas import grey_levels, to_canonical
+from unoise_monai.render.mip import project
+from unoise_monai.render.panels import GAP, TITLE_HEIGHT, Panel, sheet_columns
+from unoise_monai.render.slices import PANEL_WIDTH, layer_grid
 
 SHAPE = (16, 12, 8)
 SPACING_MM = (1.0, 1.5, 3.0)

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from unoise_monai.render.layout import LETTERS_ROOM, cell_size, panel_sizes, sheet_columns, title_width
-from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.panels import (
+    LETTERS_ROOM,
+    Panel,
+    cell_size,
+    draw_panels,
+    panel_sizes,
+    sheet_columns,
+    title_width,
+)
 
 
 def test_panels_have_the_proportions_of_their_pictures_in_mm() -> None:

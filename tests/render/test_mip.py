@@ -10,13 +10,9 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import mips, slab_mips, to_canonical
-from unoise_monai.render.canonical import EDGE_LETTERS, pixel_mm
-from unoise_monai.render.grey import find_window, grey_levels
-from unoise_monai.render.layout import BAR_WIDTH, GAP, LARGEST_PANEL, TITLE_HEIGHT
-from unoise_monai.render.mip import SLAB_PANEL
-from unoise_monai.render.overlay import bar_colours, blend
-from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.render.projection import project, project_at_brightest
+from unoise_monai.render.canvas import EDGE_LETTERS, bar_colours, blend, find_window, grey_levels, pixel_mm
+from unoise_monai.render.mip import SLAB_PANEL, project, project_at_brightest
+from unoise_monai.render.panels import BAR_WIDTH, GAP, LARGEST_PANEL, TITLE_HEIGHT, Panel, draw_panels
 
 SHAPE = (24, 20, 16)
 SPACING_MM = (1.0, 1.5, 2.0)

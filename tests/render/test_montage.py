@@ -9,12 +9,17 @@ from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import montage, to_canonical
-from unoise_monai.render.canonical import EDGE_LETTERS, display_slice, pixel_mm
-from unoise_monai.render.grey import find_window, grey_levels
-from unoise_monai.render.layout import BAR_WIDTH, GAP, SMALLEST_PANEL, TITLE_HEIGHT
-from unoise_monai.render.montage import foreground, spread, widen
-from unoise_monai.render.overlay import bar_colours, blend
-from unoise_monai.render.panels import Panel, draw_panels
+from unoise_monai.render.canvas import (
+    EDGE_LETTERS,
+    bar_colours,
+    blend,
+    display_slice,
+    find_window,
+    grey_levels,
+    pixel_mm,
+)
+from unoise_monai.render.panels import BAR_WIDTH, GAP, SMALLEST_PANEL, TITLE_HEIGHT, Panel, draw_panels
+from unoise_monai.render.slices import foreground, spread, widen
 
 SHAPE = (24, 20, 16)
 SPACING_MM = (1.0, 1.5, 3.0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from unoise_monai.render import scale_map
-from unoise_monai.render.overlay import OPACITY, STYLES, bar_colours, blend
+from unoise_monai.render.canvas import OPACITY, STYLES, bar_colours, blend
 
 
 def test_colour_is_grey_below_the_threshold_and_coloured_above() -> None:

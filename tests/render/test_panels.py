@@ -3,16 +3,18 @@
 import numpy as np
 import pytest
 
-from unoise_monai.render.canonical import EDGE_LETTERS
-from unoise_monai.render.layout import (
+from unoise_monai.render.canvas import EDGE_LETTERS
+from unoise_monai.render.panels import (
     BAR_WIDTH,
     GAP,
     LARGEST_PANEL,
     LETTERS_ROOM,
     SMALLEST_PANEL,
     TITLE_HEIGHT,
+    Panel,
+    draw_panels,
+    longest_side,
 )
-from unoise_monai.render.panels import Panel, draw_panels, longest_side
 
 
 def test_longest_side_shows_every_voxel_within_bounds() -> None:

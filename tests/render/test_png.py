@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unoise_monai.render import save_png
-from unoise_monai.render.png import figure_to_rgb
+from unoise_monai.render.canvas import figure_to_rgb
 
 
 def test_file_holds_the_array(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from unoise_monai.render.canonical import display_slice
-from unoise_monai.render.projection import project, project_at_brightest, silhouettes, slab
+from unoise_monai.render.canvas import display_slice
+from unoise_monai.render.mip import project, project_at_brightest, silhouettes, slab
 
 rng = np.random.default_rng(1)
 IMAGE = rng.integers(0, 5, (4, 5, 6)).astype(np.int16)  # few values, so that many voxels of a ray are equally bright

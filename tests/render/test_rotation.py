@@ -9,14 +9,10 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from unoise_monai.render.canonical import to_canonical
-from unoise_monai.render.grey import grey_levels
-from unoise_monai.render.layout import BAR_WIDTH, GAP, TITLE_HEIGHT
-from unoise_monai.render.overlay import bar_colours, blend
-from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.render.projection import project, project_at_brightest
-from unoise_monai.render.rotation import rotating_mip
-from unoise_monai.render.turning import view_letters
+from unoise_monai.render.canvas import bar_colours, blend, grey_levels, to_canonical
+from unoise_monai.render.mip import project, project_at_brightest
+from unoise_monai.render.panels import BAR_WIDTH, GAP, TITLE_HEIGHT, Panel, draw_panels
+from unoise_monai.render.rotation import rotating_mip, view_letters
 
 SHAPE = (14, 12, 10)
 SPACING_MM = (1.0, 1.5, 3.0)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unoise_monai import ExplainedSegmenter
-from unoise_monai.data import SegmentationTask, segmentation_task, write_phantom_cohort
+from unoise_monai.data import SegmentationTask, segmentation_task
+from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.unoise import ExplainedSegmenter
 
 
 class Bright(nn.Module):

@@ -15,8 +15,8 @@ import pytest
 from outputs import FAILED, ODD, write_case, write_output, write_table
 from PIL import Image
 
+from unoise_monai.report.cases import page_name
 from unoise_monai.report.site import write_site
-from unoise_monai.report.site_cases import page_name
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("ipyniivue", reason="the viewer's package is not installed")

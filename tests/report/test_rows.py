@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unoise_monai.report.rows import method_rows
+from unoise_monai.runs.scoreboard import method_rows
 
 
 def result(method: str, case: str = "a", **scores: float) -> dict[str, Any]:

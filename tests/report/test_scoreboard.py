@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unoise_monai.report import scoreboard
-from unoise_monai.report.scoreboard import mean_curves, operators, write_scoreboard
+from unoise_monai.runs import scoreboard
+from unoise_monai.runs.scoreboard import mean_curves, operators, write_scoreboard
 
 
 def result(method: str, case: str, dice: list[float | None]) -> dict[str, Any]:

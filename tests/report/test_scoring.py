@@ -6,19 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.deeplift import DeepLiftShap
-from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.path import IntegratedGradients
-from unoise_monai.attribution.rise import RISE
-from unoise_monai.attribution.smoothing import SmoothGrad
-from unoise_monai.attribution.surrogate import KernelShap, Lime
+from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
+from unoise_monai.attribution.gradient import IntegratedGradients, Saliency
+from unoise_monai.attribution.perturbation import RISE, Occlusion
 from unoise_monai.attribution.targets import Region, foreground_sum
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import VisibleDice
-from unoise_monai.report.scoring import HIDINGS, MapScorer, per_intensity, truth_figures
+from unoise_monai.runs.scoring import HIDINGS, MapScorer, per_intensity, truth_figures
 
 
 @pytest.fixture

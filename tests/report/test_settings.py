@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unoise_monai.report.settings import file_identity, weights_sha256
+from unoise_monai.runs.comparison import file_identity, weights_sha256
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

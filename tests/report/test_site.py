@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from outputs import FAILED, ODD, REASON, write_output, write_table
 
-from unoise_monai.handlers.quantity import map_quantity
+from unoise_monai.handlers.savers import map_quantity
+from unoise_monai.report.cases import page_name
 from unoise_monai.report.site import WORKERS, write_site
-from unoise_monai.report.site_cases import page_name
 
 
 class Page(HTMLParser):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from outputs import FAILED, ODD, REASON, write_output, write_table
 
-from unoise_monai.report.site_cases import page_name, read_cases, read_rows
+from unoise_monai.report.cases import page_name, read_cases, read_rows
 
 
 def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:

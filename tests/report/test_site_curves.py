@@ -5,19 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unoise_monai.report.site_curves import (
-    BINS,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Line,
-    charts,
-    coverage,
-    draw,
-    histograms,
-)
+from unoise_monai.report.charts import BINS, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, charts, coverage, draw, histograms
 
 RNG = np.random.default_rng(1)
 IMPORTANCE = RNG.permutation(1000).reshape(10, 10, 10).astype(np.float32) / 1000

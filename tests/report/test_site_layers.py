@@ -13,9 +13,9 @@ import pytest
 from nibabel.affines import apply_affine
 from outputs import write_output
 
-from unoise_monai.handlers.quantity import QUANTITIES, map_quantity
-from unoise_monai.report.site_cases import SiteCase, read_cases
-from unoise_monai.report.site_layers import Layer, read_layers
+from unoise_monai.handlers.savers import QUANTITIES, map_quantity
+from unoise_monai.report.cases import SiteCase, read_cases
+from unoise_monai.report.volumes import Layer, read_layers
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from unoise_monai.report.site_pictures import UNREADABLE_PICTURE, copy_picture
+from unoise_monai.report.charts import UNREADABLE_PICTURE, copy_picture
 
 
 def picture(path: Path, size: tuple[int, int] = (900, 300)) -> Path:

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.report.site_reading import UNREADABLE, read_map, read_scan
+from unoise_monai.report.volumes import UNREADABLE, read_map, read_scan
 
 VOXELS = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 AFFINE = np.array([[-1.9, 0.3, 0.1, 20], [0.2, 2.1, -0.4, -30], [0.1, 0.2, 3.0, 12], [0, 0, 0, 1.0]])

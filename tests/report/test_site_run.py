@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.report.site_run import run_facts, run_quantity
+from unoise_monai.report.cases import run_facts, run_quantity
 
 
 def test_versions_and_settings_but_no_paths_and_names(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unoise_monai.report.site_cases import SiteCase
-from unoise_monai.report.site_table import (
+from unoise_monai.report.cases import (
     Column,
+    SiteCase,
     cell,
     class_names,
     columns,

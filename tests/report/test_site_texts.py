@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unoise_monai.report.site_texts import without_paths
+from unoise_monai.report.cases import without_paths
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unoise_monai.report.site_volumes import block_factors, pack, shrink, shrink_affine
+from unoise_monai.report.volumes import block_factors, pack, shrink, shrink_affine
 
 RNG = np.random.default_rng(0)
 OBLIQUE = np.array([[-1.9, 0.3, 0.1, 40.0], [0.35, 1.4, -0.2, -11.0], [0.2, 0.3, 2.9, 7.0], [0, 0, 0, 1.0]])

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from unoise_monai import ExplainedSegmenter
 from unoise_monai.data import SegmentationTask
-from unoise_monai.inference.volume import VolumeNetwork
-from unoise_monai.metrics.hiding import Hiding
-from unoise_monai.report import MapScorer, find_cases
-from unoise_monai.report.cases import load_case
-from unoise_monai.report.subject import prepare
+from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.metrics.visibility import Hiding
+from unoise_monai.runs import MapScorer, find_cases
+from unoise_monai.runs.comparison import load_case, prepare
+from unoise_monai.unoise import ExplainedSegmenter
 
 SCORER = MapScorer(hidings={"zero": Hiding("zero")}, shares=(0.0, 1.0), measures=("dice",))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from unoise_monai.report.rows import method_rows
-from unoise_monai.report.tables import csv_table, markdown_table
+from unoise_monai.runs.scoreboard import csv_table, markdown_table, method_rows
 
 RESULTS = [
     {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.report import viewer
-from unoise_monai.report.viewer import COMMAND, WIDGET, copy_viewer, deliver
+from unoise_monai.report import site as viewer
+from unoise_monai.report.site import COMMAND, WIDGET, copy_viewer, deliver
 
 
 def delivered(script: str) -> list[str]:

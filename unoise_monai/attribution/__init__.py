@@ -1,42 +1,40 @@
 """Published explanations of a segmentation, in one call shape: ``attributor(image, target)`` to a map."""
 
-from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Attributor
-from unoise_monai.attribution.borders import border, border_mean
 from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
-from unoise_monai.attribution.controls import EdgeMagnitude, Intensity, Random
+from unoise_monai.attribution.composed import SmoothGrad, SmoothGradSquared, VarGrad, VoxelwiseMean
 from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
-from unoise_monai.attribution.fine_tuning import FineTuning
-from unoise_monai.attribution.gradient import InputXGradient, Saliency
+from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime, supervoxels
+from unoise_monai.attribution.gradient import GradientShap, InputXGradient, IntegratedGradients, Saliency
 from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
-from unoise_monai.attribution.hard_dice import HardDice, unperturbed_dice
-from unoise_monai.attribution.iterative import IterativeROI, Round
-from unoise_monai.attribution.layer_deeplift import LayerDeepLift
-from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
-from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConductance, LayerIntegratedGradients
-from unoise_monai.attribution.layers import find_layers
-from unoise_monai.attribution.layerwise import LayerActivation, every_layer
-from unoise_monai.attribution.learned import Learned
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.path import GradientShap, IntegratedGradients
+from unoise_monai.attribution.iterative import FineTuning, IterativeROI, RegionOfInterest, Round
+from unoise_monai.attribution.layer_methods import (
+    InternalInfluence,
+    LayerConductance,
+    LayerDeepLift,
+    LayerGuidedActivation,
+    LayerGuidedBackprop,
+    LayerIntegratedGradients,
+)
+from unoise_monai.attribution.layers import LayerActivation, every_layer, find_layers
+from unoise_monai.attribution.learned import EdgeMagnitude, Intensity, Learned, Random
+from unoise_monai.attribution.perturbation import RISE, Occlusion
 from unoise_monai.attribution.registry import METHODS, make_attributor, method_names
-from unoise_monai.attribution.rise import RISE
-from unoise_monai.attribution.roi import RegionOfInterest
-from unoise_monai.attribution.smoothing import SmoothGrad, SmoothGradSquared, VarGrad
-from unoise_monai.attribution.supervoxels import supervoxels
-from unoise_monai.attribution.surrogate import KernelShap, Lime
 from unoise_monai.attribution.targets import (
     Difference,
     Foreground,
+    HardDice,
     Region,
     SoftDice,
     Target,
+    border,
+    border_mean,
     class_logits,
     class_sum,
     foreground_sum,
+    unperturbed_dice,
     voxel,
 )
-from unoise_monai.attribution.voxelwise import VoxelwiseMean
 
 __all__ = [
     "METHODS",

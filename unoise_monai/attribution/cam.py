@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import CheckedAttributor, Score
 from unoise_monai.attribution.guided import GuidedBackprop
-from unoise_monai.attribution.layerwise import LayerAttributor
-from unoise_monai.attribution.windows import WindowScore, over_windows
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.layers import LayerAttributor, WindowScore, over_windows
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.types import Image
 
 

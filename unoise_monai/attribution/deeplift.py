@@ -11,12 +11,10 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.backward_rules import Rule, backward_rule, own_inputs
-from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.baselines import Baseline, baselines, check_baselines
+from unoise_monai.attribution.base import Baseline, Score, baselines, check_baselines
 from unoise_monai.attribution.gradient import GradientAttributor, note_convergence
-from unoise_monai.attribution.rectifiers import RECTIFIERS, activations
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.guided import RECTIFIERS, Rule, activations, backward_rule, own_inputs
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.types import Image
 
 RESCALED: tuple[type[nn.Module], ...] = (

@@ -1,22 +1,92 @@
-"""Attributions to whole features, supervoxels or organs, which are hidden together.
-
-Captum takes features as a mask of the caller's; here they are made of each image, or numbered from any label map.
-"""
+"""Ablation, LIME and Kernel SHAP: parts of the image as features."""
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.perturbation import PerturbationAttributor
-from unoise_monai.attribution.supervoxels import check_supervoxels, numbered, supervoxels
+from unoise_monai.checks import check_finite
+from unoise_monai.inference.memory import default_budget
 from unoise_monai.types import Image, LabelMap
+
+logger = logging.getLogger(__name__)
+
+
+def supervoxels(
+    image: Image, size: int | Sequence[int] = 16, compactness: float = 1.0, within: LabelMap | None = None
+) -> LabelMap:
+    """Cut a volume into supervoxels of about ``size`` voxels a side, numbered from 0 without gaps.
+
+    SLIC: Achanta et al., "SLIC superpixels compared to state-of-the-art superpixel methods", 2012, as SimpleITK has it,
+    over all channels. Background of one intensity is cut, too, into blocks.
+
+    Args:
+        image: one item, ``(1, C, *spatial)``.
+        size: voxels a side, one number or one an axis.
+        compactness: how much distance counts, in units of each channel's standard deviation across one supervoxel:
+            higher makes them cubes, lower lets them follow fainter edges, and noise.
+        within: a label map, ``(1, 1, *spatial)``, such as organs, whose borders no supervoxel crosses.
+
+    Shape:
+        ``(1, C, *spatial)`` to int64 ``(1, 1, *spatial)``, on the image's device.
+
+    Raises:
+        ValueError: when the image is not one item or holds NaN or infinite voxels, ``size`` is not a whole number of
+            at least 1 or not one number an axis, ``compactness`` is not above 0, or ``within`` lies on another grid.
+    """
+    check_supervoxels(size, compactness)
+    # SimpleITK's SLIC crashes the process on NaN.
+    check_finite(image, "image")
+    spatial = tuple(image.shape[2:])
+    if len(image) != 1:
+        raise ValueError(f"image must be one item, (1, C, *spatial), got {tuple(image.shape)}")
+    sides = [int(side) for side in (size if isinstance(size, Sequence) else [size] * len(spatial))]
+    if len(sides) != len(spatial):
+        raise ValueError(f"size must be one number or {len(spatial)}, one an axis, got {size}")
+    if within is not None and within.shape != (1, 1, *spatial):
+        raise ValueError(f"within must lie on the image's grid {(1, 1, *spatial)}, got {tuple(within.shape)}")
+    values = image[0].detach().cpu().double().movedim(0, -1)
+    spread = values.flatten(0, -2).std(dim=0, correction=0)
+    scaled = (values / spread.where(spread > 0, 1.0)).float().contiguous().numpy()
+    # SimpleITK counts axes from the fastest, numpy from the slowest.
+    grid = [min(pair) for pair in zip(sides, spatial, strict=True)][::-1]
+    slic = sitk.SLIC(sitk.GetImageFromArray(scaled, isVector=True), grid, compactness)
+    labels = torch.from_numpy(sitk.GetArrayFromImage(slic).astype(np.int64))[None, None].to(image.device)
+    pieces, _ = numbered(labels)
+    if within is None:
+        return pieces
+    regions, count = numbered(within.to(image.device))
+    return numbered(pieces * count + regions)[0]
+
+
+def numbered(labels: LabelMap) -> tuple[LabelMap, int]:
+    """The values of a label map numbered from 0 without gaps, int64, and how many there are."""
+    values, numbers = torch.unique(torch.as_tensor(labels), return_inverse=True)
+    return numbers, len(values)
+
+
+def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
+    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0.
+
+    Raises:
+        ValueError: when ``size`` is no such number, or one an axis, or ``compactness`` out of range.
+    """
+    if not all(isinstance(side, Integral) and side >= 1 for side in (size if isinstance(size, Sequence) else [size])):
+        raise ValueError(f"size must be integers of at least 1, one or one an axis, got {size!r}")
+    if not compactness > 0:
+        raise ValueError(f"compactness must be above 0, got {compactness}")
 
 
 @dataclass(frozen=True)
@@ -98,3 +168,200 @@ class FeatureAttributor(PerturbationAttributor):
         """The score with some features kept, one for each row of ``kept`` that the time allows, float64 on the CPU."""
         batches = self.batches(len(kept), score)
         return torch.cat([score(features.keeping(kept[rows.start : rows.stop])).cpu() for rows in batches]).double()
+
+
+class FeatureAblation(FeatureAttributor):
+    """How far the score falls when a supervoxel, or an organ of a label map, is hidden.
+
+    Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014, with features in place of windows.
+    The method is Captum's ``FeatureAblation``; here it keeps to a time limit, in which the features come in random
+    order and those not reached get 0.
+
+    Costs a pass forward for each feature, and one. It sees nothing of a feature that another makes up for; `KernelShap`
+    does. Options: see `FeatureAttributor`.
+    """
+
+    name = "feature_ablation"
+
+    def effects(self, features: Features, score: Score) -> Tensor:
+        order = torch.randperm(features.count)
+        whole = score(features.image).cpu().double()
+        values = torch.zeros(features.count, dtype=torch.float64)
+        for batch in self.batches(features.count, score):
+            hidden = order[batch.start : batch.stop]
+            kept = torch.arange(features.count) != hidden[:, None]
+            values[hidden] = whole - score(features.keeping(kept)).cpu().double()
+        return values
+
+
+BYTES = 17
+"""Of a feature of a sample: what is kept, a bool, and float64 in the model's matrix and in its solver's copy."""
+
+
+class Lime(FeatureAttributor):
+    """What each supervoxel adds to the score, by a linear model of random combinations that are close to the image.
+
+    Ribeiro, Singh, Guestrin, "Why should I trust you? Explaining the predictions of any classifier", 2016, as its
+    authors' code has it for images: each feature is kept with probability 1/2, samples are weighted by
+    ``exp(-d**2 / (2 kernel_width**2))`` with ``d`` the cosine distance of the kept features to all of them, and the
+    model is a ridge regression with an intercept.
+
+    Costs a pass forward for each sample. The values are those of an additive model: ``notes["explained"]`` is the share
+    of the score's (weighted) variance that it accounts for.
+
+    Args:
+        network: see `Attributor`.
+        samples: how many, the whole image being the first.
+        kernel_width: of the weights, in units of the cosine distance.
+        ridge: penalty on the squared values; 0 for least squares.
+        **options: see `FeatureAttributor`.
+
+    Raises:
+        ValueError: when ``samples`` is below 2, ``kernel_width`` is not above 0, or ``ridge`` is negative.
+        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
+    """
+
+    name = "lime"
+
+    def __init__(
+        self, network: nn.Module, samples: int = 1000, kernel_width: float = 0.25, ridge: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(network, **options)
+        _check_samples(samples)
+        if not kernel_width > 0:
+            raise ValueError(f"kernel_width must be above 0, got {kernel_width}")
+        if not ridge >= 0:
+            raise ValueError(f"ridge must be at least 0, got {ridge}")
+        self.samples, self.kernel_width, self.ridge = samples, kernel_width, ridge
+
+    def effects(self, features: Features, score: Score) -> Tensor:
+        check_memory(self.samples, features.count, self.volume.memory_gb)
+        kept = torch.rand(self.samples, features.count) < 0.5
+        kept[0] = True
+        scores = self.scores(features, kept, score)
+        design = kept[: len(scores)].double()
+        distance = 1 - design.mean(dim=1).sqrt()
+        weights = torch.exp(-(distance**2) / (2 * self.kernel_width**2))
+        share, root = weights / weights.sum(), weights.sqrt()
+        # The intercept takes the weighted means and no penalty.
+        design.sub_(share @ design).mul_(root[:, None])
+        scores = scores - share @ scores
+        observed = root * scores
+        values = _ridge(design, observed, self.ridge)
+        score.notes["explained"] = _explained(scores, weights, observed - design @ values)
+        return values
+
+
+class KernelShap(FeatureAttributor):
+    """What each supervoxel adds to the score: its Shapley value, the mean gain over all orders in which they come.
+
+    Lundberg and Lee, "A unified approach to interpreting model predictions", 2017: a least-squares model of which
+    features are kept, weighted by the Shapley kernel; its values add up exactly to the score of the image less that of
+    the hidden image. Where ``samples`` reach all combinations, all are taken and the values are exact; else they are
+    drawn by the kernel, each with its complement (Covert and Lee, "Improving KernelSHAP", 2021).
+
+    Costs a pass forward for each sample, and two. Pairs say one thing each: with fewer samples than twice the features
+    the values are not determined, those nearest to equal ones are given, and a warning is logged; with few more they
+    are noisy. Larger supervoxels need fewer samples. ``notes["explained"]`` is the share of the samples' variance that
+    an additive model accounts for, which is high, too, where samples are too few.
+
+    Args:
+        network: see `Attributor`.
+        samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
+            authors' code.
+        **options: see `FeatureAttributor`.
+
+    Raises:
+        ValueError: when ``samples`` is below 2.
+        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
+    """
+
+    name = "kernel_shap"
+
+    def __init__(self, network: nn.Module, samples: int | None = None, **options: Any) -> None:
+        super().__init__(network, **options)
+        if samples is not None:
+            _check_samples(samples)
+        self.samples = samples
+
+    def effects(self, features: Features, score: Score) -> Tensor:
+        count = features.count
+        samples = 2 * count + 2048 if self.samples is None else self.samples
+        check_memory(min(samples, 2**count - 2), count, self.volume.memory_gb)
+        whole, nothing = (float(score(image)) for image in (features.image, features.hidden))
+        even = torch.full((count,), (whole - nothing) / count, dtype=torch.float64)
+        if count == 1:
+            return even
+        kept, weights = coalitions(count, samples)
+        scores = self.scores(features, kept, score) - nothing
+        design, weights = kept[: len(scores)].double(), weights[: len(scores)]
+        if len(scores) < min(2 * count, 2**count) - 2:
+            logger.warning("%s: %d samples do not determine %d features", self.name, len(scores), count)
+        # What is left over the even split sums to 0, as do the rows less their mean: so the sum of the values holds.
+        root = weights.sqrt()
+        observed = root * (scores - design @ even)
+        design.sub_(design.mean(dim=1, keepdim=True)).mul_(root[:, None])
+        uneven = _least_squares(design, observed)
+        score.notes["explained"] = _explained(scores, weights, observed - design @ uneven)
+        return even + uneven
+
+
+def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Which features each sample keeps, ``(n, count)`` bool, neither all nor none, and how much it weighs, ``(n,)``.
+
+    All combinations in random order with the weights of the Shapley kernel, where there are at most ``samples``; else
+    ``samples`` drawn by that kernel, complements in pairs, of equal weight.
+    """
+    if 2**count - 2 <= samples:
+        numbers = 1 + torch.randperm(2**count - 2)
+        kept = (numbers[:, None] >> torch.arange(count)) % 2 == 1
+        held = kept.sum(dim=1).tolist()
+        kernel = [(count - 1) / (math.comb(count, size) * size * (count - size)) for size in held]
+        return kept, torch.tensor(kernel, dtype=torch.float64)
+    sizes = torch.arange(1, count)
+    drawn = 1 + torch.multinomial(1.0 / (sizes * (count - sizes)), -(-samples // 2), replacement=True)
+    first = torch.rand(len(drawn), count).argsort(dim=1).argsort(dim=1) < drawn[:, None]
+    pairs = torch.stack([first, ~first], dim=1).flatten(0, 1)[:samples]
+    return pairs, torch.ones(samples, dtype=torch.float64)
+
+
+def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
+    """Refuse a linear model that does not fit the memory, half of the free RAM where ``memory_gb`` is None.
+
+    Raises:
+        MemoryError: when it does not.
+    """
+    need = BYTES * samples * features
+    budget = default_budget(torch.device("cpu")) if memory_gb is None else memory_gb * 1e9
+    if need > budget:
+        raise MemoryError(
+            f"memory_gb must be at least {math.ceil(need / 1e6) / 1e3} for a model of {samples} samples of {features} "
+            f"features, got {budget / 1e9:.3f}: take fewer samples or larger supervoxels"
+        )
+
+
+def _ridge(design: Tensor, observed: Tensor, ridge: float) -> Tensor:
+    """The solution with a penalty on its square, from the smaller one of two equal systems; 0 for least squares."""
+    if ridge == 0:
+        return _least_squares(design, observed)
+    few = len(design) < design.shape[1]
+    gram = design @ design.T if few else design.T @ design
+    gram.diagonal().add_(ridge)
+    return design.T @ _least_squares(gram, observed) if few else _least_squares(gram, design.T @ observed)
+
+
+def _least_squares(design: Tensor, observed: Tensor) -> Tensor:
+    """The solution of least norm."""
+    return torch.linalg.lstsq(design, observed[:, None], driver="gelsy").solution[:, 0]
+
+
+def _explained(observed: Tensor, weights: Tensor, left: Tensor) -> float | None:
+    """The share of the weighted variance that is not ``left``, which is weighted; None where nothing varies."""
+    mean = (weights * observed).sum() / weights.sum()
+    total = (weights * (observed - mean) ** 2).sum()
+    return 1 - float(left.square().sum() / total) if float(total) > 0 else None
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")

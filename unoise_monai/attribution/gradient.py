@@ -1,15 +1,29 @@
-"""Gradients of a target with respect to the image."""
+"""Gradients: saliency, input x gradient, and integrals along a path."""
 
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from typing import ClassVar
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import captum.attr
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from unoise_monai.attribution.base import CheckedAttributor, Score
+from unoise_monai.attribution.base import (
+    Baseline,
+    CheckedAttributor,
+    Score,
+    baseline,
+    baselines,
+    check_baseline,
+    check_baselines,
+    seeded,
+)
+from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 
 logger = logging.getLogger(__name__)
@@ -77,3 +91,128 @@ def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
     delta = delta.detach()
     score.notes["convergence_delta"] = float(delta.mean())
     score.notes["score_difference"] = float((values.detach().flatten(1).sum(dim=1) - delta).mean())
+
+
+RULES = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right")
+
+
+class IntegratedGradients(GradientAttributor):
+    """Each voxel's share of the difference between the scores of the image and of a baseline.
+
+    Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
+    and two forward. With ``sign="signed"`` the map's sum is ``notes["score_difference"]``, up to
+    ``notes["convergence_delta"]``, which more steps make smaller; the default, its magnitude, is for ranking voxels. A
+    voxel that equals the baseline gets 0.
+
+    Args:
+        network: see `Attributor`.
+        steps: of the integral.
+        rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
+        baseline: see `baseline`; an image of your own gives other settings.
+        seed: of a noise baseline.
+        **options: see `Attributor`.
+
+    Raises:
+        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
+            baseline does not expand to the volume.
+    """
+
+    name = "integrated_gradients"
+    contributes = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        steps: int = 50,
+        rule: str = "gausslegendre",
+        baseline: Baseline = "zero",
+        seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}")
+        check_choice("rule", rule, RULES)
+        check_baseline(baseline)
+        self.steps, self.rule, self.baseline, self.seed = steps, rule, baseline, seed
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        values, delta = captum.attr.IntegratedGradients(score).attribute(
+            images,
+            baselines=baseline(images, self.baseline, seed=self.seed),
+            n_steps=self.steps,
+            method=self.rule,
+            # Captum counts the images of all steps, and wants room for one step of each.
+            internal_batch_size=max(score.copies, len(images)),
+            return_convergence_delta=True,
+        )
+        note_convergence(score, values, delta)
+        return values.detach()
+
+
+class GradientShap(GradientAttributor):
+    """Each voxel's share of the difference between the scores of the image and of baselines, in the mean over them.
+
+    Lundberg, Lee, "A unified approach to interpreting model predictions", 2017; Erion et al., "Improving performance of
+    deep learning models with axiomatic attribution priors and expected gradients", 2021. Costs ``samples`` passes
+    forward and back, and one forward for each baseline and the image. A sample is a gradient at a random place between
+    a random baseline and the image. ``notes["convergence_delta"]`` is as of `IntegratedGradients`, and falls with the
+    root of the samples. Shapley values only where voxels act independently.
+
+    Args:
+        network: see `Attributor`.
+        samples: gradients to draw.
+        baselines: of the distribution, equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
+        sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
+        seed: of all that is drawn; None draws from the global random state.
+        **options: see `Attributor`.
+
+    Raises:
+        ValueError: when ``samples`` is below 1, ``baselines`` holds no baseline, or ``sigma`` is negative or not
+            finite; in the call, when an image as baseline does not expand to the volume.
+    """
+
+    name = "gradient_shap"
+    contributes = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        samples: int = 50,
+        baselines: Sequence[Baseline] | Tensor = ("zero", "blurred", "noise"),
+        sigma: float = 0.0,
+        seed: int | None = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
+        self.samples, self.sigma, self.seed = samples, sigma, seed
+        self.baselines = check_baselines(baselines)
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        plain = images.detach()
+        starts = baselines(plain, self.baselines, self.seed)
+        gradient = captum.attr.Saliency(score)
+        at_once = max(1, score.copies // len(plain))
+        total = torch.zeros_like(plain)
+        # By hand: Captum's draws from NumPy's global state, and takes all samples at once.
+        with seeded(self.seed, plain.device):
+            chosen = torch.randint(len(starts), (self.samples,)).tolist()
+            places = torch.rand(self.samples).tolist()
+            for first in range(0, self.samples, at_once):
+                draws = range(first, min(first + at_once, self.samples))
+                noise = [self.sigma * torch.randn_like(plain[:1]) for _ in draws]
+                start = torch.stack([starts[chosen[draw]] for draw in draws])
+                step = plain + torch.stack(noise) - start
+                place = plain.new_tensor([places[draw] for draw in draws]).view(-1, *[1] * plain.ndim)
+                points = (start + place * step).flatten(0, 1).requires_grad_()
+                total += (step * gradient.attribute(points, abs=False).view_as(step)).sum(dim=0)
+        values = total / self.samples
+        with torch.no_grad():
+            counts = Counter(chosen)
+            before = sum(count * score(starts[at]) for at, count in counts.items()) / self.samples
+            note_convergence(score, values, values.flatten(1).sum(dim=1) - (score(plain) - before))
+        return values

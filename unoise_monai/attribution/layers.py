@@ -1,22 +1,28 @@
-"""The layers of a network from first to last, found by watching a pass: where it goes down, turns, and comes up."""
+"""The layers of a network: which there are, their activations, and maps on their grids."""
 
 from __future__ import annotations
 
 import math
 import weakref
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+import captum.attr
 import torch
+from monai.data import MetaTensor
 from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unoise_monai.inference.tiling import PROBE_SIDE
-from unoise_monai.inference.volume import VolumeNetwork
+from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, signed
+from unoise_monai.attribution.guided import own_output
+from unoise_monai.attribution.targets import Target
+from unoise_monai.inference.tiling import PROBE_SIDE, Slices, VolumeNetwork
 from unoise_monai.networks.modes import evaluating
-from unoise_monai.types import Image
+from unoise_monai.types import Image, Logits, VoxelMap
 
 
 class Layer(NamedTuple):
@@ -181,3 +187,211 @@ class _Watch:
         """The outputs of the modules that ran once."""
         once = [(tensor, output) for tensor, output in self.outputs if self.calls[output.path] == 1]
         return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
+
+
+class WindowScore(nn.Module):
+    """A scalar of the logits of a window, as a function of images on the network's grid: what Captum hooks.
+
+    Args:
+        volume: the network.
+        read: from the window's logits to one scalar an item.
+        copies: how many copies of the window may go through at once.
+
+    Shape:
+        ``(n, C, *window)`` to ``(n,)``.
+
+    Raises:
+        ValueError: in the call, when ``read`` does not give one scalar an item.
+    """
+
+    def __init__(self, volume: VolumeNetwork, read: Callable[[Logits], Tensor], copies: int = 1) -> None:
+        super().__init__()
+        self.volume, self.read, self.copies = volume, read, copies
+
+    def forward(self, images: Image) -> Tensor:
+        scores = self.read(self.volume.predict(images))
+        if scores.shape != images.shape[:1]:
+            raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
+        return scores
+
+
+Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]
+"""From a `WindowScore`, a window of the image and the same window of other volumes to tensors on a layer's grid."""
+
+
+def over_windows(
+    measure: Measure, score: Score, image: Image, others: Sequence[Image] = (), copies: int = 1, linear: bool = False
+) -> tuple[Tensor, ...]:
+    """Measure a layer over a volume: in one window where memory allows, else in several, put together on its grid.
+
+    A window's logits are weighted as the target weighs them in the whole volume, and a window reaches beyond its core
+    as far as the core's outputs see: what is kept of it equals one pass to rounding. (Hooks on a layer don't see
+    through `VolumeNetwork`, which runs each tile again on the way back.) The volume must have been made with
+    ``clips=True``, which gives windows that reach so far.
+
+    Args:
+        measure: called with a `WindowScore` and windows of ``image`` and ``others`` that require gradients, gives
+            tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the network's stride.
+        score: the target as a function of the volume.
+        image: ``(1, C, *spatial)``.
+        others: such as a baseline, each of the image's shape.
+        copies: how many copies of the volume go through at once in ``measure``, at least.
+        linear: whether it weighs logits of other images than ``image``: over windows, the target must then be linear.
+
+    Returns:
+        The tensors on the layer's grid over the padded volume, float32; of several windows in main memory.
+
+    Raises:
+        ValueError: when windows are needed and ``linear`` is asked of a target that is not linear in the logits, or the
+            layer's grid does not divide the network's stride.
+        MemoryError: when windows are needed and the network cannot be tiled exactly, or the smallest is too large.
+    """
+    volume = score.volume
+    inputs = [volume.pad(one.detach()) for one in (image, *others)]
+    size = inputs[0].shape[2:]
+    tiles = volume.tiles(inputs[0].expand(copies, *inputs[0].shape[1:]))
+    if tiles is None:
+        within: Slices = tuple(slice(side) for side in image.shape[2:])
+        whole = WindowScore(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies))
+        return tuple(part.detach().float() for part in measure(whole, *(one.requires_grad_() for one in inputs)))
+    weights = _logit_weights(score, image, linear)
+    stitched: list[Tensor] = []
+    for window, core, inner in tiles:
+        weighted = WindowScore(volume, partial(_weighted, weights[(..., *window)]), copies)
+        parts = measure(weighted, *(one[(..., *window)].clone().requires_grad_() for one in inputs))
+        for index, part in enumerate(parts):
+            factors = [_factor(one, side) for one, side in zip(window, part.shape[2:], strict=True)]
+            if index == len(stitched):
+                grid = [side // factor for side, factor in zip(size, factors, strict=True)]
+                stitched.append(torch.empty(1, part.shape[1], *grid))
+            at, inside = _coarser(core, factors), _coarser(inner, factors)
+            stitched[index][(..., *at)] = part[(..., *inside)].detach().float().cpu()
+    return tuple(stitched)
+
+
+def _logit_weights(score: Score, image: Image, linear: bool) -> Tensor:
+    """The target's gradient with respect to the logits of the padded volume, ``(1, K, *padded)``."""
+    with torch.no_grad():
+        logits = score.volume(image)
+    weights = _gradient(score, logits)
+    if linear:
+        # A linear target has one gradient everywhere; of common others, neither the scale nor the sign keeps it.
+        elsewhere = _gradient(score, -0.5 * logits)
+        if not torch.allclose(weights, elsewhere, rtol=1e-5, atol=1e-6 * float(weights.abs().max())):
+            raise ValueError(
+                "target must be linear in the logits, such as a sum or mean of logits over a region, where the volume "
+                f"goes through in windows, got {type(score.target).__name__}; or raise memory_gb to hold the volume"
+            )
+    ends = [-side % score.volume.stride for side in image.shape[2:]]
+    return F.pad(weights, [n for end in reversed(ends) for n in (0, end)])
+
+
+def _gradient(score: Score, logits: Logits) -> Tensor:
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(score.target(logits).sum(), logits)
+    return gradient
+
+
+def _weighted(weights: Tensor, logits: Logits) -> Tensor:
+    return (logits * weights).flatten(1).sum(dim=1)
+
+
+def _factor(window: slice, side: int) -> int:
+    """How many times coarser than the image's a layer's grid is."""
+    length = window.stop - window.start
+    if length % side:
+        raise ValueError(f"layer must lie on a grid that divides the network's stride, got {side} for {length} voxels")
+    return length // side
+
+
+def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
+    if any(one.start % factor or one.stop % factor for one, factor in zip(slices, factors, strict=True)):
+        raise ValueError(f"layer must lie on a grid that divides the network's stride, got factors {tuple(factors)}")
+    return tuple(slice(one.start // factor, one.stop // factor) for one, factor in zip(slices, factors, strict=True))
+
+
+class LayerAttributor(CheckedAttributor):
+    """An attribution to the outputs of one layer, up-sampled to the image.
+
+    The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
+    network's grid, each at the centre of the voxels that it stands for, and the padding is cut off. Where a volume does
+    not fit ``memory_gb``, the layer's grid is put together from windows (`over_windows`).
+
+    Args:
+        network: see `Attributor`.
+        layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
+        **options: see `Attributor`.
+
+    Raises:
+        ValueError: in the call, when the network has no such layer.
+    """
+
+    clips = True
+
+    def __init__(self, network: nn.Module, layer: str = "bottleneck", **options: Any) -> None:
+        super().__init__(network, **options)
+        self.layer = layer
+
+    def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
+        """Finds the layer."""
+        return {"layer": layer_named(volume, self.layer, image).path}
+
+    def maps(self, images: Image, score: Score) -> Tensor:
+        layer = score.volume.network.get_submodule(score.notes["layer"])
+        with own_output(layer):
+            return self.place(self.on_layer(images, score, layer), images, score)
+
+    @abstractmethod
+    def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
+        """The attribution on the layer's grid over the padded volume, ``(1, C', *grid)``, with its sign."""
+
+    def place(self, values: Tensor, image: Image, score: Score) -> Tensor:
+        """The attribution on the image's grid, ``(1, 1, *spatial)``."""
+        return on_image(signed(values.detach(), self.sign), score.volume.pad(image).shape[2:], image)
+
+
+class LayerActivation(LayerAttributor):
+    """How strongly a layer responds: the mean magnitude of its features. What it responds to, whatever the target.
+
+    Two passes forward at most. It says where the features are large, not whether the segmentation uses them.
+    """
+
+    name = "layer_activation"
+
+    def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
+        (features,) = over_windows(partial(activation, layer), score, image)
+        return features / features.shape[1]
+
+
+def activation(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor]:
+    """A layer's features of a window, ``(1, C', *grid)``, by Captum."""
+    return (captum.attr.LayerActivation(score, layer).attribute(window),)
+
+
+def on_image(values: Tensor, padded: torch.Size, image: Image) -> Tensor:
+    """Values of a layer, ``(1, C', *grid)`` over the padded volume, on the image's grid, linearly interpolated."""
+    mode = "bilinear" if image.ndim == 4 else "trilinear"
+    finer = F.interpolate(values.to(image.device), size=padded, mode=mode, align_corners=False)
+    within: Slices = tuple(slice(side) for side in image.shape[2:])
+    return finer[(..., *within)]
+
+
+def every_layer(
+    method: Callable[..., Attributor], network: nn.Module, image: Image, target: Target, **options: Any
+) -> dict[str, VoxelMap]:
+    """The maps of all layers that `find_layers` finds, by name, from the first to the last: for `layer_grid`.
+
+    Args:
+        method: a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`.
+        network: see `Attributor`.
+        image: ``(B, C, *spatial)``.
+        target: see `Attributor`.
+        **options: of ``method``, but for ``layer``.
+
+    Returns:
+        Each map is ``(B, 1, *spatial)`` of the image, with its geometry.
+    """
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    layers = find_layers(network, plain)
+    return {name: method(network, layer=layer.path, **options)(image, target) for name, layer in layers.items()}

@@ -1,4 +1,4 @@
-"""A trained noise model beside the other attributions."""
+"""The noise model as a method, and the controls that ask no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.base import Attributor, Score, seeded
+from unoise_monai.attribution.targets import Target
 from unoise_monai.types import Image
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -48,3 +49,64 @@ class Learned(Attributor):
         if tolerance.shape[1] != 1:
             raise ValueError(f"noise_model must give one channel, got {tolerance.shape[1]}")
         return torch.sigmoid(-tolerance)
+
+
+class Control(Attributor):
+    """A map without a pass of the network."""
+
+    differentiates = False
+
+    def score(self, image: Image, target: Target) -> Score:
+        # Nothing to measure, as nothing is run.
+        return Score(self.volume, target)
+
+
+class Random(Control):
+    """Uniform noise in [0, 1): voxels in any order.
+
+    Costs no pass. One seed gives one map for all images of a size, on any device.
+
+    Args:
+        network: not run.
+        seed: of the noise; None draws from the global state.
+        **options: see `Attributor`.
+    """
+
+    name = "random"
+
+    def __init__(self, network: nn.Module, seed: int | None = 0, **options: Any) -> None:
+        super().__init__(network, **options)
+        self.seed = seed
+
+    def attribute(self, image: Image, score: Score) -> Tensor:
+        cpu = torch.device("cpu")
+        with seeded(self.seed, cpu):
+            return torch.rand(1, 1, *image.shape[2:], device=cpu).to(image.device)
+
+
+class Intensity(Control):
+    """How far each voxel is from 0 in normalised intensity: bright and dark things first.
+
+    Costs no pass. It is by how much zeroing changes each voxel.
+    """
+
+    name = "intensity"
+
+    def attribute(self, image: Image, score: Score) -> Tensor:
+        return image.detach()
+
+
+class EdgeMagnitude(Control):
+    """The magnitude of the image's own gradient, by central differences, a voxel.
+
+    Adebayo et al., "Sanity checks for saliency maps", 2018: to the eye, what an edge detector shows looks like an
+    explanation. Costs no pass. Voxels count as cubes, whatever their spacing.
+    """
+
+    name = "edges"
+
+    def attribute(self, image: Image, score: Score) -> Tensor:
+        # An axis of a single voxel has no differences.
+        axes = [axis for axis in range(2, image.ndim) if image.shape[axis] > 1]
+        steps = torch.gradient(image.detach(), dim=axes)
+        return torch.stack(steps).square().sum(dim=0).sqrt()

@@ -1,24 +1,26 @@
-"""Attributions that hide parts of an image and look at the score: what their loops share.
-
-Captum's loops take a fixed number of copies a pass, in order, to the end; here that number follows the memory, the
-order spreads over the volume, and a time limit returns the map so far.
-"""
+"""Occlusion and RISE: hide parts of the image, and see what becomes of the target."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
+from monai.data.utils import dense_patch_slices
+from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from unoise_monai.attribution.base import Attributor, Score, seeded
-from unoise_monai.attribution.baselines import Baseline, baseline, check_baseline
-from unoise_monai.types import Image
+from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline, seeded
+from unoise_monai.attribution.targets import Target
+from unoise_monai.checks import check_choice, check_fraction
+from unoise_monai.types import Image, VoxelMap
 
 logger = logging.getLogger(__name__)
 
@@ -96,3 +98,185 @@ class PerturbationAttributor(Attributor):
                 done = batch.stop
                 bar.update(len(batch))
         score.notes |= {"planned": planned, "evaluated": done}
+
+
+UNITS = ("voxels", "mm")
+
+
+class Occlusion(PerturbationAttributor):
+    """How far the score falls when a window around a voxel is hidden.
+
+    Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014. Each voxel gets the mean fall over
+    the windows that cover it. The last windows of a side are moved back into the volume, so that all are of one size
+    and every voxel is covered. Koker et al., "U-Noise", 2021, section 4.2, slide a window of 15 with a stride of 2 over
+    2D images and report the Dice that is left, which is ``window=15, stride=2`` with the target `unperturbed_dice`: the
+    fall is 1 minus that Dice.
+
+    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot tell voxels closer
+    than the stride apart, and sees nothing of a structure that another, outside the window, makes up for.
+
+    Args:
+        network: see `Attributor`.
+        window: sides of the window, one number or one an axis.
+        stride: from one window to the next, at most the window.
+        unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the affine of
+            the image.
+        **options: see `PerturbationAttributor`.
+
+    Raises:
+        ValueError: when ``window`` or ``stride`` is not above 0, or no whole number of voxels, or the stride above the
+            window, or ``unit`` unknown; in the call, when they are not one number an axis, or ``unit`` is ``"mm"`` and
+            the image has no affine or its items different voxel sizes.
+    """
+
+    name = "occlusion"
+    contributes = True
+
+    def __init__(
+        self,
+        network: nn.Module,
+        window: float | Sequence[float] = 16,
+        stride: float | Sequence[float] = 8,
+        unit: str = "voxels",
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        check_choice("unit", unit, UNITS)
+        for name, sides in (("window", window), ("stride", stride)):
+            for side in _each(sides):
+                if not (math.isfinite(side) and side > 0):
+                    raise ValueError(f"{name} must be above 0, got {sides}")
+                if unit == "voxels" and side != int(side):
+                    raise ValueError(f"{name} must be whole voxels, got {sides}")
+        lengths = {len(_each(sides)) for sides in (window, stride)} - {1}
+        axes = max(lengths, default=1)
+        if len(lengths) > 1 or any(s > w for s, w in zip(_each(stride, axes), _each(window, axes), strict=True)):
+            raise ValueError(f"stride must be at most the window on each axis, got {stride} and {window}")
+        self.window, self.stride, self.unit = window, stride, unit
+        self._voxel_sizes: Sequence[float] | None = None
+
+    def __call__(self, image: Image, target: Target) -> MetaTensor:
+        self._voxel_sizes = _voxel_sizes_mm(image) if self.unit == "mm" else None
+        return super().__call__(image, target)
+
+    def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
+        windows = self.windows(image.shape[2:])
+        # Over the whole volume from the start, so that a time limit leaves no half of it out.
+        order = torch.randperm(len(windows)).tolist()
+        whole = score(image)
+        falls, covers = torch.zeros(2, *image.shape[2:], device=image.device).unbind()
+        for batch in self.batches(len(windows), score):
+            chosen = [windows[order[number]] for number in batch]
+            copies = image.repeat(len(chosen), *[1] * (image.ndim - 1))
+            for copy, window in zip(copies, chosen, strict=True):
+                copy[(..., *window)] = hidden[(0, ..., *window)]
+            for window, fall in zip(chosen, whole - score(copies), strict=True):
+                falls[window] += fall
+                covers[window] += 1
+        return (falls / covers.clamp_min(1))[None, None]
+
+    def windows(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
+        """All windows of a volume, in voxels."""
+        for name, sides in (("window", self.window), ("stride", self.stride)):
+            if len(_each(sides)) not in (1, len(size)):
+                raise ValueError(f"{name} must be one number or {len(size)}, one an axis, got {sides}")
+        scale = self._voxel_sizes or [1.0] * len(size)
+        window, stride = (
+            [max(1, round(side / unit)) for side, unit in zip(_each(sides, len(size)), scale, strict=True)]
+            for sides in (self.window, self.stride)
+        )
+        window = [min(side, whole) for side, whole in zip(window, size, strict=True)]
+        return dense_patch_slices(size, window, [min(pair) for pair in zip(window, stride, strict=True)])
+
+
+def _each(sides: float | Sequence[float], axes: int = 1) -> list[float]:
+    """One number an axis."""
+    numbers = list(sides) if isinstance(sides, Sequence) else [sides]
+    return numbers * axes if len(numbers) == 1 else numbers
+
+
+def _voxel_sizes_mm(image: Image) -> list[float]:
+    if not isinstance(image, MetaTensor):
+        raise ValueError(f"unit 'mm' needs an image with an affine, a MetaTensor, got {type(image).__name__}")
+    affines = image.affine.reshape(-1, *image.affine.shape[-2:]).cpu().double()
+    sizes = [voxel_sizes(affine.numpy())[: image.ndim - 2].tolist() for affine in affines]
+    if any(not math.isclose(a, b, rel_tol=1e-3) for item in sizes for a, b in zip(item, sizes[0], strict=True)):
+        raise ValueError(f"the images of a batch must have one voxel size for unit 'mm', got {sizes}")
+    return sizes[0]
+
+
+class RISE(PerturbationAttributor):
+    """How much higher the score is under random masks that leave a voxel visible than under all of them.
+
+    Petsiuk, Das, Saenko, "RISE: randomized input sampling for explanation of black-box models", 2018, in 2D and 3D: a
+    coarse grid of cells, each visible with a probability, is interpolated linearly and cut out at a random offset;
+    masked voxels become ``baseline`` by degrees. The map is the mean of the scores, weighted by the mask at the voxel.
+    Two things differ from the paper's equation 6, neither of which changes what the map tends to but for a constant:
+    the sum is divided by the masks' sum at the voxel in place of what they are expected to sum to, so that uneven
+    coverage is no part of the map; and the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a
+    voxel that does not matter.
+
+    Costs a pass forward for each mask, and one. The map is a sample mean, blurred by a cell and noisy with few masks: a
+    ranking of voxels, neither their contributions nor a change of the score per intensity.
+
+    Args:
+        network: see `Attributor`.
+        masks: how many.
+        cells: of the grid along each axis, one number or one an axis.
+        visible: the probability of a cell to stay visible, the paper's p.
+        **options: see `PerturbationAttributor`.
+
+    Raises:
+        ValueError: when ``masks`` or ``cells`` is below 1, or ``visible`` is not above 0 and below 1; in the call, when
+            ``cells`` is not one number an axis.
+    """
+
+    name = "rise"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        masks: int = 500,
+        cells: int | Sequence[int] = 7,
+        visible: float = 0.5,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        if masks < 1:
+            raise ValueError(f"masks must be at least 1, got {masks}")
+        if any(number < 1 for number in ([cells] if isinstance(cells, int) else cells)):
+            raise ValueError(f"cells must be at least 1 on each axis, got {cells}")
+        check_fraction("visible", visible)
+        if visible == 1:
+            raise ValueError("visible must be below 1, or nothing is hidden, got 1")
+        self.masks, self.cells, self.visible = masks, cells, visible
+
+    def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
+        whole = score(image)
+        weighted, weights = torch.zeros(2, *image.shape[2:], device=image.device).unbind()
+        changes = []
+        for batch in self.batches(self.masks, score):
+            masks = torch.cat([self.mask(image.shape[2:]) for _ in batch]).to(image.device)
+            # The score's own level is no part of the map; taken off at once, it costs no digits of the sums.
+            changes.append(score(torch.lerp(hidden, image, masks)) - whole)
+            weighted += torch.einsum("n,n...->...", changes[-1], masks[:, 0])
+            weights += masks[:, 0].sum(dim=0)
+        mean = torch.cat(changes).mean()
+        score.notes["mean_score"] = float(whole + mean)
+        seen = weights > 0
+        return torch.where(seen, weighted / weights.where(seen, 1.0) - mean, 0.0)[None, None]
+
+    def mask(self, size: Sequence[int]) -> VoxelMap:
+        """A random mask, ``(1, 1, *spatial)`` in [0, 1], 1 where the image stays visible."""
+        cells = [self.cells] * len(size) if isinstance(self.cells, int) else list(self.cells)
+        if len(cells) != len(size):
+            raise ValueError(f"cells must be one number or {len(size)}, one an axis, got {self.cells}")
+        sides = [-(-side // number) for side, number in zip(size, cells, strict=True)]
+        # One cell more than fits the volume, for the offset.
+        grid = (torch.rand(1, 1, *[number + 1 for number in cells]) < self.visible).float()
+        whole = [(number + 1) * side for number, side in zip(cells, sides, strict=True)]
+        mask = F.interpolate(grid, whole, mode="bilinear" if len(size) == 2 else "trilinear", align_corners=False)
+        offsets = [int(torch.randint(side, ())) for side in sides]
+        for axis, (offset, side) in enumerate(zip(offsets, size, strict=True)):
+            mask = mask.narrow(axis + 2, offset, side)
+        return mask

@@ -9,29 +9,22 @@ from typing import Any
 
 from torch import nn
 
-from unoise_monai.attribution.ablation import FeatureAblation
 from unoise_monai.attribution.base import Attributor
-from unoise_monai.attribution.cam import (
-    GradCAM,
-    GradCAMPlusPlus,
-    GuidedGradCAM,
-    HiResCAM,
-    LayerCAM,
-    LayerGradCAM,
-)
-from unoise_monai.attribution.composed import GRADIENT_METHODS
-from unoise_monai.attribution.controls import EdgeMagnitude, Intensity, Random
+from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
+from unoise_monai.attribution.composed import GRADIENT_METHODS, SmoothGrad, SmoothGradSquared, VarGrad, VoxelwiseMean
+from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.iterative import IterativeROI
-from unoise_monai.attribution.layer_deeplift import LayerDeepLift
-from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
-from unoise_monai.attribution.layer_paths import InternalInfluence, LayerConductance, LayerIntegratedGradients
-from unoise_monai.attribution.layerwise import LayerActivation
-from unoise_monai.attribution.learned import Learned
-from unoise_monai.attribution.occlusion import Occlusion
-from unoise_monai.attribution.rise import RISE
-from unoise_monai.attribution.smoothing import SmoothGrad, SmoothGradSquared, VarGrad
-from unoise_monai.attribution.surrogate import KernelShap, Lime
-from unoise_monai.attribution.voxelwise import VoxelwiseMean
+from unoise_monai.attribution.layer_methods import (
+    InternalInfluence,
+    LayerConductance,
+    LayerDeepLift,
+    LayerGuidedActivation,
+    LayerGuidedBackprop,
+    LayerIntegratedGradients,
+)
+from unoise_monai.attribution.layers import LayerActivation
+from unoise_monai.attribution.learned import EdgeMagnitude, Intensity, Learned, Random
+from unoise_monai.attribution.perturbation import RISE, Occlusion
 
 _CLASSES: tuple[type[Attributor], ...] = (
     # Gradients of the image.

@@ -1,22 +1,60 @@
-"""Targets: the scalar of a segmentation that an attribution explains.
-
-A target takes logits ``(B, K, *spatial)`` to one scalar an item, ``(B,)``. Where it needs to know what was segmented,
-it is made from the logits of the *unperturbed* image, so that it stays what it is while the image is perturbed. Made
-from one item, it serves any number of perturbed copies.
-"""
+"""Targets: what of a segmentation is explained, as one scalar an item."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
+from monai.metrics import compute_dice
 from torch import Tensor
+from torch.nn import functional as F
 
-from unoise_monai.attribution.items import check_grid, check_voxels, item_of
-from unoise_monai.networks.outputs import probabilities, segmentation
+from unoise_monai.networks.modes import probabilities, segmentation
 from unoise_monai.types import LabelMap, Logits, VoxelMap
+
+
+def check_items(target: object, items: int) -> None:
+    """Refuse a target that was made from another number of items than an image has; one made from one serves all.
+
+    Raises:
+        ValueError: when a mask or label of the target is of neither one item nor so many.
+    """
+    for volume in _volumes(target):
+        if len(volume) not in (1, items):
+            raise ValueError(f"target must be of one item or of the image's {items}, got one of {len(volume)}")
+
+
+def item_of(volume: Tensor, index: int) -> Tensor:
+    """One item of a volume that has one for each item, or one for all."""
+    # A copy enters gradients also where the volume was made in inference mode.
+    return (volume if len(volume) == 1 else volume[index : index + 1]).clone()
+
+
+def check_voxels(name: str, region: Tensor) -> None:
+    """Refuse a region without a voxel in one of its items."""
+    voxels = region.flatten(1).any(dim=1)
+    if not bool(voxels.all()):
+        empty = (~voxels).nonzero().flatten().tolist()
+        raise ValueError(f"{name} must hold at least one voxel of every item, got none of item {empty[0]}")
+
+
+def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
+    """Refuse a volume that is not one channel on the logits' grid, one for each item or one for all."""
+    if volume.shape[1:] != (1, *logits.shape[2:]) or volume.shape[0] not in (1, logits.shape[0]):
+        raise ValueError(f"{name} must lie on the grid of the logits {tuple(logits.shape)}, got {tuple(volume.shape)}")
+
+
+def _volumes(target: object) -> Iterator[Tensor]:
+    """The masks and labels ``(B, 1, *spatial)`` that a target of items holds, also those of targets within it."""
+    if is_dataclass(target) and hasattr(target, "item"):
+        for value in vars(target).values():
+            if isinstance(value, Tensor) and value.ndim >= 4:
+                yield value
+            else:
+                yield from _volumes(value)
+
 
 Target: TypeAlias = Callable[[Logits], Tensor]
 
@@ -185,3 +223,124 @@ def foreground_sum(logits: Logits) -> Foreground:
         ValueError: when an item has no foreground.
     """
     return Foreground(segmentation(logits).detach())
+
+
+def border_mean(logits: Logits, label: int) -> Region:
+    """The mean of a class's logit over its border: its voxels with a face-neighbour that is background.
+
+    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images": a border defines its segment.
+    They take the mean of the maps of its voxels, which for most methods is the map of this mean; for the others, and
+    for the mean of magnitudes, `VoxelwiseMean` takes it.
+
+    Args:
+        logits: of the unperturbed image, ``(B, K, *spatial)``.
+        label: the class, above 0.
+
+    Raises:
+        ValueError: when an item has no such voxel, or the network no such class, or it is the background.
+    """
+    if label == 0:
+        raise ValueError("label must be above 0, the background has no border with itself, got 0")
+    class_logits(logits, label)
+    return Region(border(segmentation(logits).detach(), label), label)
+
+
+def border(labels: LabelMap, label: int) -> VoxelMap:
+    """Voxels of a class that have a face-neighbour (4 in 2D, 6 in 3D) of class 0, ``(B, 1, *spatial)``, bool."""
+    background = (labels == 0).float()
+    touched = torch.zeros_like(background, dtype=torch.bool)
+    for axis in range(2, labels.ndim):
+        window = [3 if other == axis else 1 for other in range(2, labels.ndim)]
+        pool = F.max_pool2d if labels.ndim == 4 else F.max_pool3d
+        touched |= pool(background, window, stride=1, padding=[side // 2 for side in window]) > 0
+    return touched & (labels == label)
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """The mean predicted probability of a class over the voxels of one item that were given to it.
+
+    Args:
+        mask: the voxels, ``(1, 1, *spatial)``, bool.
+        labels: the class of each, ``(1, 1, *spatial)``.
+
+    Shape:
+        logits ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
+
+    Raises:
+        ValueError: when there is no such voxel.
+    """
+
+    mask: VoxelMap
+    labels: LabelMap
+
+    def __post_init__(self) -> None:
+        if not bool(self.mask.any()):
+            raise ValueError("the unperturbed image must give the class at least one voxel, got none")
+
+    @classmethod
+    def of(cls, target: Target, logits: Logits) -> ClassProbability:
+        """What a target asks about, judged by the logits of the unperturbed image.
+
+        Of a `Region`, its class in its voxels; of another target with a ``label``, that class where it is segmented; of
+        any other, each foreground voxel's own class.
+        """
+        labels = segmentation(logits)
+        if isinstance(target, Region):
+            return cls(target.mask > 0, torch.full_like(labels, target.label))
+        label = getattr(target, "label", None)
+        return cls(labels > 0 if label is None else labels == label, labels)
+
+    def __call__(self, logits: Logits) -> float:
+        shares = probabilities(logits)
+        if shares.shape[1] == 1:
+            shares = torch.cat([1 - shares, shares], dim=1)
+        return float(shares.gather(1, self.labels)[self.mask].mean())
+
+
+@dataclass(frozen=True)
+class HardDice:
+    """Dice of what is segmented as a class against a label.
+
+    It has no gradient: methods that differentiate the target need `SoftDice`.
+
+    Args:
+        labels: class indices, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
+        label: the class.
+
+    Raises:
+        ValueError: when an item has no voxel of the class; in the call, when the label lies on another grid than the
+            logits, or is of another number of items.
+    """
+
+    labels: LabelMap
+    label: int
+
+    def __post_init__(self) -> None:
+        check_voxels(f"class {self.label}", self.labels == self.label)
+
+    def __call__(self, logits: Logits) -> Tensor:
+        check_grid("label", self.labels, logits)
+        class_logits(logits, self.label)
+        truth = (self.labels == self.label).expand(len(logits), *self.labels.shape[1:]).to(logits.device)
+        predicted = segmentation(logits) == self.label
+        return compute_dice(predicted, truth).flatten().to(torch.float32)
+
+    def item(self, index: int) -> HardDice:
+        return replace(self, labels=item_of(self.labels, index))
+
+
+def unperturbed_dice(logits: Logits, label: int) -> HardDice:
+    """Dice against the segmentation of the unperturbed image: 1 as long as nothing changes.
+
+    Koker et al., "U-Noise", 2021, section 4.2, report it for occlusions.
+
+    Args:
+        logits: of the unperturbed image, ``(B, K, *spatial)``.
+        label: the class.
+
+    Raises:
+        ValueError: when an item has no such voxel, or the network no such class.
+    """
+    class_logits(logits, label)
+    return HardDice(segmentation(logits).detach(), label)

@@ -7,9 +7,9 @@ import json
 import sys
 from typing import Any
 
+from unoise_monai.bundle import find_bundle
 from unoise_monai.cli.codes import Exit
-from unoise_monai.cohort.bundle import find_bundle
-from unoise_monai.cohort.doctor import diagnose
+from unoise_monai.report.doctor import diagnose
 
 
 def add(commands: Any) -> None:

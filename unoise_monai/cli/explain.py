@@ -12,18 +12,15 @@ from typing import Any
 
 import torch
 
+from unoise_monai.bundle import LoadedBundle, find_bundle, load_bundle
 from unoise_monai.cli.codes import Exit
 from unoise_monai.cli.explain_options import add_explain
-from unoise_monai.cohort.bundle import LoadedBundle, find_bundle, load_bundle
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.device import find_device
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.names import read_key
-from unoise_monai.cohort.ray_engine import RayEngine, Work
-from unoise_monai.cohort.run import Summary, explain_cohort, part_of
-from unoise_monai.cohort.settings import OtherSettings, Settings
-from unoise_monai.cohort.versions import software
+from unoise_monai.data.cases import CohortCase, read_key
+from unoise_monai.data.finding import find_cohort
 from unoise_monai.inference.precision import resolve_precision
+from unoise_monai.runs.ray_engine import RayEngine, Work
+from unoise_monai.runs.run import Summary, explain_cohort, part_of
+from unoise_monai.runs.settings import OtherSettings, Settings, find_device, software
 
 
 def add(commands: Any) -> None:

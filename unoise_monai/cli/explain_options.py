@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from unoise_monai.cohort.settings import METHODS
-from unoise_monai.handlers.quantity import QUANTITIES
+from unoise_monai.handlers.savers import QUANTITIES
 from unoise_monai.inference.precision import PRECISIONS
+from unoise_monai.runs.settings import METHODS
 
 EPILOG = """\
 examples:

@@ -11,9 +11,8 @@ from types import FrameType
 
 from unoise_monai.cli import doctor, explain, phantom, render, report
 from unoise_monai.cli.codes import Exit
-from unoise_monai.cohort.faults import OutputFault
-from unoise_monai.cohort.lock import OutputInUse
-from unoise_monai.cohort.settings import OtherSettings
+from unoise_monai.runs.records import OutputInUse
+from unoise_monai.runs.settings import OtherSettings, OutputFault
 
 COMMANDS = (explain, report, render, phantom, doctor)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unoise_monai.cli.codes import Exit
-from unoise_monai.data.phantom_cohort import KINDS, write_phantom_cohort
+from unoise_monai.phantoms.cohort import KINDS, write_phantom_cohort
 
 
 def add(commands: Any) -> None:

@@ -9,13 +9,10 @@ from typing import Any
 from monai.transforms import LoadImage
 
 from unoise_monai.cli.codes import Exit
-from unoise_monai.handlers.cases import label_voxels, to_numpy
-from unoise_monai.handlers.images import PICTURES, on_scan_grid
-from unoise_monai.render.animation import save_animation
-from unoise_monai.render.canonical import to_canonical
-from unoise_monai.render.overlay import STYLES
-from unoise_monai.render.png import save_png
-from unoise_monai.report.files import shares
+from unoise_monai.handlers.savers import PICTURES, label_voxels, on_scan_grid, to_numpy
+from unoise_monai.render.canvas import STYLES, save_png, to_canonical
+from unoise_monai.render.rotation import save_animation
+from unoise_monai.runs.comparison import shares
 
 
 def add(commands: Any) -> None:

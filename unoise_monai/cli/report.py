@@ -10,10 +10,9 @@ from threading import Lock
 from typing import Any
 
 from unoise_monai.cli.codes import Exit
-from unoise_monai.cohort.cases import CohortCase
-from unoise_monai.cohort.dicom import volume_file
-from unoise_monai.cohort.inputs import find_cohort
-from unoise_monai.cohort.names import read_key
+from unoise_monai.data.cases import CohortCase, read_key
+from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.finding import find_cohort
 from unoise_monai.report.site import write_site
 
 ONE_AT_A_TIME = Lock()

@@ -1,10 +1,7 @@
 """Ignite handlers that the bundles' configurations name."""
 
-from unoise_monai.handlers.checkpoint import BestModel, RunCheckpoint
-from unoise_monai.handlers.images import PictureSaver
-from unoise_monai.handlers.nifti import ImportanceSaver
-from unoise_monai.handlers.noise_ratio import NoiseRatioUpdater
-from unoise_monai.handlers.progress import LossProgress, MetricsTable
+from unoise_monai.handlers.savers import ImportanceSaver, PictureSaver
+from unoise_monai.handlers.training import BestModel, LossProgress, MetricsTable, NoiseRatioUpdater, RunCheckpoint
 from unoise_monai.handlers.visibility import VisibilityReport
 
 __all__ = [

@@ -15,10 +15,12 @@ from monai.data import decollate_batch
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_fraction
-from unoise_monai.data import case_name
-from unoise_monai.handlers.cases import to_numpy
-from unoise_monai.metrics import VisibilityCurve
-from unoise_monai.render import DECILES, PAPER_THRESHOLDS, decile_pictures, plot_visibility, save_png, to_canonical
+from unoise_monai.data.reading import case_name
+from unoise_monai.handlers.savers import to_numpy
+from unoise_monai.metrics.visibility import VisibilityCurve
+from unoise_monai.render.canvas import save_png, to_canonical
+from unoise_monai.render.curves import plot_visibility
+from unoise_monai.render.slices import DECILES, PAPER_THRESHOLDS, decile_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,9 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureTyped, Invertd, MapTransform
 from monai.utils import convert_to_tensor
 
-from unoise_monai.data import SegmentationTask, case_name, preprocessing
+from unoise_monai.data.reading import case_name
+from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.transforms import preprocessing
 from unoise_monai.inference.tiling import TiledInferer
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.unoise import ExplainedSegmenter

@@ -192,4 +192,8 @@ def _available_ram() -> int:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
+    return {
+        words[0]: int(words[1])
+        for words in map(str.split, path.read_text(encoding="utf-8").splitlines())
+        if len(words) > 1
+    }

@@ -1,11 +1,11 @@
-"""A whole volume through the network: in one pass where memory allows, else in tiles that give the same values."""
+"""Whole volumes through a network, exactly, in tiles where memory asks for them."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from monai.data import MetaTensor
@@ -16,8 +16,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unoise_monai.checks import check_choice
-from unoise_monai.inference.memory import default_budget, fitting_tile, measure_pass
-from unoise_monai.inference.precision import PRECISIONS, autocast, resolve_precision, to_fast_layout, to_float32
+from unoise_monai.inference.memory import PassCost, default_budget, fitting_tile, measure_pass
+from unoise_monai.inference.precision import (
+    PRECISIONS,
+    autocast,
+    differentiable,
+    resolve_precision,
+    to_fast_layout,
+    to_float32,
+    without_tf32,
+)
+from unoise_monai.types import Image, Logits
 
 logger = logging.getLogger(__name__)
 
@@ -198,3 +207,174 @@ def _side_tiles(side: int, extent: int, margin: int) -> list[tuple[int, int, int
         last = side if start + extent == side else start + extent - margin
         tiles.append((start, first, last))
     return tiles
+
+
+Slices: TypeAlias = tuple[Any, ...]
+Tiles: TypeAlias = list[tuple[Slices, Slices, Slices]]
+
+
+class VolumeNetwork(nn.Module):
+    """A segmentation network over volumes of any size, differentiable, within a bound of memory.
+
+    Where the network tells its ``stride``, the volume is padded at the end of each side to a multiple of it, repeating
+    its last voxels, and the output cut back. Where a pass forward and back does not fit ``memory_gb``, it goes through
+    in tiles with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
+    made again on the way back. Logits and gradients equal those of one pass to rounding, whatever scalar is made of the
+    logits. A network that does not tell its stride goes through in one pass, whatever it takes; where ``memory_gb`` is
+    given, a warning is logged.
+
+    Args:
+        network: a network from images to logits, on its device.
+        memory_gb: what a pass may take, in 1e9 bytes; None for 80% of the free CUDA memory or half the free RAM.
+        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, see `resolve_precision`; with gradients, what would
+            be fp16 is fp32, see `differentiable`. For exact fp32 on CUDA, go back within `without_tf32`.
+        clips: whether a rule clips gradients within the network, as guided backpropagation does: such gradients don't
+            add up over tiles, so every voxel's is computed in a window with all that it reaches.
+
+    Shape:
+        ``(B, C, *spatial)`` to float32 ``(B, K, *spatial)``.
+
+    Raises:
+        ValueError: when ``memory_gb`` is not above 0 or ``precision`` unknown; in the call, when the network's output
+            is not one tensor on the input's grid.
+        MemoryError: in the call, when tiles are needed and the network cannot be tiled exactly, or the smallest exceeds
+            the memory.
+    """
+
+    def __init__(
+        self, network: nn.Module, memory_gb: float | None = None, precision: str = "fp32", clips: bool = False
+    ) -> None:
+        super().__init__()
+        check_choice("precision", precision, PRECISIONS)
+        if memory_gb is not None and not memory_gb > 0:
+            raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
+        self.network, self.memory_gb, self.precision, self.clips = network, memory_gb, precision, clips
+        self._warned = False
+        self.stride = tiling_rule(network).stride or 1
+        """The grid, in voxels, that volumes are padded to."""
+
+    def forward(self, image: Image) -> Logits:
+        padded = self.pad(image)
+        tiles = self.tiles(padded)
+        logits = self.predict(padded) if tiles is None else _InTiles.apply(padded, self.predict, tiles, self.clips)
+        for axis, side in enumerate(image.shape[2:]):
+            logits = logits.narrow(axis + 2, 0, side)
+        return logits
+
+    @property
+    def rule(self) -> TilingRule:
+        """How the network is tiled in the mode that it is in: norms in training mode see the whole tile."""
+        return tiling_rule(self.network)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether passes keep to ``memory_gb``: not where it is given and the network does not tell its stride."""
+        return self.memory_gb is None or self.rule.stride is not None
+
+    def predict(self, window: Image) -> Logits:
+        """One pass over a window whose sides are multiples of the stride; float32 out."""
+        with autocast(window.device, self._precision(window.device)) as dtype:
+            output = self.network(to_fast_layout(window, dtype))
+        if not isinstance(output, Tensor) or output.shape[2:] != window.shape[2:]:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"network must give one tensor on its input's grid {tuple(window.shape)}, got {got}")
+        return output.float()
+
+    def pad(self, image: Image) -> Image:
+        """The volume on the network's grid, its last voxels repeated."""
+        ends = [-side % self.stride for side in image.shape[2:]]
+        return F.pad(image, [n for end in reversed(ends) for n in (0, end)], "replicate") if any(ends) else image
+
+    def copies(self, image: Image, gradient: bool = True) -> int:
+        """How many copies of one volume a pass may take: one on a CPU that is given no bound, where more are slower.
+
+        What passes over such an image take, forward and (``gradient``) back, is measured here where it is not known
+        yet, so that no later pass has to, among a method's hooks.
+        """
+        if self.rule.stride is None:
+            return 1
+        for enabled in (False, True) if gradient else (False,):
+            with torch.set_grad_enabled(enabled):
+                need = self._cost(image).bytes_per_voxel * self.pad(image[:1])[0, 0].numel()
+        if self.memory_gb is None and image.device.type == "cpu":
+            return 1
+        return max(1, int(self._budget(image.device) // need))
+
+    def tiles(self, padded: Image) -> Tiles | None:
+        """The tiles of a padded volume (see `tiles_of`), None where one pass fits."""
+        rule = self.rule
+        stride, halo = rule.stride, rule.halo
+        if stride is None:
+            if not self.bounded and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "memory_gb=%s is not kept: %s does not tell its stride as a number, so it takes volumes whole",
+                    self.memory_gb,
+                    type(self.network).__name__,
+                )
+            return None
+        cost, budget = self._cost(padded), self._budget(padded.device)
+        need = cost.fixed_bytes + cost.bytes_per_voxel * len(padded) * padded[0, 0].numel()
+        if need <= budget:
+            return None
+        if not rule.exact or halo is None:
+            raise MemoryError(
+                f"memory_gb must be at least {need / 1e9:.3f} for an image {tuple(padded.shape)}, got "
+                f"{budget / 1e9:.3f}: the network cannot be tiled exactly ({rule.reason})"
+            )
+        # Back from a voxel, outputs are a halo away, and what they see is another halo away.
+        context = 2 * -(-halo // stride) * stride if self.clips else halo
+        tile = fitting_tile(cost, padded.shape, stride, context, budget)
+        return list(tiles_of(padded.shape[2:], tile, stride, context))
+
+    def _cost(self, image: Image) -> PassCost:
+        # Two voxels a side at the coarsest level, which instance norms ask for.
+        side = self.stride * max(2, -(-PROBE_SIDE // self.stride))
+        block = (1, image.shape[1], *[side] * (image.ndim - 2))
+        dtype = resolve_precision(image.device, self._precision(image.device))
+        return measure_pass(self.network, self.predict, block, image.device, dtype, gradient=torch.is_grad_enabled())
+
+    def _precision(self, device: torch.device) -> str:
+        return differentiable(device, self.precision) if torch.is_grad_enabled() else self.precision
+
+    def _budget(self, device: torch.device) -> float:
+        return default_budget(device) if self.memory_gb is None else self.memory_gb * 1e9
+
+
+class _InTiles(torch.autograd.Function):
+    """Logits tile by tile without a graph; on the way back each tile's graph is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, predict: Callable[[Tensor], Tensor], tiles: Tiles, clips: bool) -> Tensor:
+        ctx.save_for_backward(image)
+        ctx.predict, ctx.tiles, ctx.clips = predict, tiles, clips
+        output: Tensor | None = None
+        for window, core, inner in tiles:
+            # A method's hooks ask for tensors with gradients also on the way forward.
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                part = predict(image[(..., *window)].detach().requires_grad_(ctx.needs_input_grad[0])).detach()
+            if output is None:
+                output = part.new_empty((*part.shape[:2], *image.shape[2:]))
+            output[(..., *core)] = part[(..., *inner)]
+        if output is None:
+            raise ValueError(f"image must hold at least one voxel, got {tuple(image.shape)}")
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (image,), (gradient,) = ctx.saved_tensors, gradients
+        total = torch.zeros_like(image)
+        for window, core, inner in ctx.tiles:
+            upstream = gradient[(..., *window)]
+            if not ctx.clips:
+                # Gradients of outputs add up, so each output counts in one tile.
+                upstream = torch.zeros_like(upstream)
+                upstream[(..., *inner)] = gradient[(..., *core)]
+            with torch.enable_grad(), without_tf32():
+                part = image[(..., *window)].detach().requires_grad_()
+                (back,) = torch.autograd.grad(ctx.predict(part), part, upstream)
+            if ctx.clips:
+                total[(..., *core)] = back[(..., *inner)]
+            else:
+                total[(..., *window)] += back
+        return total, None, None, None

@@ -1,9 +1,8 @@
 """Losses that train the noise model, and those that train the utility."""
 
 from unoise_monai.losses.deformation import DeformationAware, DeformationAwareLoss, RandomDeformation
-from unoise_monai.losses.noise_ratio import DualNoiseRatio
 from unoise_monai.losses.segmentation import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
-from unoise_monai.losses.unoise import UNoiseLoss
+from unoise_monai.losses.unoise import DualNoiseRatio, UNoiseLoss
 from unoise_monai.losses.visibility import VisibleShare, VisibleShareLoss
 
 __all__ = [

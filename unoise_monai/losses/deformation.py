@@ -10,7 +10,7 @@ from monai.networks.blocks import DVF2DDF, Warp
 from torch import Tensor, nn
 
 from unoise_monai.losses.segmentation import FocalTverskyLoss, full_resolution, soft_labels
-from unoise_monai.networks.outputs import probabilities
+from unoise_monai.networks.modes import probabilities
 from unoise_monai.types import Image, LabelMap
 
 FIXED_PLANES = 2

@@ -12,7 +12,7 @@ from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.networks.outputs import probabilities
+from unoise_monai.networks.modes import probabilities
 from unoise_monai.types import LabelMap, Logits
 
 SMALLEST_LOSS = 1e-6

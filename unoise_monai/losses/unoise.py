@@ -1,4 +1,4 @@
-"""The objective that trains a noise model."""
+"""The loss of U-Noise and its noise ratio lambda."""
 
 from __future__ import annotations
 
@@ -8,8 +8,83 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.losses.noise_ratio import DualNoiseRatio
+from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import LabelMap, Logits, VoxelMap
+
+QUANTITIES = ("dice", "loss")
+
+
+class DualNoiseRatio(nn.Module):
+    """The noise ratio as the multiplier of a constraint: so much of the clean image's Dice or loss must survive.
+
+    The noise model shall add as much noise as it can while the survival, noised Dice / clean Dice (or clean loss /
+    noised loss), stays at ``keep``. Dual ascent on the logarithm of lambda: with room to spare lambda grows, below the
+    share it shrinks. The survival is averaged over the steps, because one batch says little.
+
+    Args:
+        keep: the share that must survive, above 0 and below 1.
+        of: ``"dice"`` or ``"loss"``.
+        start: lambda before the first update.
+        rate: largest change of log lambda in one update.
+        smoothing: weight of the past in the running survival, at least 0 and below 1.
+        bounds: lambda never leaves this range.
+
+    Raises:
+        ValueError: when an argument is outside its range; the message names it, the rule and the value.
+    """
+
+    log_ratio: Tensor
+    survival: Tensor
+
+    def __init__(
+        self,
+        keep: float = 0.95,
+        of: str = "dice",
+        start: float = 1e-3,
+        rate: float = 0.05,
+        smoothing: float = 0.9,
+        bounds: tuple[float, float] = (1e-6, 10.0),
+    ) -> None:
+        super().__init__()
+        check_fraction("keep", keep)
+        check_choice("of", of, QUANTITIES)
+        if keep == 1:
+            raise ValueError(f"keep must be below 1, or no noise at all is allowed, got {keep}")
+        if not 0 < bounds[0] <= start <= bounds[1]:
+            raise ValueError(f"start must lie inside bounds, above 0, got {start} and {tuple(bounds)}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
+        if not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"rate must be a finite number above 0, got {rate}")
+        self.keep, self.of, self.rate, self.smoothing = keep, of, rate, smoothing
+        self.log_bounds = (math.log(bounds[0]), math.log(bounds[1]))
+        # Buffers, so that a continued run goes on from the ratio that it had reached.
+        self.register_buffer("log_ratio", torch.tensor(math.log(start), dtype=torch.float64))
+        self.register_buffer("survival", torch.tensor(math.nan, dtype=torch.float64))
+
+    def __float__(self) -> float:
+        return math.exp(float(self.log_ratio))
+
+    def update(self, noised: float, clean: float) -> float:
+        """Move lambda by one step, from the same batch's score with and without noise; returns lambda.
+
+        A batch that says nothing (clean Dice 0, either loss 0, NaN) moves nothing.
+
+        Args:
+            noised: Dice or loss of the noised image.
+            clean: Dice or loss of the clean image.
+        """
+        numerator, denominator = (noised, clean) if self.of == "dice" else (clean, noised)
+        if not (clean > 0 and denominator > 0 and math.isfinite(numerator)):
+            return float(self)
+        share = min(numerator / denominator, 1.0)
+        past = share if math.isnan(float(self.survival)) else float(self.survival)
+        self.survival.fill_(self.smoothing * past + (1 - self.smoothing) * share)
+        # 1 when everything survives, -1 when twice as much is lost as may be.
+        room = max(-1.0, (float(self.survival) - self.keep) / (1 - self.keep))
+        low, high = self.log_bounds
+        self.log_ratio.fill_(min(max(float(self.log_ratio) + self.rate * room, low), high))
+        return float(self)
 
 
 class UNoiseLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""How well a segmentation matches its label: the measures of an item and class, from logits."""
+"""Dice, IoU, surface distance, and how far two maps agree."""
 
 from __future__ import annotations
 
@@ -8,13 +8,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from monai.metrics import compute_average_surface_distance, compute_iou
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_iou
+from monai.metrics.regression import SSIMMetric
+from monai.networks.utils import one_hot
+from monai.transforms.utils import rescale_array
 from torch import Tensor
 
 from unoise_monai.checks import check_choice
-from unoise_monai.metrics.dice import foreground_dice, segmentation_pair
-from unoise_monai.networks.outputs import probabilities
-from unoise_monai.types import LabelMap, Logits
+from unoise_monai.networks.modes import probabilities, segmentation
+from unoise_monai.types import LabelMap, Logits, VoxelMap
+
+
+def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:
+    """Hard Dice of every foreground class; NaN where the label has none of it.
+
+    Shape:
+        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
+    """
+    return compute_dice(*segmentation_pair(logits, label), include_background=False, ignore_empty=True)
+
+
+def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
+    """One-hot prediction and label, as MONAI's metric handlers take them, ``(B, max(K, 2), *spatial)`` each."""
+    classes = max(logits.shape[1], 2)
+    return one_hot(segmentation(logits), num_classes=classes), one_hot(label.long(), num_classes=classes)
 
 
 def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
@@ -123,3 +140,51 @@ def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
         raise ValueError(f"spacing_mm must be finite numbers above 0, got {tuple(spacing_mm)}")
     if axes is not None and len(spacing_mm) != axes:
         raise ValueError(f"spacing_mm must have one number for each of {axes} axes, got {tuple(spacing_mm)}")
+
+
+WINDOW = 11
+"""Voxels a side of the Gaussian window of `structural_similarity`, as MONAI and Wang et al. have it."""
+
+
+def rank_correlation(first: VoxelMap, second: VoxelMap, where: VoxelMap | None = None) -> Tensor:
+    """Spearman's rank correlation of two maps, equal values sharing their mean rank, ``(B,)`` in [-1, 1], float64.
+
+    Of a map without contrast it is undefined: taken as 1 where neither map has any, as 0 where one has.
+
+    Args:
+        first: ``(B, 1, *spatial)``.
+        second: ``(B, 1, *spatial)``.
+        where: the voxels that count, bool ``(B, 1, *spatial)``; None for all.
+    """
+    counts = torch.ones_like(first, dtype=torch.bool) if where is None else where
+    return torch.stack(
+        [_correlation(_ranks(a[c]), _ranks(b[c])) for a, b, c in zip(first, second, counts, strict=True)]
+    )
+
+
+def structural_similarity(first: VoxelMap, second: VoxelMap) -> Tensor:
+    """SSIM of two maps, each scaled to [0, 1] within its item (one without contrast to 0), by MONAI, ``(B,)``.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004. It is the mean over
+    the windows that lie inside; where a side is shorter than `WINDOW`, the window is the longest odd one that fits.
+    """
+    window = [min(WINDOW, side - 1 + side % 2) for side in first.shape[2:]]
+    metric = SSIMMetric(first.ndim - 2, data_range=1.0, win_size=window, reduction="none")
+    scaled = [torch.stack([rescale_array(item, 0.0, 1.0, dtype=None) for item in maps]) for maps in (second, first)]
+    return metric(*scaled).flatten().double()
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks of values ``(N,)``, about their mean."""
+    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    counts = counts.double()
+    ranks = counts.cumsum(0) - (counts - 1) / 2
+    # Halves of integers, so those of a constant map are exactly 0.
+    return ranks[group] - (len(values) + 1) / 2
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    norms = torch.stack([first.norm(), second.norm()])
+    if not bool(norms.all()):
+        return (norms == 0).all().double()
+    return (first @ second / norms.prod()).clamp(-1, 1)

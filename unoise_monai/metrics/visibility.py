@@ -1,10 +1,14 @@
-"""Dice against the share of the image that stays visible: the number that says whether a map is right."""
+"""What stays of a segmentation when only the most important voxels are visible."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
+import SimpleITK
 import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
@@ -13,14 +17,346 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import evenly_divisible_all_gather
 from torch import Tensor, nn
 
-from unoise_monai.checks import check_choice
-from unoise_monai.metrics.curve import SHARES, VisibilityScores
-from unoise_monai.metrics.hiding import ZERO, Hiding
-from unoise_monai.metrics.overlap import check_measures
-from unoise_monai.metrics.ranking import MODES, ORDERS
-from unoise_monai.metrics.scorer import VisibilityScorer, check_batch, check_levels
+from unoise_monai.attribution.base import baseline
+from unoise_monai.checks import check_choice, check_finite
+from unoise_monai.metrics.overlap import MEASURES, check_measures, check_spacing
 from unoise_monai.networks.modes import evaluating
-from unoise_monai.types import Image, LabelMap, VoxelMap
+from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
+
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class VisibilityCurve(NamedTuple):
+    """Dice, or another measure, against the visible share, averaged over volumes."""
+
+    level: Tensor
+    """What was asked for, ``(N,)``: the share, or the threshold of the tolerance."""
+    share: Tensor
+    """Share of the voxels that stayed visible, mean over volumes, ``(N,)``."""
+    score: Tensor
+    """Mean over volumes, one column a foreground class, ``(N, classes)``."""
+
+    @property
+    def mean_score(self) -> Tensor:
+        """Mean over the classes, ``(N,)``."""
+        return self.score.nanmean(dim=1)
+
+    def at(self, share: float) -> float:
+        """Mean score at a visible share, linear between the points measured."""
+        order = self.share.argsort()
+        x, y = self.share[order], self.mean_score[order]
+        right = int(torch.searchsorted(x, torch.tensor(share, dtype=x.dtype)).clamp(1, len(x) - 1))
+        width = x[right] - x[right - 1]
+        weight = (share - x[right - 1]) / width if width > 0 else torch.ones(())
+        return float(torch.lerp(y[right - 1], y[right], weight.clamp(0, 1).to(y.dtype)))
+
+    @property
+    def area(self) -> float:
+        """Area under mean score against share, trapezoids over the range measured, divided by its width."""
+        order = self.share.argsort()
+        x, y = self.share[order], self.mean_score[order]
+        width = float(x[-1] - x[0])
+        return float(torch.trapezoid(y, x)) / width if width > 0 else float(y.mean())
+
+
+class VisibilityScores(NamedTuple):
+    """Every measure of every volume at every level."""
+
+    level: Tensor
+    """Shares, or thresholds of the tolerance, ``(N,)``."""
+    share: Tensor
+    """Share of the voxels that stayed visible, ``(B, N)``."""
+    score: dict[str, Tensor]
+    """By measure, ``(B, N, classes)``."""
+
+    def curve(self, measure: str) -> VisibilityCurve:
+        """The mean over the volumes; NaN are left out."""
+        return VisibilityCurve(self.level, self.share.mean(dim=0), self.score[measure].nanmean(dim=0))
+
+
+ORDERS = ("quantile", "threshold")
+MODES = ("insertion", "deletion")
+
+
+def importance_order(importance: VoxelMap) -> VoxelMap:
+    """Rank of every voxel within its volume, 0 the most important, ``(B, 1, *spatial)``."""
+    flat = importance.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(flat.shape[1], device=flat.device).expand_as(order))
+    return ranks.view_as(importance)
+
+
+def top_share(order: VoxelMap, share: float) -> VoxelMap:
+    """Which voxels are among the top share of their volume, by the ranks of `importance_order`; bool."""
+    return order < round(share * order[0].numel())
+
+
+def visible_voxels(
+    importance: VoxelMap, order: str = "quantile", mode: str = "insertion"
+) -> Callable[[float], VoxelMap]:
+    """Which voxels stay visible, as a function of the level; bool, ``(B, 1, *spatial)``.
+
+    Args:
+        importance: ``(B, 1, *spatial)``.
+        order: ``"quantile"``, the level is a share of the voxels, or ``"threshold"``, it is one of the tolerance:
+            the top voxels are those with ``1 - importance <= level``.
+        mode: the top voxels stay visible (``"insertion"``) or are hidden (``"deletion"``).
+
+    Raises:
+        ValueError: when ``order`` or ``mode`` is unknown.
+    """
+    check_choice("order", order, ORDERS)
+    check_choice("mode", mode, MODES)
+    ranks = importance_order(importance) if order == "quantile" else None
+
+    def visible(level: float) -> VoxelMap:
+        top = importance >= 1 - level if ranks is None else top_share(ranks, level)
+        return top if mode == "insertion" else ~top
+
+    return visible
+
+
+def random_map(image: Image, generator: torch.Generator | None = None) -> VoxelMap:
+    """A map that knows nothing, uniform in [0, 1): the floor of a scoreboard.
+
+    Args:
+        image: ``(B, C, *spatial)``.
+        generator: on any device; the global state of the CPU where None.
+
+    Returns:
+        ``(B, 1, *spatial)`` float32, on the image's device.
+    """
+    device = torch.device("cpu") if generator is None else generator.device
+    return torch.rand((len(image), 1, *image.shape[2:]), generator=generator, device=device).to(image.device)
+
+
+def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
+    """A map that knows the answer, minus the distance to the foreground: the ceiling of a scoreboard.
+
+    Outside, minus the distance in mm to the nearest foreground voxel; inside, the distance to the nearest one that
+    touches the background, so that the middle of a structure comes first. The context that a network needs is not in
+    it: a good map may exceed this ceiling.
+
+    Args:
+        label: class indices, ``(B, 1, *spatial)``; the foreground is what is above 0.
+        spacing_mm: voxel sizes, one an axis.
+
+    Returns:
+        ``(B, 1, *spatial)`` float32, on the label's device; 0 everywhere where an item is all foreground or has none.
+
+    Raises:
+        ValueError: when ``spacing_mm`` is not one finite number above 0 an axis.
+    """
+    check_spacing(spacing_mm, label.ndim - 2)
+    foreground = (label.as_subclass(Tensor) > 0)[:, 0]
+    return torch.stack([_depth(item, spacing_mm) for item in foreground])[:, None].to(label.device)
+
+
+def _depth(mask: Tensor, spacing_mm: Sequence[float]) -> Tensor:
+    if not bool(mask.any()) or bool(mask.all()):
+        return torch.zeros(mask.shape)
+    # SimpleITK counts the axes from the last.
+    volume = SimpleITK.GetImageFromArray(mask.cpu().numpy().astype(np.uint8).T)
+    volume.SetSpacing([float(size) for size in spacing_mm])
+    distance_mm = SimpleITK.SignedMaurerDistanceMap(volume, False, False, True)
+    return torch.from_numpy(-np.ascontiguousarray(SimpleITK.GetArrayFromImage(distance_mm).T))
+
+
+OPERATORS = ("zero", "mean", "value", "noise", "blur")
+_NEEDS = {"noise": "sigma", "blur": "sigma", "value": "value"}
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """Hides voxels of an image; hashable, so that results can be kept by it.
+
+    - ``"zero"``: 0 of normalised intensity. Koker et al., "U-Noise", 2021, section 4.3.
+    - ``"mean"``: each item's and channel's own mean intensity.
+    - ``"value"``: a constant, such as the -1 of tasks whose background is -1.
+    - ``"noise"``: ``x + sigma * eps``, eps ~ N(0, 1), as U-Noise noises (Eq. 1); the voxel's own value shines through.
+    - ``"blur"``: the Gaussian mean around the voxel, of the voxels inside the volume; coarse structure stays.
+
+    The noise comes from a seed of its own, one volume of it for all items: every share, every map and every size of the
+    batch meets the same noise.
+
+    Args:
+        operator: one of these.
+        sigma: of the noise, in units of normalised intensity; of the blur, in voxels.
+        value: in units of normalised intensity.
+        seed: of the noise.
+
+    Raises:
+        ValueError: when ``operator`` is unknown, what it needs is missing, or it is given what it has no use for.
+        ValueError: when ``sigma`` is not a finite number above 0, or ``value`` is not finite.
+    """
+
+    operator: str = "zero"
+    sigma: float | None = None
+    value: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("operator", self.operator, OPERATORS)
+        for name, given in (("sigma", self.sigma), ("value", self.value)):
+            needed = _NEEDS.get(self.operator) == name
+            if needed != (given is not None):
+                rule = "given" if needed else "left out"
+                raise ValueError(f"{name} must be {rule} for operator {self.operator!r}, got {given}")
+        if self.sigma is not None and not 0 < self.sigma < math.inf:
+            raise ValueError(f"sigma must be a finite number above 0, got {self.sigma}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"value must be a finite number, got {self.value}")
+
+    def __call__(self, image: Image, visible: VoxelMap) -> Image:
+        """The image with its other voxels hidden, in every channel.
+
+        Shape:
+            ``image`` ``(B, C, *spatial)`` and ``visible``, bool, ``(B, 1, *spatial)``, to ``(B, C, *spatial)``.
+        """
+        image = image.as_subclass(Tensor)
+        return torch.where(visible.as_subclass(Tensor), image, self.fill(image))
+
+    def fill(self, image: Image) -> Image:
+        """What every voxel of the image would become, ``(B, C, *spatial)``, or of one value an item and channel."""
+        image = image.as_subclass(Tensor)
+        if self.operator == "noise":
+            # Drawn on the CPU: the same noise on every device.
+            eps = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+            return image + float(self.sigma or 0) * eps.to(image)
+        if self.operator == "blur":
+            return baseline(image, "blurred", sigma=float(self.sigma or 0))
+        if self.operator == "mean":
+            return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
+        return image.new_full((1,) * image.ndim, self.value or 0.0)
+
+
+ZERO = Hiding("zero")
+
+
+class VisibilityScorer:
+    """Scores any number of maps of one image on equal footing: the same hiding, the same noise, the same levels.
+
+    All measures come from one pass a level. The passes with nothing and with everything visible are the same for every
+    map and both modes, and run once.
+
+    Args:
+        predict: images ``(n, C, *spatial)`` to logits ``(n, K, *spatial)``. A network runs in evaluation mode and comes
+            back in the mode that it had; any other callable sees to that itself.
+        image: ``(B, C, *spatial)``.
+        label: class indices, ``(B, 1, *spatial)``.
+        hiding: what hidden voxels become.
+        measures: names of `MEASURES`.
+        spacing_mm: voxel sizes, one an axis, for the measures that need them.
+        batch: how many levels go through ``predict`` at once, each with all items of the image.
+
+    Raises:
+        ValueError: when ``batch`` is below 1, the image holds NaN or infinite voxels, the label is not one channel on
+            the image's grid, a measure is unknown, or one needs ``spacing_mm`` and it is missing or of another number
+            of axes.
+    """
+
+    def __init__(
+        self,
+        predict: nn.Module | Callable[[Image], Logits],
+        image: Image,
+        label: LabelMap,
+        hiding: Hiding = ZERO,
+        measures: Sequence[str] = ("dice",),
+        spacing_mm: Sequence[float] | None = None,
+        batch: int = 1,
+    ) -> None:
+        check_measures(measures, spacing_mm, image.ndim - 2)
+        check_batch(batch)
+        check_finite(image, "image")
+        _check_grid("label", label, image)
+        self.predict, self.hiding, self.measures = predict, hiding, tuple(measures)
+        self.spacing_mm, self.batch = spacing_mm, batch
+        self.image = image.detach().as_subclass(Tensor)
+        self.label = label.detach().as_subclass(Tensor)
+        self._fill = hiding.fill(self.image)
+        self._ends: dict[bool | None, dict[str, Tensor]] = {}
+
+    def __call__(
+        self,
+        importance: VoxelMap,
+        levels: Sequence[float] = SHARES,
+        mode: str = "insertion",
+        order: str = "quantile",
+    ) -> VisibilityScores:
+        """The measures of what is segmented at every level; ``mode`` and ``order`` are those of `visible_voxels`.
+
+        Args:
+            importance: ``(B, 1, *spatial)``; in [0, 1] where ``order`` is ``"threshold"``.
+            levels: shares, or thresholds of the tolerance, in [0, 1].
+
+        Raises:
+            ValueError: when the importance holds NaN or infinite voxels, or is not one channel on the image's grid.
+            ValueError: when a level lies outside [0, 1] or there is none, or ``mode`` or ``order`` is unknown.
+        """
+        check_levels(levels)
+        _check_grid("importance", importance, self.image)
+        check_finite(importance, "importance")
+        importance = importance.detach().as_subclass(Tensor).to(self.image.device)
+        visible = visible_voxels(importance, order, mode)
+        shares = [visible(level).flatten(1).sum(dim=1).double() / importance[0].numel() for level in levels]
+        ends = [_end(share) for share in shares]
+        scores = {index: self._ends[end] for index, end in enumerate(ends) if end in self._ends}
+        todo = [index for index in range(len(levels)) if index not in scores]
+        for start in range(0, len(todo), self.batch):
+            part = todo[start : start + self.batch]
+            scores |= dict(zip(part, self._scored([visible(levels[index]) for index in part]), strict=True))
+        self._ends |= {end: scores[index] for index, end in enumerate(ends) if end is not None}
+        return VisibilityScores(
+            level=torch.tensor([float(level) for level in levels], dtype=torch.float64),
+            share=torch.stack(shares, dim=1).cpu(),
+            score={
+                name: torch.stack([scores[index][name] for index in range(len(levels))], dim=1)
+                for name in self.measures
+            },
+        )
+
+    def _scored(self, visible: Sequence[VoxelMap]) -> list[dict[str, Tensor]]:
+        """The measures of each of several sets of visible voxels, ``(B, classes)``, from one pass."""
+        images = torch.cat([torch.where(each, self.image, self._fill) for each in visible])
+        with evaluating(self.predict) if isinstance(self.predict, nn.Module) else torch.no_grad():
+            logits = self.predict(images).as_subclass(Tensor)
+        label = self.label.to(logits.device)
+        return [
+            {name: MEASURES[name](part, label, self.spacing_mm).double().cpu() for name in self.measures}
+            for part in logits.split(len(self.image))
+        ]
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Refuse levels outside [0, 1], and none at all.
+
+    Raises:
+        ValueError: when there is no level, or one lies outside.
+    """
+    if not levels or not all(0 <= level <= 1 for level in levels):
+        raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
+
+
+def check_batch(batch: int) -> None:
+    """Refuse a number of levels a pass that is below 1.
+
+    Raises:
+        ValueError: when it is.
+    """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+
+
+def _check_grid(name: str, volume: Tensor, image: Image) -> None:
+    expected = (len(image), 1, *image.shape[2:])
+    if tuple(volume.shape) != expected:
+        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
+
+
+def _end(share: Tensor) -> bool | None:
+    """Whether all voxels of all items are visible, or none is; None in between."""
+    return True if bool((share == 1).all()) else False if bool((share == 0).all()) else None
 
 
 class VisibleDice(Metric):

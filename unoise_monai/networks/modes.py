@@ -1,4 +1,4 @@
-"""Runs somebody else's network without leaving a trace in it."""
+"""What a network's output means, and the mode that a network is in while it is asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from unoise_monai.types import LabelMap, Logits
+
+
+def segmentation(logits: Logits) -> LabelMap:
+    """Class indices from logits: the threshold 0 of one channel, the largest of more.
+
+    Shape:
+        ``(B, K, *spatial)`` to ``(B, 1, *spatial)``.
+    """
+    return (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1, keepdim=True)
+
+
+def probabilities(logits: Logits) -> Tensor:
+    """Sigmoid of one channel, softmax over more, ``(B, K, *spatial)``, float32."""
+    return torch.sigmoid(logits.float()) if logits.shape[1] == 1 else torch.softmax(logits.float(), dim=1)
+
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

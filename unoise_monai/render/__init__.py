@@ -1,15 +1,10 @@
 """Pictures of importance maps: pure functions, array in, image out."""
 
-from unoise_monai.render.animation import save_animation
-from unoise_monai.render.canonical import to_canonical
+from unoise_monai.render.canvas import save_png, scale_map, to_canonical
 from unoise_monai.render.curves import plot_visibility
-from unoise_monai.render.deciles import DECILES, PAPER_THRESHOLDS, decile_pictures
-from unoise_monai.render.layers import layer_grid
 from unoise_monai.render.mip import mips, slab_mips
-from unoise_monai.render.montage import montage
-from unoise_monai.render.overlay import scale_map
-from unoise_monai.render.png import save_png
-from unoise_monai.render.rotation import rotating_mip
+from unoise_monai.render.rotation import rotating_mip, save_animation
+from unoise_monai.render.slices import DECILES, PAPER_THRESHOLDS, decile_pictures, layer_grid, montage
 
 __all__ = [
     "DECILES",

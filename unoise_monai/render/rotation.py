@@ -1,19 +1,136 @@
-"""A maximum intensity projection that turns, frame by frame, for slides."""
+"""A projection that turns, as GIF or animated PNG."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
+from PIL import Image
 
-from unoise_monai.render.checks import check_picture
-from unoise_monai.render.grey import grey_levels
-from unoise_monai.render.layout import title_width
-from unoise_monai.render.overlay import bar_colours, blend
-from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.render.turning import turned_mips, view_letters
+from unoise_monai.atomic import atomic_path
+from unoise_monai.checks import check_choice
+from unoise_monai.render.canvas import bar_colours, blend, check_picture, grey_levels
+from unoise_monai.render.panels import Panel, draw_panels, title_width
+
+TURNS = {0: ("I", "P", "L"), 1: ("L", "S", "P"), 2: ("L", "P", "I")}
+"""By the axis of rotation, the directions across the picture and away from the viewer at 0 degrees, and along the
+axis. At 90 degrees the second one runs across."""
+SIDES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+DIGITS = 6
+"""That positions, in voxels, are rounded to, so that edges that coincide stay together."""
+
+
+class Turn(NamedTuple):
+    """Projections of one volume from several directions."""
+
+    peaks: NDArray[np.float32]
+    """Highest intensity along each ray, ``(N, rows, columns)``; NaN where the ray misses the volume."""
+    shares: NDArray[np.float32] | None
+    """Importance there, ``(N, rows, columns)``; 0 where the ray misses the volume."""
+    pixel_mm: tuple[float, float]
+    """Height and width of a pixel, mm."""
+
+
+def turned_mips(
+    image: NDArray[Any],
+    spacing_mm: tuple[float, float, float],
+    degrees: Sequence[float],
+    axis: int = 2,
+    importance: NDArray[Any] | None = None,
+    pixel_mm: float = 0,
+) -> Turn:
+    """Project a canonical volume along parallel rays from several directions around an axis through its centre.
+
+    Voxels are boxes of one intensity, which a ray crosses or not: nothing is interpolated, so that no vessel is dimmer
+    from one side than from another, and at multiples of 90 degrees the pictures are the plain projections. Of voxels
+    equally bright along a ray, the most important one counts.
+
+    Args:
+        image: intensities, ``(X, Y, Z)`` in RAS order.
+        spacing_mm: the voxels' size along X, Y and Z, mm.
+        degrees: where to look from, as ``rotating_mip`` turns.
+        axis: the axis of rotation.
+        importance: ``(X, Y, Z)``.
+        pixel_mm: where this is the size of several voxels, pixels are close to it, and each shows the brightest voxel
+            of a beam of its width.
+    """
+    first_mm, second_mm, along_mm = (spacing_mm[SIDES[code]] for code in TURNS[axis])
+    columns, rows = (image.shape[SIDES[code]] for code in TURNS[axis][:2])
+    finest = min(first_mm, second_mm)
+    wide, tall = max(1, round(pixel_mm / finest)), max(1, round(pixel_mm / along_mm))
+    # Sizes of a voxel across the rays, in voxels of the finer size: the pixels' size where it is not several of them.
+    first, second = first_mm / finest, second_mm / finest
+    count = math.ceil(round(math.hypot(columns * first, rows * second) / wide, DIGITS))
+    count += (count - round(columns * first / wide)) % 2  # so that rays go through the voxels' centres at 0 degrees
+    rays = wide * _centres(count)
+    values = _stacks(image, axis, tall, -np.inf)
+    weights = None if importance is None else _stacks(importance, axis, tall, 0)
+    peaks = np.full((len(degrees), count, values.shape[2]), np.nan, dtype=np.float32)
+    shares = None if weights is None else np.zeros_like(peaks)
+    for number, angle in enumerate(degrees):
+        cosine, sine = _direction(angle)
+        places = np.add.outer(cosine * first * _centres(columns), sine * second * _centres(rows)).ravel().round(DIGITS)
+        order = np.argsort(places, kind="stable")
+        # Half of the shadow of a voxel's box, and of the beam, which is a ray where a pixel is one voxel wide.
+        reach = (abs(cosine) * first + abs(sine) * second + wide - 1) / 2
+        ends = np.stack([rays - reach, rays + reach]).round(DIGITS)
+        starts, stops = np.searchsorted(places[order], ends, side="right")
+        for pixel, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            if start == stop:
+                continue
+            crossed = order[start:stop]
+            ray = values[crossed].reshape(-1, values.shape[2])
+            peaks[number, pixel] = ray.max(axis=0)
+            if weights is not None and shares is not None:
+                brightest = ray == peaks[number, pixel]
+                shares[number, pixel] = np.where(brightest, weights[crossed].reshape(ray.shape), 0).max(axis=0)
+    if axis != 0:  # the axis of rotation is upright
+        peaks, shares = peaks.swapaxes(1, 2), None if shares is None else shares.swapaxes(1, 2)
+        return Turn(peaks, shares, (tall * along_mm, wide * finest))
+    return Turn(peaks, shares, (wide * finest, tall * along_mm))
+
+
+def view_letters(angle: float, axis: int = 2) -> tuple[str, dict[str, str]]:
+    """The side that ``rotating_mip`` looks from at an angle, and what lies at each edge of the picture."""
+    first, second, along = TURNS[axis]
+    cosine, sine = _direction(angle)
+    end, start = _letters({first: cosine, second: sine}), _letters({first: -cosine, second: -sine})
+    viewer = _letters({first: sine, second: -cosine})
+    if axis == 0:
+        return viewer, {"left": OPPOSITE[along], "right": along, "top": start, "bottom": end}
+    return viewer, {"left": start, "right": end, "top": OPPOSITE[along], "bottom": along}
+
+
+def _letters(parts: dict[str, float]) -> str:
+    """Letters of a direction, the main one first, as DICOM's Patient Orientation (0020,0020) writes them."""
+    towards = [(abs(part), code if part > 0 else OPPOSITE[code]) for code, part in parts.items() if part]
+    return "".join(code for _, code in sorted(towards, key=lambda item: -item[0]))
+
+
+def _direction(angle: float) -> tuple[float, float]:
+    """Cosine and sine, exactly 0 and 1 where they should be."""
+    return round(math.cos(math.radians(angle)), 12), round(math.sin(math.radians(angle)), 12)
+
+
+def _centres(count: int) -> NDArray[np.float64]:
+    """Of ``count`` cells of size 1 around 0."""
+    return np.arange(count, dtype=np.float64) - (count - 1) / 2
+
+
+def _stacks(volume: NDArray[Any], axis: int, tall: int, fill: float) -> NDArray[np.float32]:
+    """Columns of voxels along an axis, cut into stacks of one pixel: ``(columns, tall, pixels)``."""
+    to_view = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(TURNS[axis]))
+    columns = apply_orientation(volume, to_view).astype(np.float32)
+    columns = columns.reshape(-1, columns.shape[2])
+    padded = np.pad(columns, ((0, 0), (0, -columns.shape[1] % tall)), constant_values=fill)
+    return np.ascontiguousarray(padded.reshape(len(columns), -1, tall).swapaxes(1, 2))
 
 
 def rotating_mip(
@@ -83,3 +200,57 @@ def rotating_mip(
         panel = Panel(blend(grey[number], shares, threshold, style), title)
         pictures.append(draw_panels([panel], turn.pixel_mm, edges, bar, label, longest, widest))
     return np.stack(pictures)
+
+
+FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
+
+
+def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms: int = 100) -> None:
+    """Write an animated picture that repeats for ever, whole or not at all.
+
+    A ``.gif`` opens in every slide program; its up to 256 colours are chosen once for all frames, without dithering,
+    so that nothing flickers, and up to 256 greys are kept as they are. A ``.png`` or ``.apng`` (animated PNG) keeps
+    every colour, at several times the size; programs that do not know it show the first frame. A frame equal to the one
+    before is stored as a longer stay.
+
+    Args:
+        frames: ``(N, H, W, 3)``, uint8, at least two.
+        path: the file to write, its suffix the format; missing folders are created.
+        frame_ms: how long each frame stays, ms: from 20, below which viewers set a time of their own, to 65,530, in
+            steps of 10, as GIF counts.
+
+    Raises:
+        ValueError: when ``frames`` is not uint8 of shape ``(N, H, W, 3)`` with N of at least 2, or is empty.
+        ValueError: when the suffix is not .gif, .png or .apng.
+        ValueError: when ``frame_ms`` is not a multiple of 10 from 20 to 65,530.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 2 or frames.size == 0:
+        got = f"got {frames.dtype} of shape {frames.shape}"
+        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3) with N of at least 2, {got}")
+    suffix = Path(path).suffix.lower()
+    check_choice("suffix of the animation", suffix, tuple(FORMATS))
+    if not 20 <= frame_ms <= 65530 or frame_ms % 10:
+        raise ValueError(f"frame_ms must be a multiple of 10 from 20 to 65530, got {frame_ms}")
+    pictures = _indexed(frames) if suffix == ".gif" else [Image.fromarray(frame) for frame in frames]
+    with atomic_path(path) as temporary:
+        pictures[0].save(
+            temporary,
+            format=FORMATS[suffix],
+            save_all=True,
+            append_images=pictures[1:],
+            duration=frame_ms,
+            loop=0,
+        )
+
+
+def _indexed(frames: NDArray[np.uint8]) -> list[Image.Image]:
+    """Pictures of one common palette, quantised in one piece, so that a colour is the same in every frame."""
+    count, height, width, _ = frames.shape
+    strip = Image.fromarray(frames.reshape(count * height, width, 3)).quantize(256)
+    indices = np.asarray(strip).reshape(count, height, width)
+    pictures = []
+    for index in indices:
+        picture = Image.fromarray(index)
+        picture.putpalette(strip.getpalette() or [])
+        pictures.append(picture)
+    return pictures

@@ -1,11 +1,13 @@
-"""A finished cohort run as one static folder: a table of cases, a page a case, a 3-D viewer."""
+"""A finished run as one static folder: a table of cases, a page a case, a 3-D viewer."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,86 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.report.site_cases import SiteCase, page_name, read_cases
-from unoise_monai.report.site_curves import HEIGHT, LEFT, TOP, WIDTH, charts
-from unoise_monai.report.site_layers import NO_SCAN, Layer, read_layers
-from unoise_monai.report.site_pictures import THUMBNAIL, UNREADABLE_PICTURE, Picture, copy_picture
-from unoise_monai.report.site_reading import Scan
-from unoise_monai.report.site_run import run_facts
-from unoise_monai.report.site_table import cell, class_names, columns, label_of, number_columns, show, tiles
-from unoise_monai.report.site_volumes import pack
-from unoise_monai.report.viewer import copy_viewer, deliver
+from unoise_monai.report.cases import (
+    SiteCase,
+    cell,
+    class_names,
+    columns,
+    label_of,
+    number_columns,
+    page_name,
+    read_cases,
+    run_facts,
+    show,
+    tiles,
+)
+from unoise_monai.report.charts import (
+    HEIGHT,
+    LEFT,
+    THUMBNAIL,
+    TOP,
+    UNREADABLE_PICTURE,
+    WIDTH,
+    Picture,
+    charts,
+    copy_picture,
+)
+from unoise_monai.report.volumes import NO_SCAN, Layer, Scan, pack, read_layers
+
+PACKAGE = "ipyniivue"
+WIDGET = "ipyniivue/static/widget.js"
+COMMAND = 'pip install "unoise-monai[report]"'
+
+
+def copy_viewer(folder: Path) -> str:
+    """Copy the viewer and its licence into a folder, in a form that a page opened from disk can load.
+
+    Browsers refuse modules and requests to pages from disk, but not classic scripts: ``niivue.js`` hands the module
+    over as text, of which the page makes a module in memory.
+
+    Args:
+        folder: where ``niivue.js`` and ``niivue_LICENSE.txt`` go.
+
+    Returns:
+        The package's version.
+
+    Raises:
+        ModuleNotFoundError: when the package is not installed; the message says how to install it.
+        FileNotFoundError: when the installed package holds no viewer.
+    """
+    try:
+        package = distribution(PACKAGE)
+    except PackageNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the 3-D viewer needs {PACKAGE}, install it by {COMMAND}, or write the report without the viewer"
+        ) from error
+    # The package is not imported: that would start its Jupyter side.
+    widget = Path(str(package.locate_file(WIDGET)))
+    if not widget.is_file():
+        raise FileNotFoundError(f"{PACKAGE} must hold {WIDGET}, version {package.version} does not")
+    with atomic_path(folder / "niivue.js") as temporary:
+        temporary.write_text(deliver("niivue", widget.read_text(encoding="utf-8")), encoding="utf-8")
+    with atomic_path(folder / "niivue_LICENSE.txt") as temporary:
+        temporary.write_text(_licence(package), encoding="utf-8")
+    return package.version
+
+
+def deliver(key: str, text: str) -> str:
+    """A classic script that hands ``text`` to the page under ``key``."""
+    # JSON is JavaScript since ECMAScript 2019; ASCII, so that no encoding can go wrong.
+    return f"unoise.deliver({json.dumps(key)}, {json.dumps(text)});\n"
+
+
+def _licence(package: Distribution) -> str:
+    texts = [
+        Path(str(path.locate())).read_text(encoding="utf-8")
+        for path in package.files or ()
+        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", f"{PACKAGE}-{package.version}.dist-info")
+    ]
+    if not texts:
+        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
+    return "\n\n".join(texts)
+
 
 FOLDER = "report"
 ASSETS = ("style.css", "table.js", "viewer.js")

@@ -1,0 +1,292 @@
+"""A bundle's networks and settings, loaded once, and which bundles may run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from unoise_monai.checks import check_sigma_range
+from unoise_monai.data.task import SegmentationTask
+from unoise_monai.networks.weights import SAFETENSORS, load_weights
+from unoise_monai.unoise import ExplainedSegmenter
+
+SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
+"""The bundles of the source checkout that this package runs from."""
+LIST = Path(".config", "unoise", "trusted_bundles")
+"""The trust list, in the home folder."""
+TRUST_LIST = "UNOISE_TRUSTED_BUNDLES"
+"""The environment variable that names another trust list."""
+
+
+class UntrustedBundle(ValueError):
+    """A bundle from elsewhere, which nobody has said to trust; nothing of it has been read."""
+
+
+def check_trust(bundle: str | os.PathLike[str]) -> None:
+    """Refuse a bundle that does not come with the project and is not on the trust list.
+
+    A bundle is on the list where every file of its ``configs`` is, by its path and the SHA-256 of what it holds now.
+    The list, ``~/.config/unoise/trusted_bundles`` or the file that $UNOISE_TRUSTED_BUNDLES names, has lines as
+    ``sha256sum`` writes them, and comments after ``#``. What the configs import is trusted with them.
+
+    Args:
+        bundle: its folder; judged by where it really lies, whatever it is called and however it is reached.
+
+    Raises:
+        UntrustedBundle: when it is neither, or a folder within its ``configs`` is a link.
+        ValueError: when a line of the trust list cannot be understood.
+    """
+    folder = Path(bundle).resolve()
+    within = sorted((folder / "configs").rglob("*"))
+    # The search does not follow them, but a config can name what lies behind.
+    if linked := [path.relative_to(folder).as_posix() for path in within if path.is_symlink() and path.is_dir()]:
+        raise UntrustedBundle(f"bundle {folder} must hold its configs itself, got a link to a folder: {linked[0]}")
+    files = [path for path in within if path.is_file()]
+    if files and _shipped(files):
+        return
+    listed = _listed()
+    unlisted = [path for path in files if file_sha256(path) not in listed.get(path.resolve(), ())]
+    if files and not unlisted:
+        return
+    changed = ", ".join(path.name for path in unlisted if path.resolve() in listed)
+    raise UntrustedBundle(
+        f"bundle {folder} must be trusted before it runs, for its configs can run any code as you"
+        f"{f' (changed since it was listed: {changed})' if changed else ''}. Read them, then pass --trust-bundle, or "
+        f"trust them as they are for good:\n  {listing(folder)}"
+    )
+
+
+def is_trusted(bundle: str | os.PathLike[str]) -> bool:
+    """Whether `check_trust` lets a bundle run.
+
+    Raises:
+        ValueError: when a line of the trust list cannot be understood.
+    """
+    try:
+        check_trust(bundle)
+    except UntrustedBundle:
+        return False
+    return True
+
+
+def trust_list() -> Path:
+    """The file that lists the bundles to trust; it need not be there.
+
+    Raises:
+        UntrustedBundle: when it is not named and there is no home folder.
+    """
+    if named := os.environ.get(TRUST_LIST):
+        return Path(named)
+    try:
+        return Path.home() / LIST
+    except RuntimeError as error:
+        raise UntrustedBundle(f"the trust list must be named in ${TRUST_LIST}, got none and no home folder") from error
+
+
+def listing(bundle: Path | None = None) -> str:
+    """The command that lists a bundle as it is now.
+
+    Args:
+        bundle: its folder; without one the command tells no folder of this machine, and BUNDLE stands for the bundle's.
+    """
+    if bundle is None:
+        trusted = f'"${TRUST_LIST}"' if os.environ.get(TRUST_LIST) else f"~/{LIST}"
+        configs, make = '"$(realpath BUNDLE)"/configs', f'mkdir -p "$(dirname {trusted})" && '
+    else:
+        path = trust_list()
+        configs, trusted, folder = (shlex.quote(str(each)) for each in (bundle / "configs", path, path.parent))
+        make = "" if path.parent.is_dir() else f"mkdir -p {folder} && "
+    return f"{make}find -L {configs} -type f -exec sha256sum {{}} + >> {trusted}"
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _shipped(files: list[Path]) -> bool:
+    # Installed without its checkout, the package may stand beside somebody else's folder of that name.
+    checkout = (SHIPPED.parent / "pyproject.toml").is_file()
+    return checkout and all(path.resolve().is_relative_to(SHIPPED.resolve()) for path in files)
+
+
+def _listed() -> dict[Path, set[str]]:
+    path = trust_list()
+    listed: dict[Path, set[str]] = {}
+    if not path.is_file():
+        return listed
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        entry = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
+        if entry is None or not Path(entry[2]).is_absolute():
+            raise ValueError(f"{path}, line {number} must be a SHA-256 and an absolute path, got {line!r}")
+        listed.setdefault(Path(entry[2]).resolve(), set()).add(entry[1])
+    return listed
+
+
+CONFIG = Path("configs", "inference.yaml")
+METADATA = Path("configs", "metadata.json")
+FOLDERS = "UNOISE_BUNDLES"
+"""The environment variable that names folders of bundles, separated as in $PATH."""
+PICTURE_OPTIONS = ("window", "style", "threshold", "axis", "count", "crop_mm", "slab_mm")
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """What explains volumes; sigma is in units of normalised intensity."""
+
+    name: str
+    """Of the bundle's folder."""
+    version: str
+    task: SegmentationTask
+    segmenter: ExplainedSegmenter
+    """With its weights, on the device, in evaluation mode."""
+    pictures: Mapping[str, Any]
+    """Options of pictures, those of `PICTURE_OPTIONS` that the configuration has."""
+    sigma_min: float
+    sigma_max: float
+    weights_sha256: str
+    config_sha256: str
+    """Of the configuration and the metadata."""
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """The name of every class index of the segmentation, background first."""
+        return dict(enumerate(self.task.class_names))
+
+
+def shipped_bundles() -> list[Path]:
+    """The bundles of the source checkout that the package runs from; none where it is installed without."""
+    return _bundles_in(SHIPPED)
+
+
+def known_bundles() -> dict[str, Path]:
+    """The bundles that go by their name: the shipped ones, then those in the folders that $UNOISE_BUNDLES names."""
+    folders = [Path(folder) for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
+    found = [bundle for folder in folders for bundle in _bundles_in(folder)]
+    # Of two of one name the first.
+    return dict(sorted({bundle.name: bundle for bundle in reversed([*shipped_bundles(), *found])}.items()))
+
+
+def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder of a bundle, from its path or its name.
+
+    Raises:
+        ValueError: when it is neither a folder with ``configs/inference.yaml`` nor the name of a known bundle.
+    """
+    path, known = Path(name_or_path), known_bundles()
+    if (path / CONFIG).is_file():
+        return path.resolve()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    got = f"{name_or_path}{', a folder without' if path.is_dir() else ''}"
+    names = ", ".join(sorted(known)) or f"none is known; name their folders in ${FOLDERS}"
+    raise ValueError(f"bundle must be a folder with {CONFIG.as_posix()} or one of: {names}; got {got}")
+
+
+def load_bundle(
+    path: str | os.PathLike[str],
+    device: torch.device | str,
+    weights: str | os.PathLike[str] | None = None,
+    trusted: bool = False,
+) -> LoadedBundle:
+    """Load a bundle's networks and settings from its ``configs/inference.yaml``.
+
+    Args:
+        path: the bundle's folder.
+        device: of the networks.
+        weights: a checkpoint of the whole network; by default the one that the configuration names or, where there is
+            none, that with the suffix ``.safetensors`` beside it.
+        trusted: run the configuration wherever it comes from, see `check_trust`.
+
+    Raises:
+        UntrustedBundle: when the bundle comes from elsewhere and is neither on the trust list nor ``trusted``.
+        FileNotFoundError: when the configuration, the metadata or the weights are not there.
+        ValueError: when the configuration or the metadata cannot be understood, its network is no
+            `ExplainedSegmenter`, its task no `SegmentationTask`, its noise scales are out of order, or the weights are
+            damaged or don't fit.
+        ValueError: when one of these files changes while it is loaded.
+    """
+    folder = Path(path).resolve()
+    for file in (folder / CONFIG, folder / METADATA):
+        if not file.is_file():
+            raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
+    if not trusted:
+        check_trust(folder)
+    config_sha256 = _config_sha256(folder)
+    version = _version(folder)
+    try:
+        parser = ConfigParser(ConfigParser.load_config_file(folder / CONFIG))
+        parser.update({"bundle_root": str(folder), "device": torch.device(device)})
+        segmenter, task = parser.get_parsed_content("network_def"), parser.get_parsed_content("task")
+        sigma_min, sigma_max = (float(parser.get_parsed_content(name)) for name in ("sigma_min", "sigma_max"))
+        pictures = {name: parser.get_parsed_content(name) for name in PICTURE_OPTIONS if name in parser}
+        named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
+    # A configuration runs code, which raises what it likes.
+    except Exception as error:
+        raise ValueError(f"bundle {folder.name}: {CONFIG.as_posix()} cannot be used: {error}") from error
+    for name, value, kind in (("network_def", segmenter, ExplainedSegmenter), ("task", task, SegmentationTask)):
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"bundle {folder.name}: {name} must be of class {kind.__name__}, got {type(value).__name__}"
+            )
+    check_sigma_range(sigma_min, sigma_max)
+    file = _weights_file(Path(named)) if weights is None else Path(weights)
+    # Of one that is not there, `load_weights` says so.
+    weights_sha256 = file_sha256(file) if file.is_file() else ""
+    load_weights(segmenter, file, f"network of bundle {folder.name}")
+    if (file_sha256(file), _config_sha256(folder)) != (weights_sha256, config_sha256):
+        raise ValueError(f"bundle {folder.name} must not change while it is loaded, got other files after than before")
+    return LoadedBundle(
+        name=folder.name,
+        version=version,
+        task=task,
+        segmenter=segmenter.to(device).eval(),
+        pictures=pictures,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        weights_sha256=weights_sha256,
+        config_sha256=config_sha256,
+    )
+
+
+def _bundles_in(folder: Path) -> list[Path]:
+    return sorted(config.parents[1].resolve() for config in folder.glob(f"*/{CONFIG.as_posix()}"))
+
+
+def _config_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / METADATA).read_bytes()).hexdigest()
+
+
+def _version(folder: Path) -> str:
+    try:
+        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"bundle {folder.name}: {METADATA.as_posix()} must be JSON: {error}") from error
+    version = metadata.get("version") if isinstance(metadata, dict) else None
+    if not isinstance(version, str):
+        raise ValueError(f"bundle {folder.name}: {METADATA.as_posix()} must hold the version as text, got {version!r}")
+    return version
+
+
+def _weights_file(named: Path) -> Path:
+    """The weights that a configuration names, or those beside them as safetensors."""
+    other = named.with_suffix(SAFETENSORS)
+    if not named.is_file() and not other.is_file():
+        raise FileNotFoundError(f"weights must be at {named} or {other}, got none; train the bundle, or name them")
+    return named if named.is_file() else other

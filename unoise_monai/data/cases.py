@@ -1,0 +1,305 @@
+"""Cases: what they are called, which files they have, and what messages may tell of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, kind_of
+
+LONGEST = 100
+"""Bytes of a safe name: files add their quantity and extension, and most file systems end at 255."""
+KEY_BYTES = 32
+DIGITS = 12
+"""Hexadecimal digits of the hashes in names."""
+# What Windows refuses, what shells and spreadsheets take for a command at the start, and how our own hashes look.
+FORBIDDEN = '/\\<>:"|?*'
+RESERVED = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|report|(cohort|organs|failures)\.csv|run\.json", re.IGNORECASE
+)
+"""Of systems, and of what lies beside the cases in an output."""
+STARTS = " .-=+@~"
+HASHED = re.compile(rf".*-[0-9a-f]{{{DIGITS}}}", re.IGNORECASE)
+
+
+def safe_name(raw: str) -> str:
+    """A file name made of any text; two different texts never give the same one.
+
+    It has no separators, control or invisible characters, no leading dot, no name that a system reserves, at most 100
+    bytes, in Unicode's form NFC. Where anything had to be changed, a hash of the text is appended.
+    """
+    text = unicodedata.normalize("NFC", raw)
+    name = "".join("_" if char in FORBIDDEN or not _is_visible(char) else char for char in text)
+    name = name.lstrip(STARTS).rstrip(" .")
+    name = f"_{name}" if RESERVED.fullmatch(name) else name
+    if name and name == raw and len(name.encode()) <= LONGEST and not HASHED.fullmatch(name):
+        return name
+    # Cut by bytes, whole characters only.
+    start = name.encode()[: LONGEST - DIGITS - 1].decode(errors="ignore").rstrip(" .") or "case"
+    return f"{start}-{_digest(raw)}"
+
+
+def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """Names of which no two are alike, also where a file system ignores case: such get a hash of their source appended.
+
+    Args:
+        names: safe ones.
+        sources: what tells them apart, such as their paths; of those that are alike, which one it is tells.
+    """
+    times, seen = Counter(map(_folded, names)), Counter[tuple[str, str]]()
+    distinct = []
+    for name, source in zip(names, sources, strict=True):
+        folded = _folded(name)
+        seen[folded, source] += 1
+        distinct.append(safe_name(f"{name}/{source} {seen[folded, source]}") if times[folded] > 1 else name)
+    return distinct
+
+
+def printable(text: str) -> str:
+    """Text in one line, without characters that no terminal or table shows."""
+    return "".join(char if _is_visible(char) else "?" for char in text)
+
+
+def shown_path(place: PurePath) -> str:
+    """A path below the input, in one line; of one that leads elsewhere, its last part: the rest is the machine's."""
+    return printable(place.name if place.is_absolute() or ".." in place.parts else place.as_posix())
+
+
+def series_name(uid: str) -> str:
+    """What a DICOM series is called: not as its folder, which in an export is often the patient's name."""
+    return f"series-{_digest(uid)}"
+
+
+def anonymised(name: str, key: bytes) -> str:
+    """A name that only those who have ``key`` can lead back to ``name``, by trying names."""
+    return f"case-{hmac.new(key, name.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:DIGITS]}"
+
+
+def read_key(path: str | os.PathLike[str], make: bool = True) -> bytes:
+    """The key of `anonymised`.
+
+    Args:
+        path: its file.
+        make: where there is no such file, make one at random, for its owner's eyes only.
+
+    Raises:
+        CaseError: when there is no such file, it does not hold 32 bytes, or its file system knows no hard links.
+        OSError: when it cannot be read or made.
+    """
+    path = Path(path)
+    if make and not path.exists():
+        _make_key(path)
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CaseError(f"key file must be there, got {os.fspath(path)!r}, which is not") from error
+    if len(key) != KEY_BYTES:
+        raise CaseError(f"key file {path.name} must hold {KEY_BYTES} bytes, got {len(key)}")
+    return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a key that appears whole or not at all, and takes the place of no other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Only its owner may read such a file.
+    with tempfile.NamedTemporaryFile(prefix=".", suffix=".key", dir=path.parent) as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            path.hardlink_to(file.name)
+        # Unlike a rename, a link refuses where another run was faster: its key is the key.
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise CaseError(
+                f"key file must lie where hard links can be made, got {os.fspath(path)!r}: {error.strerror}"
+            ) from error
+
+
+def _is_visible(char: str) -> bool:
+    kind = unicodedata.category(char)
+    return char == " " or kind[0] not in "CZ"
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:DIGITS]
+
+
+@dataclass(frozen=True)
+class CohortCase:
+    """One volume to explain.
+
+    Args:
+        name: what files and tables call it: a safe file name, unlike any other's in the cohort.
+        files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
+            unless it is that something is not there.
+        shown: what messages and tables call its file: its path below the input, or, where that may tell who the
+            patient is (DICOM, and cases made anonymous), its name.
+        label: its segmentation by hand, where there is one.
+        organs: a label map of its organs, where there is one.
+        series: whether its files are the slices of a DICOM series.
+        problem: why it cannot be loaded, where the search has seen that already; the end of a sentence.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    shown: str
+    label: Path | None = None
+    organs: Path | None = None
+    series: bool = False
+    problem: str = ""
+
+
+def stem(file_name: str) -> str:
+    """A file's name without the extension of a volume."""
+    extension = next((each for each in (*EXTENSIONS, ".img") if file_name.lower().endswith(each)), "")
+    return file_name[: len(file_name) - len(extension)]
+
+
+def scrub(text: str, case: CohortCase) -> str:
+    """A message without the paths of a case's files: ``shown`` stands for them.
+
+    Where ``shown`` is the case's name, because the path may tell who the patient is, the names of the files and their
+    folders go, too, and the path of the file that a series was copied to.
+    """
+    private = case.shown == case.name
+    words: dict[str, str] = {}
+    for file in [*case.files, *(each for each in (case.label, case.organs) if each is not None)]:
+        own = case.shown if private or file in case.files else file.name
+        for path in {file, Path(os.path.realpath(file))}:
+            words |= {str(path): own, str(path.parent): own if private else "its folder"}
+            if private:
+                words |= {path.name: own, stem(path.name): own}
+    # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too; those of
+    # other files may be patients'.
+    words |= {repr(word)[1:-1]: own for word, own in words.items()}
+    told = (word for word in words if len(word) > 1 and not (case.series and word.isdigit()))
+    longest_first = sorted(told, key=len, reverse=True)
+    if longest_first:
+        found = "|".join(map(re.escape, longest_first))
+        text = re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: words[match[0]], text)
+    return re.sub(rf"[^\s'\":]*/{re.escape(case.name)}\.nii\b", lambda _: case.shown, text) if case.series else text
+
+
+VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
+STATE = ".unoise"
+"""Folder of an output that holds the run's own state."""
+DICOM_MAGIC = b"DICM"
+GONE = "must be there, got nothing, or a link to nothing"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the tree.
+
+    Args:
+        path: absolute.
+        place: its path below the folder that was searched.
+        problem: why it must not be read.
+        folder: whether it is a folder that must not be searched.
+    """
+
+    path: Path
+    place: PurePath
+    problem: str = ""
+    folder: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a case of it is read from; a file that is only not there is named, so that its results are kept."""
+        return (self.path,) if self.problem in ("", GONE) else ()
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether its name is that of a volume in one file."""
+        return self.place.name.lower().endswith(VOLUMES)
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether its name, or else its content, is that of a DICOM file."""
+        if self.is_volume:
+            return False
+        return self.place.name.lower().endswith(DICOM) or (not self.problem and has_dicom_magic(self.path))
+
+
+def has_dicom_magic(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, whatever it is called."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == DICOM_MAGIC
+    except OSError:
+        return False
+
+
+def walk(root: Path, pattern: Sequence[str] = ("**",)) -> list[Entry]:
+    """The files below ``root``, sorted, in which each file is once: links to folders are not followed.
+
+    Hidden files and folders are left out, such as the ``._`` copies of macOS, and so is the output of a run.
+
+    Args:
+        root: absolute, without links.
+        pattern: parts of a path below ``root``, with the wildcards of a shell; ``**`` for any number of folders. Of a
+            folder that matches, all files do.
+
+    Returns:
+        Regular files; with a problem: links out of ``root``, links to nothing, pipes and devices with the name of a
+        volume, folders that cannot be read.
+    """
+    closed: list[OSError] = []
+    places = []
+    for folder, folders, files in os.walk(root, onerror=closed.append):
+        here = Path(folder).relative_to(root)
+        if STATE in folders:
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if (root / here / name).is_symlink()]
+        places += [here / name for name in (*links, *files) if not name.startswith(".")]
+    entries = [entry for place in places if (entry := look_at(root, place)) is not None]
+    for error in closed:
+        place = Path(error.filename).relative_to(root)
+        entries.append(
+            Entry(root / place, place, f"must be a folder that can be searched: {error.strerror}", folder=True)
+        )
+    return sorted((each for each in entries if matches(each.place.parts, pattern)), key=lambda each: each.place)
+
+
+def look_at(root: Path, place: Path) -> Entry | None:
+    """What lies at a place of the tree; None where a link leads to a folder that the search sees anyway."""
+    path = root / place
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError:
+        return Entry(path, place, "must be a path that this system can have")
+    kind = kind_of(target)
+    if not target.is_relative_to(root):
+        problem = "must lie within the input's folder, got a path or link that leads out of it"
+        return Entry(path, place, problem, folder=kind == "folder")
+    if kind == "folder":
+        return None
+    problems = {"": GONE, "file": ""}
+    return Entry(path, place, problems.get(kind, f"must be a regular file, got a {kind}"))
+
+
+def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path, or one of the folders on its way, fits a pattern of a shell."""
+    if not pattern or not parts:
+        return not pattern or set(pattern) == {"**"}
+    if pattern[0] == "**":
+        return matches(parts, pattern[1:]) or matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and matches(parts[1:], pattern[1:])

@@ -1,0 +1,210 @@
+"""Splits of cases, data sets with their cache, and the share of each rank."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from monai.data import CacheDataset, Dataset, PersistentDataset, pickle_hashing
+from monai.utils import TraceKeys, convert_to_tensor
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.checks import check_choice
+from unoise_monai.data.finding import Case
+from unoise_monai.data.reading import CaseError
+
+logger = logging.getLogger(__name__)
+
+Split: TypeAlias = dict[str, list[Case]]
+"""The cases of each part: ``training``, ``validation``, ``test``."""
+
+PARTS = ("training", "validation", "test")
+
+
+def split_cases(
+    cases: Sequence[Case],
+    path: str | Path,
+    validation_share: float = 0.2,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Draw the parts and save them as JSON, or read them back where they were drawn before.
+
+    Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
+    and stay together. A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients;
+    Task04 has a patient's left and right hippocampus as two cases and does not tell which belong together. Every case
+    lands in one part; training and validation get at least one patient each, unless ``validation_share`` is 0. A single
+    patient serves as both, with a warning. Cases that a saved split does not know were never trained on: they join its
+    test part.
+
+    Args:
+        cases: what `list_cases` gave.
+        path: the JSON file, beside the run: case names for each part, and the seed.
+        validation_share: share of the patients for validation, at least 0 and below 1.
+        test_share: share for the test, likewise; together below 1.
+        seed: of the draw.
+
+    Raises:
+        ValueError: when the shares do not fit, or there are no cases.
+        CaseError: when the saved split is not JSON with all parts, or names cases that are not there.
+    """
+    path = Path(path)
+    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
+    if validation_share + test_share >= 1:
+        raise ValueError(f"validation_share + test_share must be below 1, got {validation_share} + {test_share}")
+    if not cases:
+        raise ValueError("cases must hold at least one case, got none")
+    names = [case["case"] for case in cases]
+    if not path.is_file():
+        parts = _drawn(names, validation_share, test_share, seed)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1))
+    try:
+        saved = json.loads(path.read_text())
+        listed = {name for part in PARTS for name in saved[part]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CaseError(f"the split {path} must be JSON with lists named {', '.join(PARTS)}: {error!r}") from error
+    by_name = dict(zip(names, cases, strict=True))
+    missing = sorted(listed - set(names))
+    if missing:
+        raise CaseError(
+            f"the split {path} must name cases of the data, got {len(missing)} that are not there, e.g. {missing[:3]};"
+            " name another split_file to draw a new split"
+        )
+    new = [name for name in names if name not in listed]
+    if new:
+        logger.info("%d cases that the split %s does not know join the test part", len(new), path.name)
+    split = {part: [by_name[name] for name in saved[part]] for part in PARTS}
+    split["test"] += [by_name[name] for name in new]
+    return split
+
+
+def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
+    patients: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        patients[patient_of(name)].append(name)
+    if len(patients) == 1:
+        logger.warning("a single patient serves for training and for validation: the scores say little")
+        return {"training": list(names), "validation": list(names), "test": []}
+    order = np.random.default_rng(seed).permutation(sorted(patients)).tolist()
+    count = len(patients)
+    validation = max(1, min(round(validation_share * count), count - 1)) if validation_share else 0
+    test = min(round(test_share * count), count - validation - 1)
+    parts = (order[validation + test :], order[:validation], order[validation : validation + test])
+    return {
+        part: sorted(name for patient in drawn for name in patients[patient])
+        for part, drawn in zip(PARTS, parts, strict=True)
+    }
+
+
+def patient_of(name: str) -> str:
+    """The BIDS subject that a case's name begins with, or the whole name."""
+    subject = re.match(r"sub-[0-9A-Za-z]+(?=_|$)", name)
+    return subject[0] if subject else name
+
+
+CACHES = ("memory", "disk", "none")
+
+METADATA_TYPES = [
+    *(TraceKeys, np.ndarray, np.dtype, np.zeros(0).__reduce__()[0]),
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+]
+"""What the metadata of a `MetaTensor` are made of: plain data, which MONAI 1.6 does not allow torch to load."""
+
+
+class CaseCache(PersistentDataset):
+    """MONAI's `PersistentDataset`, whose volumes come back with their geometry.
+
+    MONAI's defaults give a plain tensor from the second read on, do not tell two tasks' preprocessing apart, and with
+    ``track_meta=True`` find every file of theirs corrupt. They also copy each file into the folder from the system's
+    folder for temporary ones, so that a process may read what another is still copying; here files appear whole.
+    """
+
+    def __init__(self, cases: Sequence[Case], transform: Callable, cache_dir: str | Path) -> None:
+        super().__init__(
+            list(cases), transform, Path(cache_dir), hash_transform=pickle_hashing, track_meta=True, weights_only=True
+        )
+
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
+        path = self.cache_dir / f"{self.hash_func(item_transformed).decode()}{self.transform_hash}.pt"
+        if path.is_file():
+            with torch.serialization.safe_globals(METADATA_TYPES):
+                return torch.load(path, weights_only=True)
+        # A copy: the transforms change the item, whose hash names the file.
+        item = self._pre_transform(deepcopy(item_transformed))
+        with atomic_path(path) as temporary:
+            torch.save(convert_to_tensor(item, convert_numeric=False, track_meta=True), temporary)
+        return item
+
+
+def case_dataset(
+    cases: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
+) -> Dataset:
+    """The cases with their transforms, the deterministic ones computed once and kept.
+
+    Args:
+        cases: what `list_cases` gave, or a split of it.
+        transform: from `preprocessing` or `training_transforms`.
+        cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`CaseCache`, survives the run) or ``"none"``.
+        cache_dir: where ``"disk"`` keeps its files.
+
+    Raises:
+        ValueError: when ``cache`` is unknown, or is ``"disk"`` without a folder.
+    """
+    check_choice("cache", cache, CACHES)
+    if cache == "memory":
+        return CacheDataset(list(cases), transform, num_workers=2)
+    if cache == "disk":
+        if cache_dir is None:
+            raise ValueError("cache_dir must name a folder where cache is 'disk', got None")
+        return CaseCache(cases, transform, cache_dir)
+    return Dataset(list(cases), transform)
+
+
+T = TypeVar("T")
+
+
+def rank_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """The items that one rank evaluates, so that a mean over all ranks is the mean over all items.
+
+    The ranks take successive parts, which differ in length by 1 at most and together hold each item once: gathered in
+    the order of the ranks, results stand as one process would have them. With fewer items than ranks, every item is
+    taken by equally many ranks (all of them, where the numbers have no common divisor), so that no rank is idle, which
+    would leave the others waiting, and no item weighs more than another.
+
+    Args:
+        items: of the whole run; the same on every rank.
+        rank: of this process.
+        world_size: how many processes there are.
+
+    Raises:
+        ValueError: when ``rank`` is not at least 0 and below ``world_size``.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be at least 0 and below world_size, got {rank} and {world_size}")
+    items = list(items)
+    if len(items) < world_size:
+        items *= world_size // math.gcd(len(items), world_size)
+    count = len(items)
+    return items[rank * count // world_size : (rank + 1) * count // world_size]
+
+
+def rank_0_first(make: Callable[[], T]) -> T:
+    """What ``make`` gives, called on rank 0 first, then on the others, which find the files that it wrote.
+
+    Where there is one process only, it is called.
+    """
+    with idist.one_rank_first():
+        return make()

@@ -1,0 +1,252 @@
+"""DICOM: files sorted into series, and a series as one volume with its place in space."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from nibabel.affines import from_matvec
+from numpy.typing import NDArray
+
+from unoise_monai.data.cases import CohortCase, Entry, series_name
+from unoise_monai.data.headers import check_memory
+from unoise_monai.data.nifti import write_nifti
+from unoise_monai.data.reading import CaseError, affine_fault
+
+SERIES_UID, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
+PIXEL_SPACING, PHOTOMETRIC = "0028|0030", "0028|0004"
+HEAD_BYTES = 2**16
+BROKEN_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|.{4})([0-9][0-9.]{4,63})", re.DOTALL)
+BROKEN_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]{5,64})", re.DOTALL)
+NO_SCAN = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|11|66|67|88|104|481\.[3-9])(\..*)?)\.?")
+"""Classes without a picture of their own: indices, waveforms, presentations, reports, documents, plans."""
+UNREADABLE = "must have readable slices, got a DICOM file that is cut off, damaged or has no picture"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header of a DICOM file tells of its place; numbers that it lacks are NaN.
+
+    Args:
+        path: of the file.
+        uid: of its series.
+        position: of the centre of its first voxel, ``(3,)`` LPS mm.
+        axes: direction along its rows and along its columns, ``(2, 3)``.
+        spacing_mm: between its rows, and between its columns.
+        shape: columns, rows and, in the file, frames.
+        kind: how its pixels are coded, such as ``MONOCHROME2``.
+    """
+
+    path: Path
+    uid: str
+    position: NDArray[np.float64]
+    axes: NDArray[np.float64]
+    spacing_mm: NDArray[np.float64]
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def height_mm(self) -> float:
+        """How far up the normal of its plane it lies."""
+        return float(self.position @ np.cross(*self.axes))
+
+
+def read_slice(path: Path) -> Slice:
+    """The header of a DICOM file, without its pixels.
+
+    Raises:
+        RuntimeError: when GDCM cannot read a picture from it.
+    """
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+
+    def text(tag: str) -> str:
+        return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
+
+    def numbers(tag: str, count: int) -> NDArray[np.float64]:
+        try:
+            values = np.array([float(word) for word in text(tag).split("\\")])
+        except ValueError:
+            values = np.array([])
+        return values if values.shape == (count,) else np.full(count, np.nan)
+
+    axes, spacing_mm = numbers(ORIENTATION, 6).reshape(2, 3), numbers(PIXEL_SPACING, 2)
+    return Slice(
+        path, text(SERIES_UID), numbers(POSITION, 3), axes, spacing_mm, tuple(reader.GetSize()), text(PHOTOMETRIC)
+    )
+
+
+def find_series(entries: Sequence[Entry]) -> list[CohortCase]:
+    """One case for each series among DICOM files, whatever folders they lie in.
+
+    Files without a picture, such as reports and indices, are left out. A file that cannot be read fails its series, of
+    which a slice would be missing. Where it does not tell which that is, it fails all that have slices in its folder,
+    and is a case by itself where none have.
+    """
+    slices: dict[str, list[Slice]] = defaultdict(list)
+    problems: dict[str, str] = {}
+    orphans: dict[Path, str] = {}
+    for entry in entries:
+        folder = entry.path.parent
+        if entry.problem:
+            orphans[folder] = entry.problem
+            continue
+        try:
+            found = read_slice(entry.path)
+            slices[found.uid or f"folder {entry.place.parent}"].append(found)
+        except RuntimeError:
+            head = _head(entry.path)
+            if (kind := BROKEN_CLASS.search(head)) and NO_SCAN.fullmatch(kind[1]):
+                continue
+            if told := BROKEN_UID.search(head):
+                problems[told[1].decode().rstrip(".")] = UNREADABLE
+            else:
+                orphans[folder] = UNREADABLE
+    for folder, problem in orphans.items():
+        beside = [uid for uid, found in slices.items() if any(each.path.parent == folder for each in found)]
+        problems |= dict.fromkeys(beside or [f"folder {folder.name}"], problem)
+    cases = []
+    for uid in sorted(slices.keys() | problems.keys()):
+        name = series_name(uid)
+        files = () if uid in problems else tuple(each.path for each in _in_order(slices[uid]))
+        cases.append(CohortCase(name, files, name, series=True, problem=problems.get(uid, "")))
+    return cases
+
+
+def _in_order(slices: list[Slice]) -> list[Slice]:
+    """Up the normal, as far as headers tell; else by their paths."""
+    heights = [0.0 if np.isnan(each.height_mm) else each.height_mm for each in slices]
+    return [each for _, _, each in sorted(zip(heights, map(str, (s.path for s in slices)), slices, strict=True))]
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+GAP_SHARE, GAP_MM = 0.01, 0.02
+"""How far a gap between slices may be off the usual one: a share of it, or what headers round to."""
+DRIFT_SHARE = 0.1
+"""How far a slice may lie beside the line from the first to the last, as a share of a pixel."""
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+def volume_file(case: CohortCase, folder: Path) -> Path:
+    """The file to read of a case; a DICOM series is written to ``folder`` first, as ``.nii`` without compression.
+
+    Its voxels are float32, rescaled slice by slice as their headers say (HU for CT); its affine is that of the slices'
+    positions and orientation, so that a tilted gantry gives a sheared one.
+
+    Raises:
+        CaseError: when the search found that the case cannot be loaded, or vanished since.
+        CaseError: when a series has one slice, an unreadable slice, colours, many frames a file, or no position.
+        CaseError: when its slices differ in size, spacing or orientation, or two lie at the same place.
+        CaseError: when a slice is missing, slices are not on one line, or the volume does not fit in memory.
+    """
+    if case.problem:
+        what = "DICOM series" if case.series else f"file {case.shown}"
+        raise CaseError(f"case {case.name}: {what} {case.problem}")
+    if not case.series:
+        return case.files[0]
+    start = f"case {case.name}: DICOM series"
+    with _without_warnings():
+        try:
+            slices = [read_slice(file) for file in case.files]
+        except RuntimeError as error:
+            raise CaseError(f"{start} must have readable slices, got one that is damaged or missing") from error
+        fault = _slice_fault(slices) or _position_fault(sorted(slices, key=lambda each: each.height_mm))
+        if fault:
+            raise CaseError(f"{start} {fault}")
+        slices.sort(key=lambda each: each.height_mm)
+        affine = _affine(slices)
+        if fault := affine_fault(affine):
+            raise CaseError(f"{start} {fault}")
+        check_memory(start, (*slices[0].shape[:2], len(slices)))
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames([str(each.path) for each in slices])
+        # The first slice's type would cut off what other slices' own slopes make of theirs.
+        reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+        try:
+            voxels = SimpleITK.GetArrayFromImage(reader.Execute()).T
+        except RuntimeError as error:
+            raise CaseError(f"{start} must have readable slices, got pixels that are damaged or missing") from error
+    path = folder / f"{case.name}.nii"
+    write_nifti(path, voxels, affine)
+    return path
+
+
+def _slice_fault(slices: list[Slice]) -> str:
+    """What keeps the slices from being of one volume, as the end of a sentence; else empty."""
+    first = slices[0]
+    if len(slices) < 2:
+        return f"must have at least 2 slices, got {len(slices)}"
+    for each in slices:
+        if each.shape[2:] not in ((), (1,)):
+            return f"must have one slice a file, got a file of {each.shape[2]} frames: convert it to NIfTI first"
+        if each.kind != "MONOCHROME2":
+            return f"must have pixels of one grey value (MONOCHROME2), got {each.kind[:16] or 'none'}"
+        for name, values in (("position", each.position), ("orientation", each.axes), ("spacing", each.spacing_mm)):
+            if not np.isfinite(values).all():
+                return f"must tell every slice's {name}, got one without"
+        if each.shape != first.shape:
+            return f"must have slices of one size, got {first.shape[:2]} and {each.shape[:2]}"
+        if np.abs(each.spacing_mm - first.spacing_mm).max() > 1e-4 * np.abs(first.spacing_mm).max():
+            return f"must have slices of one spacing, got {first.spacing_mm.tolist()} and {each.spacing_mm.tolist()} mm"
+        if np.abs(each.axes - first.axes).max() > 1e-3:
+            return "must have slices of one orientation, got two: it may hold a localiser"
+    if np.abs(first.axes @ first.axes.T - np.diag([1.0, 1.0])).max() > 1e-3:
+        return "must have rows and columns at right angles, got an orientation without"
+    return "" if first.spacing_mm.min() > 0 else f"must have pixels above 0 mm, got {first.spacing_mm.tolist()}"
+
+
+def _position_fault(slices: list[Slice]) -> str:
+    """What is wrong with the places of slices in their order, as the end of a sentence; else empty."""
+    gaps = np.diff([each.height_mm for each in slices])
+    usual = float(np.median(gaps))
+    if gaps.min() <= GAP_MM / 10:
+        number = int(gaps.argmin()) + 1
+        return f"must have one slice a place, got slices {number} and {number + 1} of {len(slices)} at the same one"
+    off = np.abs(gaps - usual)
+    if off.max() > max(GAP_SHARE * usual, GAP_MM):
+        number = int(off.argmax()) + 1
+        return (
+            f"must have all its slices, {usual:g} mm apart, got {gaps[number - 1]:g} mm between slices {number} and "
+            f"{number + 1} of {len(slices)}: one is missing, or slices are uneven"
+        )
+    places = np.array([each.position for each in slices])
+    drift = np.linalg.norm(places - np.linspace(places[0], places[-1], len(slices)), axis=1).max()
+    if drift > max(DRIFT_SHARE * slices[0].spacing_mm.min(), GAP_SHARE * usual * len(slices)):
+        return f"must have its slices on one line, got one {drift:.3g} mm beside it"
+    return ""
+
+
+def _affine(slices: list[Slice]) -> NDArray[np.float64]:
+    """Voxel indices ``(column, row, slice)`` to RAS mm."""
+    first = slices[0]
+    step = (slices[-1].position - first.position) / (len(slices) - 1)
+    # The spacing between rows comes first, and is the step along a column.
+    axes = [first.axes[0] * first.spacing_mm[1], first.axes[1] * first.spacing_mm[0], step]
+    return np.asarray(from_matvec(LPS_TO_RAS @ np.stack(axes, axis=1), LPS_TO_RAS @ first.position))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """ITK's own warnings name files, and go past every log to the terminal; what they warn of is checked here."""
+    before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        SimpleITK.ProcessObject.SetGlobalWarningDisplay(before)

@@ -1,0 +1,137 @@
+"""Many phantoms as a Decathlon folder, so that they train and test what real tasks do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.checks import check_choice
+from unoise_monai.data.nifti import write_nifti
+from unoise_monai.phantoms.abdomen import Phantom, Truth, abdomen_phantom, check_integer, check_options
+from unoise_monai.phantoms.vessels import vessel_phantom
+
+
+class Kind(NamedTuple):
+    """One family of phantoms and what ``dataset.json`` says of it."""
+
+    draw: Callable[..., Phantom]
+    size: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    description: str
+    modality: str
+    target: str
+
+
+KINDS = {
+    "abdomen": Kind(
+        abdomen_phantom,
+        (96, 96, 96),
+        (3.0, 3.0, 3.0),
+        "Synthetic portal-venous CT of the abdomen, generated, of no patient",
+        "CT",
+        "pancreas",
+    ),
+    "vessels": Kind(
+        vessel_phantom,
+        (160, 192, 112),
+        (0.6, 0.6, 0.6),
+        "Synthetic time-of-flight angiograms of the head, generated, of no patient",
+        "MRA",
+        "vessel",
+    ),
+}
+
+
+def write_phantom_cohort(
+    root: str | Path,
+    count: int,
+    test_count: int = 0,
+    seed: int = 0,
+    size: Sequence[int] | None = None,
+    spacing_mm: Sequence[float] | None = None,
+    oblique_degrees: float = 0.0,
+    left_handed: bool = False,
+    noise: float | None = None,
+    kind: str = "abdomen",
+    name: str = "Phantom",
+    progress: bool = True,
+) -> Path:
+    """Write phantoms as a Decathlon folder, with the truth maps beside it in ``truthTr`` and ``truthTs``.
+
+    A training case depends on ``seed`` and its number only, whatever ``count`` is; a test case likewise.
+    ``dataset.json`` comes last, so an interrupted run leaves none and may simply be started again.
+
+    Args:
+        root: folder to write to.
+        count: of labelled training cases, at least 1.
+        test_count: of test cases, at least 0.
+        seed: of the cohort, at least 0.
+        size: voxels along each axis, at least 16; by default 96 96 96 (abdomen) or 160 192 112 (vessels).
+        spacing_mm: voxel sizes; by default 3 (abdomen) or 0.6 (vessels) along each axis.
+        oblique_degrees: turn of the grid about a fixed oblique axis.
+        left_handed: flip the first voxel axis, so that the affine's determinant is negative.
+        noise: standard deviation in the image's own unit; by default 12 HU (abdomen) or drawn for each scan (vessels).
+        kind: "abdomen" (CT, the target a pancreas) or "vessels" (TOF-MRA of the head).
+        name: of the data set.
+        progress: show a progress bar.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        ValueError: when ``count`` is below 1 or ``test_count`` below 0.
+        ValueError: when ``kind`` is neither, or another option is refused as in :func:`abdomen_phantom`.
+        FileExistsError: when ``root`` already holds a ``dataset.json``.
+    """
+    for key, value, least in (("count", count, 1), ("test_count", test_count, 0)):
+        check_integer(key, value, least)
+    check_choice("kind", kind, tuple(KINDS))
+    size = KINDS[kind].size if size is None else size
+    spacing_mm = KINDS[kind].spacing_mm if spacing_mm is None else spacing_mm
+    check_options(seed, size, spacing_mm, oblique_degrees, noise)
+    options = {"size": size, "spacing_mm": spacing_mm, "oblique_degrees": oblique_degrees, "left_handed": left_handed}
+    if noise is not None:
+        options["noise"] = noise
+    root = Path(root)
+    index_file = root / "dataset.json"
+    if index_file.exists():
+        raise FileExistsError(f"root must not hold a data set already, got {index_file}")
+
+    cases = [("Tr", 0, k, f"phantom_{k:03d}") for k in range(1, count + 1)]
+    cases += [("Ts", 1, k, f"phantom_test_{k:03d}") for k in range(1, test_count + 1)]
+    for split, stream, number, case in tqdm(cases, desc=name, unit="case", disable=not progress):
+        case_seed = int(np.random.SeedSequence([seed, stream, number]).generate_state(1)[0])
+        phantom = KINDS[kind].draw(case_seed, **options)
+        write_nifti(root / f"images{split}" / f"{case}.nii.gz", phantom.image, phantom.affine)
+        write_nifti(root / f"truth{split}" / f"{case}.nii.gz", phantom.truth, phantom.affine)
+        if split == "Tr":
+            write_nifti(root / "labelsTr" / f"{case}.nii.gz", phantom.label, phantom.affine)
+
+    index = {
+        "name": name,
+        "description": KINDS[kind].description,
+        "reference": KINDS[kind].draw.__module__,
+        "licence": "Apache-2.0, generated",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": KINDS[kind].modality},
+        "labels": {"0": "background", "1": KINDS[kind].target},
+        "truth": {str(value.value): value.name.lower() for value in Truth},
+        "numTraining": count,
+        "numTest": test_count,
+        "training": [
+            {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"}
+            for split, _, _, case in cases
+            if split == "Tr"
+        ],
+        "test": [f"./imagesTs/{case}.nii.gz" for split, _, _, case in cases if split == "Ts"],
+    }
+    with atomic_path(index_file) as temporary:
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return root

@@ -1,0 +1,349 @@
+"""The volumes that a report shows, as they lie in space."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import logging
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from unoise_monai.checks import check_choice
+from unoise_monai.data.reading import load_volume
+from unoise_monai.handlers.savers import GRID_LIMIT, QUANTITIES, to_numpy
+from unoise_monai.render.canvas import check_affine, find_window
+from unoise_monai.report.cases import SiteCase
+from unoise_monai.runs.comparison import WHITE, shares
+
+logger = logging.getLogger(__name__)
+
+Scan = Path | Callable[[Path], Path]
+"""A volume of any format that MONAI reads, or a folder with one DICOM series; or what makes one of these in the folder
+that it is given, and returns it."""
+UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
+"""What readers raise of a file that is missing, truncated, damaged or of another kind."""
+
+
+def read_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels ``(X, Y, Z)`` and affine, voxel indices to RAS mm, of a NIfTI file.
+
+    Raises:
+        ValueError: when it is not 3-D, is empty, or holds values that are no real, finite numbers.
+        Exception: one of ``UNREADABLE``, when it cannot be read.
+    """
+    image = nib.load(path)
+    return _checked(np.asarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
+
+
+def read_scan(scan: Scan) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The same of a scan; one that has to be made is there while it is read, and no longer.
+
+    Raises:
+        ValueError: when it is not 3-D, is empty, or holds values that are no real, finite numbers.
+        Exception: one of ``UNREADABLE``, when it cannot be read or made.
+    """
+    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
+        path = scan(Path(folder)) if callable(scan) else scan
+        # Not MONAI's plain reader: the run has read its grid by this one.
+        voxels, affine = to_numpy(load_volume(path)[None])
+        return _checked(voxels), affine
+
+
+def _checked(voxels: NDArray[Any]) -> NDArray[Any]:
+    if voxels.dtype.kind not in "iuf":
+        raise ValueError(f"volume must hold one real number a voxel, got {voxels.dtype}")
+    if voxels.ndim != 3 or voxels.size == 0:
+        raise ValueError(f"volume must be 3-D and not empty, got shape {voxels.shape}")
+    if not np.isfinite(voxels).all():
+        raise ValueError("volume must hold finite values only")
+    return voxels
+
+
+MOST_VOXELS = 8_000_000
+"""Of one layer of the viewer."""
+STEPS = 1023
+"""Into how many steps intensities that are no whole numbers are cut."""
+
+
+def block_factors(shape: tuple[int, ...], affine: NDArray[np.float64], most: int = MOST_VOXELS) -> tuple[int, int, int]:
+    """How many voxels along each axis become one, so that at most ``most`` are left.
+
+    The axis with the smallest voxels is thinned first, so that they become more alike.
+
+    Args:
+        shape: ``(X, Y, Z)``.
+        affine: ``(4, 4)``, voxel indices to mm.
+        most: voxels, at least 1.
+
+    Raises:
+        ValueError: when ``most`` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"most must be at least 1, got {most}")
+    factors, sizes = [1, 1, 1], voxel_sizes(affine)
+
+    def left() -> list[int]:
+        return [-(-size // factor) for size, factor in zip(shape, factors, strict=True)]
+
+    while np.prod(left(), dtype=np.int64) > most:
+        thinnable = [axis for axis, size in enumerate(left()) if size > 1]
+        factors[min(thinnable, key=lambda axis: sizes[axis] * factors[axis])] += 1
+    return factors[0], factors[1], factors[2]
+
+
+def shrink(volume: NDArray[Any], factors: tuple[int, int, int], how: str = "mean") -> NDArray[Any]:
+    """One voxel for each block of voxels; of blocks that the border cuts, the voxels that are there.
+
+    Args:
+        volume: ``(X, Y, Z)``.
+        factors: the block's voxels along each axis.
+        how: ``mean``, as float32; or ``max``, for class indices: a vessel of one voxel stays.
+
+    Raises:
+        ValueError: when ``how`` is neither.
+    """
+    check_choice("how", how, ("mean", "max"))
+    combine = np.add if how == "mean" else np.maximum
+    for axis, factor in enumerate(factors):
+        whole = np.moveaxis(volume, axis, 0)
+        # The first voxel of every block, then the second, ...: the last block can have fewer.
+        blocks = whole[::factor].astype(np.float32 if how == "mean" else volume.dtype)
+        counts = np.ones((len(blocks), 1, 1), dtype=np.float32)
+        for step in range(1, factor):
+            further = whole[step::factor]
+            combine(blocks[: len(further)], further, out=blocks[: len(further)])
+            counts[: len(further)] += 1
+        volume = np.moveaxis(blocks / counts if how == "mean" and factor > 1 else blocks, 0, axis)
+    return volume
+
+
+def shrink_affine(affine: NDArray[np.float64], factors: tuple[int, int, int]) -> NDArray[np.float64]:
+    """The affine of a volume after ``shrink``: a block's centre is the centre of its voxels."""
+    blocks = np.diag([*map(float, factors), 1.0])
+    blocks[:3, 3] = (np.asarray(factors) - 1) / 2
+    return np.asarray(affine @ blocks, dtype=np.float64)
+
+
+def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = False) -> str:
+    """A volume as base64 of compressed NIfTI, whose header holds the grid and nothing else.
+
+    Whole numbers are stored as they are, others as uint8 (0 to 1) or in 1024 steps from their lowest to their highest.
+
+    Args:
+        volume: ``(X, Y, Z)``, finite.
+        affine: ``(4, 4)``, voxel indices to RAS mm.
+        classes: whether the values are class indices; the viewer outlines those.
+
+    Raises:
+        ValueError: when ``volume`` is not 3-D, is empty, or holds values that are not finite.
+    """
+    if volume.ndim != 3 or volume.size == 0:
+        raise ValueError(f"volume must be 3-D and not empty, got shape {volume.shape}")
+    low, high = float(volume.min()), float(volume.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"volume must hold finite values only, got {low} to {high}")
+    kind, slope, start = _steps(volume, low, high)
+    stored = np.round((volume.astype(np.float32) - start) / slope).astype(kind)
+    image = nib.Nifti1Image(stored, affine)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header.set_slope_inter(slope, start)
+    image.header.set_intent("label" if classes else "none")
+    return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode("ascii")
+
+
+def _steps(volume: NDArray[Any], low: float, high: float) -> tuple[type[np.integer[Any]], float, float]:
+    """How a volume is stored: the type of its whole numbers, what one step is worth, and what 0 is worth."""
+    for kind in (np.uint8, np.int16):
+        fits = np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
+        if fits and (volume.dtype.kind != "f" or bool((volume == np.round(volume)).all())):
+            return kind, 1.0, 0.0
+    if low >= 0 and high <= 1:
+        return np.uint8, 1 / 255, 0.0
+    return np.int16, max((high - low) / STEPS, float(np.finfo(np.float32).tiny)), low
+
+
+HIGHEST_LABEL = 255
+NO_SCAN = "The scan was not at hand when this report was written: the maps are shown without it."
+KINDS = ("scan", "ground", "map", "seg")
+"""From the lowest layer to the top; ``ground`` is black, and there where no scan is."""
+UNIT = ("importance", "tolerance")
+"""Quantities that are 0 to 1 as they are."""
+FALLING = ("tolerance", "sigma")
+"""Quantities that are low where importance is high."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One volume of the viewer, as few voxels as it shows."""
+
+    key: str
+    """``scan``, ``ground``, ``seg``, or the name of a map."""
+    kind: str
+    """One of ``KINDS``."""
+    title: str
+    voxels: NDArray[Any]
+    """Maps 0 to 1, the segmentation's class indices, the scan's intensities."""
+    affine: NDArray[np.float64]
+    low: float
+    """What is shown as black in a scan; 0 else."""
+    high: float
+    """What is shown as white in a scan, the highest class index, or 1."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a case's viewer shows."""
+
+    layers: list[Layer]
+    """In the order of ``KINDS``."""
+    notes: list[str]
+    """What is not as one would expect, in sentences."""
+    factors: tuple[int, int, int]
+    """Voxels of the files that one voxel of the layers stands for, along the patient's axes."""
+
+    def maps(self) -> list[Layer]:
+        return [layer for layer in self.layers if layer.kind == "map"]
+
+    def segmentation(self) -> Layer | None:
+        return next((layer for layer in self.layers if layer.kind == "seg"), None)
+
+    def importance(self) -> NDArray[Any] | None:
+        """Importance, 0 to 1; None where the first map is a method's, or a quantity that does not tell it."""
+        first = next(iter(self.maps()), None)
+        if first is None or first.key not in UNIT:
+            return None
+        return 1 - first.voxels if first.key in FALLING else first.voxels
+
+    def start(self) -> list[float]:
+        """Where a look at the case begins, 0 to 1 along each axis: in the middle of the segmentation, or of what is
+        most important, or of the volume."""
+        segmentation, maps = self.segmentation(), self.maps()
+        if segmentation is not None and segmentation.voxels.any():
+            inside = np.argwhere(segmentation.voxels)
+        elif maps:
+            values = -maps[0].voxels if maps[0].key in FALLING else maps[0].voxels
+            inside = np.argwhere(values == values.max())
+        else:
+            return [0.5, 0.5, 0.5]
+        # The voxel inside that is nearest to the middle: the middle itself can lie in a hole.
+        found = inside[((inside - inside.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+        return [round((int(i) + 0.5) / size, 4) for i, size in zip(found, self.layers[0].voxels.shape, strict=True)]
+
+
+def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> Layers:
+    """Read a case's volumes and thin them alike.
+
+    A file that cannot be read, or lies on another grid than the first, is left out, and a note says so.
+
+    Args:
+        case: with its maps and its segmentation.
+        scan: shown beneath the maps, and not read where there are none; None for no scan.
+        most: voxels of a layer.
+    """
+    files = [(key, "map", partial(read_map, path)) for key, path in case.maps.items()]
+    if case.segmentation is not None:
+        files.append(("seg", "seg", partial(read_map, case.segmentation)))
+    if scan is not None:
+        # Last: the maps lie on one grid by construction, and the scan is measured by them.
+        files.append(("scan", "scan", partial(read_scan, scan)))
+    found: list[Layer] = []
+    notes: list[str] = []
+    grid: _Grid | None = None
+    for key, kind, read in files:
+        if kind == "scan" and not found:
+            break
+        title = _title(key, kind)
+        try:
+            voxels, affine = read()
+            grid = grid or _Grid.of(voxels.shape, affine, most)
+            if grid.fits(voxels.shape, affine):
+                found.append(_layer(key, kind, title, voxels, grid))
+            else:
+                notes.append(f"The {title} lies on another grid than the maps and is not shown.")
+        except UNREADABLE as error:
+            # The reader's own words can hold a path, or what a header says of the patient.
+            logger.warning("%s: the %s could not be read (%s)", case.name, key, type(error).__name__)
+            notes.append(f"The {title} could not be read and is not shown.")
+    if scan is None and found:
+        notes.append(NO_SCAN)
+    if found and not any(layer.kind == "scan" for layer in found):
+        # The viewer cuts off by threshold only what lies over something.
+        nothing = np.zeros_like(found[0].voxels, dtype=np.uint8)
+        found.append(Layer("ground", "ground", "", nothing, found[0].affine, 0.0, 1.0))
+    found.sort(key=lambda layer: KINDS.index(layer.kind))
+    return Layers(found, notes, grid.factors if grid else (1, 1, 1))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The grid of a case's files, and how it is turned and thinned for the viewer."""
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    orientation: NDArray[Any]
+    factors: tuple[int, int, int]
+    shown: NDArray[np.float64]
+    """The affine of the layers."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], affine: NDArray[np.float64], most: int) -> _Grid:
+        orientation = nib.io_orientation(check_affine(affine))
+        turned = affine @ nib.orientations.inv_ornt_aff(orientation, shape)
+        size = tuple(shape[int(axis)] for axis in np.argsort(orientation[:, 0]))
+        factors = block_factors(size, turned, most)
+        return cls(shape, affine, orientation, factors, shrink_affine(turned, factors))
+
+    def fits(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> bool:
+        return shape == self.shape and np.allclose(affine, self.affine, rtol=0, atol=GRID_LIMIT)
+
+    def thin(self, voxels: NDArray[Any], how: str = "mean") -> NDArray[Any]:
+        return shrink(nib.apply_orientation(voxels, self.orientation), self.factors, how)
+
+
+def _title(key: str, kind: str) -> str:
+    if kind != "map":
+        return {"scan": "scan", "seg": "segmentation"}[kind]
+    if key in UNIT:
+        return QUANTITIES[key].split(",")[0]
+    return f"{key.replace('_', ' ')}, share of its {WHITE:g}th percentile"
+
+
+def _layer(key: str, kind: str, title: str, voxels: NDArray[Any], grid: _Grid) -> Layer:
+    if kind == "seg":
+        labels = np.round(voxels).astype(np.int64)
+        if labels.min() < 0 or labels.max() > HIGHEST_LABEL:
+            raise ValueError(f"class indices must lie in 0 to {HIGHEST_LABEL}, got {labels.min()} to {labels.max()}")
+        return Layer(key, kind, title, grid.thin(labels.astype(np.uint8), "max"), grid.shown, 0.0, float(labels.max()))
+    if kind == "map":
+        values = np.clip(voxels, 0, 1) if key in UNIT else shares(voxels)
+        return Layer(key, kind, title, grid.thin(values), grid.shown, 0.0, 1.0)
+    # Whole intensities, such as Hounsfield units, stay whole: they take less room.
+    whole = bool((voxels == np.round(voxels)).all())
+    thinned = grid.thin(voxels)
+    return Layer(key, kind, title, np.round(thinned) if whole else thinned, grid.shown, *find_window(thinned))

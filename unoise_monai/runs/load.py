@@ -1,0 +1,114 @@
+"""Reads all that a case needs; runs in a process of its own, so that no file can end or hang a run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.utils import TraceKeys
+from numpy.typing import NDArray
+
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.headers import check_header
+from unoise_monai.data.reading import CaseCompose, CaseError, LoadCased, load_volume
+from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.transforms import preprocessing
+from unoise_monai.handlers.savers import GRID_LIMIT
+from unoise_monai.runs.records import ORGAN_NAMES, fingerprint, inputs_of
+
+LARGEST_ORGAN = 2**15
+
+
+@dataclass
+class Loaded:
+    """One case, read; the preprocessed image and the volumes on the grid of its file."""
+
+    case: CohortCase
+    item: dict[str, Any]
+    """As `preprocessing` makes it."""
+    scan: MetaTensor
+    """``(1, X, Y, Z)``, the intensities of the file."""
+    label: NDArray[np.int64] | None
+    """Class indices, ``(X, Y, Z)``."""
+    organs: NDArray[np.int64] | None
+    """Organ labels, ``(X, Y, Z)``."""
+    organ_names: dict[int, str] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    """Size and SHA-256 of what was read."""
+    seconds: float = 0.0
+
+
+def load(case: CohortCase, task: SegmentationTask) -> Loaded:
+    """Read and normalise a case.
+
+    Raises:
+        CaseError: when the search has found a problem, a file has vanished since, a volume is bad, see
+            `check_header` and `LoadCased`, or the organ map is not on its grid.
+    """
+    start = time.perf_counter()
+    if case.problem:
+        raise CaseError(case.problem)
+    for kind, paths in (("image", case.files), ("label", (case.label,)), ("organ", (case.organs,))):
+        for path in filter(None, paths):
+            if not path.exists():
+                raise CaseError(
+                    f"case {case.name}: {kind} file {path} must be there until it is read, and has vanished"
+                )
+            if not case.series or path not in case.files:
+                check_header(path, task.spacing_mm)
+    source = fingerprint(inputs_of(case))
+    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
+        files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
+        if case.series:
+            check_header(files["image"], task.spacing_mm)
+        volumes = LoadCased(list(files), labels=len(task.labels))(
+            {"case": case.name, **{key: str(path) for key, path in files.items()}}
+        )
+    scan: MetaTensor = volumes["image"]
+    label = _whole_numbers(volumes["label"]) if "label" in volumes else None
+    if label is not None and task.merge_labels:
+        label = (label > 0).astype(np.int64)
+    organs, names = (None, {}) if case.organs is None else _organs(case, case.organs, scan)
+    chain = CaseCompose(preprocessing(task, with_label=False).transforms[1:])
+    item = chain({"case": case.name, "image": scan.clone()})
+    for step in item["image"].applied_operations:
+        # Another process undoes them, with a chain of its own: MONAI knows steps by where they lie in memory.
+        step[TraceKeys.ID] = TraceKeys.NONE
+    return Loaded(case, item, scan, label, organs, names, source, time.perf_counter() - start)
+
+
+def _organs(case: CohortCase, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:
+    volume = load_volume(path)[None]
+    rule = f"case {case.name}: organ map must lie on the image's grid"
+    if volume.shape != scan.shape:
+        raise CaseError(f"{rule}, got shape {tuple(volume.shape[1:])} for an image of {tuple(scan.shape[1:])}")
+    apart = float((volume.affine - scan.affine).abs().max())
+    if apart > GRID_LIMIT:
+        raise CaseError(f"{rule}, got an affine that differs by {apart:.3g}")
+    labels = _whole_numbers(volume)
+    if not 0 <= labels.min() <= labels.max() <= LARGEST_ORGAN:
+        raise CaseError(
+            f"case {case.name}: organ map must hold labels 0 to {LARGEST_ORGAN}, got {labels.min()} to {labels.max()}"
+        )
+    names = {int(label): f"label {label}" for label in np.unique(labels) if label}
+    table = path.parent / ORGAN_NAMES
+    if table.is_file():
+        try:
+            names |= {int(label): str(name) for label, name in json.loads(table.read_text()).items()}
+        except (ValueError, AttributeError) as error:
+            raise CaseError(f"case {case.name}: {ORGAN_NAMES} must map labels to names: {error}") from error
+    return labels, names
+
+
+def _whole_numbers(volume: MetaTensor) -> NDArray[np.int64]:
+    values = volume.as_tensor()[0].numpy()
+    if not np.isfinite(values).all() or not np.array_equal(values, np.rint(values)):
+        raise CaseError("label maps must hold whole numbers")
+    return np.asarray(values.astype(np.int64))

@@ -1,0 +1,222 @@
+"""What an output holds: one run at a time, and a record of every case, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.data.cases import STATE, CohortCase
+from unoise_monai.data.headers import read_header
+from unoise_monai.data.reading import CaseError
+
+logger = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""How long to wait for a lock that is held for moments only."""
+
+
+class OutputInUse(RuntimeError):
+    """Another run writes to the same output."""
+
+
+@contextmanager
+def claimed(output: Path, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Hold an output, or part K of N of it, for this run alone; the system lets go when the process ends, however.
+
+    Parts of one N run side by side; a run of the whole, or of other parts, does not run beside them.
+
+    Raises:
+        OutputInUse: when another run holds it; it names that run's machine and process.
+    """
+    state = output / STATE
+    state.mkdir(parents=True, exist_ok=True)
+    mine = "whole" if part is None else f"part-{part[0]}-of-{part[1]}"
+    family = "whole" if part is None else f"-of-{part[1]}"
+    with ExitStack() as stack:
+        # Whoever is second sees the first one's lock.
+        with claiming(output):
+            for lock in sorted(state.glob("*.run")):
+                if lock.stem == mine or not lock.stem.endswith(family):
+                    with _taken(lock, output):
+                        pass
+            stack.enter_context(_taken(state / f"{mine}.run", output))
+            owner = state / f"{mine}.owner"
+            owner.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}))
+            stack.callback(owner.unlink, missing_ok=True)
+        yield
+
+
+@contextmanager
+def claiming(output: Path) -> Iterator[None]:
+    """Hold, for moments, what decides whose an output is and of which settings."""
+    with FileLock(output / STATE / "claim.lock", timeout=SECONDS):
+        yield
+
+
+@contextmanager
+def tables_locked(output: Path) -> Iterator[None]:
+    """Hold the tables of an output for moments: whoever comes last has seen every record."""
+    with FileLock(output / STATE / "tables.lock", timeout=SECONDS):
+        yield
+
+
+@contextmanager
+def _taken(lock: Path, output: Path) -> Iterator[None]:
+    try:
+        held = FileLock(lock, timeout=0)
+        held.acquire()
+    except Timeout as error:
+        owner = lock.with_suffix(".owner")
+        who = json.loads(owner.read_text()) if owner.is_file() else {}
+        raise OutputInUse(
+            f"{output} must be written by one run at a time, and process {who.get('process', 'unknown')} on "
+            f"{who.get('machine', 'an unknown machine')} is at it ({lock.stem})"
+        ) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+CHUNK = 1 << 20
+ORGAN_NAMES = "organs.json"
+"""Beside organ maps, names their labels: ``{"1": "liver", ...}``."""
+DETACHED = (".hdr", ".nhdr", ".mhd")
+
+
+class State(Enum):
+    """What an output holds of a case."""
+
+    MISSING = "missing"
+    """Nothing, or not all, or made with other settings."""
+    DONE = "done"
+    OTHER = "other"
+    """Results of another input: of another patient whose file has the same name, or of a file that has changed."""
+
+
+class Records:
+    """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
+
+    A record is a dictionary with ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a
+    digest), ``files`` (names that are being written, or size and SHA-256 of each that is) and, of a case that is done,
+    ``source`` (size and SHA-256 of what was read) and ``figures``.
+
+    Args:
+        output: the folder of the whole output.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output / STATE / "records"
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record of a case, None where there is none, or none that can be read."""
+        try:
+            return dict(json.loads((self.folder / f"{name}.json").read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            logger.warning("%s: its record is damaged, and counts as none", name)
+            return None
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every record, by case name."""
+        # A name may hold characters that glob takes for patterns, and the folder temporary files that begin with a dot.
+        names = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        found = [self.read(name.removesuffix(".json")) for name in names if not name.startswith(".")]
+        return [record for record in found if record is not None]
+
+    def begin(self, name: str, digest: str, files: Iterable[str]) -> None:
+        """Forget what there is of a case, and say which files are going to be written, so that none stays behind."""
+        self.forget(name)
+        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys(files)})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Keep a record; that of a case that is done comes after its files."""
+        with atomic_path(self.folder / f"{record['case']}.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def forget(self, name: str) -> None:
+        """Remove the files that a case's record names, then the record, and the case's folder where nothing is left."""
+        record = self.read(name)
+        for file in (record or {}).get("files", {}):
+            (self.output / name / file).unlink(missing_ok=True)
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        folder = self.output / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def state(self, case: CohortCase, digest: str) -> State:
+        """Whether a case's files are all there, as they were written, with the same settings, from the same input.
+
+        An input that is gone, or cannot be read, says nothing against results that are there.
+        """
+        record = self.read(case.name)
+        if record is None or record["status"] != "done" or record["settings"] != digest:
+            return State.MISSING
+        files = {self.output / case.name / name: known for name, known in record["files"].items()}
+        if not all(path.is_file() and fingerprint([path]) == known for path, known in files.items()):
+            return State.MISSING
+        try:
+            now = fingerprint(inputs_of(case)) if case.files else record["source"]
+        except OSError:
+            return State.DONE
+        return State.DONE if now == record["source"] else State.OTHER
+
+    def sweep(self, names: Iterable[str], whole: bool) -> None:
+        """Remove the temporary files that a killed run has left in the folders of these cases.
+
+        Args:
+            names: of the cases.
+            whole: in those of the tables and the records, too, in which no other run may be writing then.
+        """
+        shared = (self.output, self.folder) if whole else ()
+        for folder in (*shared, *(self.output / name for name in names)):
+            if folder.is_dir():
+                for path in folder.iterdir():
+                    if path.is_file() and _is_temporary(path.name):
+                        path.unlink(missing_ok=True)
+
+
+def inputs_of(case: CohortCase) -> list[Path]:
+    """All the files that a case is read from, with the voxels that lie beside their headers."""
+    files = [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
+    if case.organs is not None and (names := case.organs.parent / ORGAN_NAMES).is_file():
+        files.append(names)
+    return files if case.series else list(dict.fromkeys(each for path in files for each in (path, _voxels(path))))
+
+
+def fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of the contents of files, one after the other."""
+    digest, size = hashlib.sha256(), 0
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _voxels(path: Path) -> Path:
+    """The file that a header says holds the voxels; of one that is not to be read, itself."""
+    try:
+        return read_header(path).data if path.suffix.lower() in DETACHED else path
+    except (CaseError, OSError):
+        return path
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether a file is one of `atomic_path`: a dot, 32 hexadecimal digits, suffixes."""
+    stem = name[1:33]
+    return name.startswith(".") and len(stem) == 32 and all(letter in "0123456789abcdef" for letter in stem)
