@@ -23,7 +23,7 @@ import nibabel as nib
 from scipy.stats import spearmanr
 from visibility import ROOT, machine
 
-from unoise_monai.cli.codes import Exit
+from unoise_monai.cli import Exit
 
 DATA = ROOT.parent / "shared" / "data"
 OUT = ROOT / "runs" / "reliability"

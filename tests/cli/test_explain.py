@@ -1,7 +1,8 @@
-"""``unoise explain`` from its arguments to its files."""
+"""``unoise explain``: its options, and from them to its files."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -12,13 +13,47 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.cli.codes import Exit
-from unoise_monai.cli.main import main
+from unoise_monai.cli import Exit, explain
+from unoise_monai.cli.main import main, parser
+from unoise_monai.handlers.savers import QUANTITIES
+from unoise_monai.inference.precision import PRECISIONS
 from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs.settings import METHODS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = "pancreas_ct_unoise"
 QUICK = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
+
+
+def options(*more: str) -> argparse.Namespace:
+    return parser().parse_args(["explain", "bundle", "in", "out", *more])
+
+
+def test_the_defaults() -> None:
+    chosen = options()
+    assert (chosen.quantity, chosen.methods, chosen.images, chosen.fast) == ("importance", "", True, False)
+    assert (chosen.device, chosen.precision, chosen.workers, chosen.engine) == ("auto", "auto", 1, "local")
+    assert (chosen.part, chosen.overwrite, chosen.anonymise, chosen.trust_bundle) == (None, False, False, False)
+
+
+def test_a_part() -> None:
+    assert options("--part", "2/8").part == (2, 8)
+
+
+@pytest.mark.parametrize("text", ["2", "2/", "a/b", "1/2/3"])
+def test_what_is_no_part(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options("--part", text)
+    assert f"must be K/N, such as 2/8, got {text!r}" in capsys.readouterr().err
+
+
+def test_no_images() -> None:
+    assert options("--no-images").images is False
+
+
+def test_choices_are_those_of_the_package() -> None:
+    assert (tuple(QUANTITIES), PRECISIONS) == (explain.QUANTITIES, explain.PRECISIONS)
+    assert explain.METHODS.split(", ") == list(METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -57,9 +92,9 @@ def test_a_cohort_with_everything(folder: Path, tmp_path: Path, capsys: pytest.C
     shares = [float(value) for name, value in first.items() if name.startswith("organ_") and value]
     assert sum(shares) == pytest.approx(1, abs=1e-4)
     assert {row["case"] for row in rows(output / "organs.csv")} == {"phantom_001", "phantom_002"}
-    told = json.loads((output / "run.json").read_text())
-    assert str(folder) not in json.dumps(told)
-    assert told["settings"]["methods"] == ["saliency"]
+    about = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert str(folder) not in json.dumps(about)
+    assert about["settings"]["methods"] == ["saliency"]
 
 
 def test_other_options_need_overwrite(folder: Path, tmp_path: Path) -> None:
@@ -78,12 +113,16 @@ def test_some_that_failed_have_their_exit_status(folder: Path, tmp_path: Path) -
     assert main(["explain", BUNDLE, str(mixed), str(output), *QUICK, "--no-images"]) == Exit.SOME_FAILED
     (failed,) = rows(output / "failures.csv")
     assert (failed["case"], failed["file"], failed["stage"]) == ("bad", "bad.nii.gz", "load")
-    assert str(tmp_path) not in (output / "failures.csv").read_text()
+    assert str(tmp_path) not in (output / "failures.csv").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_lists_and_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", BUNDLE, str(folder), str(tmp_path / "out"), "--dry-run", "--part", "2/2"]) == Exit.DONE
-    assert capsys.readouterr().out == f"phantom_002\t{folder / 'imagesTr' / 'phantom_002.nii.gz'}\n"
+    scan = folder / "imagesTr" / "phantom_002.nii.gz"
+    assert capsys.readouterr().out == f"phantom_002\t{scan}\n"
+    assert main(["explain", BUNDLE, str(scan), str(tmp_path / "out"), "--dry-run", "--json"]) == Exit.DONE
+    row = {"case": "phantom_002", "files": [str(scan)], "problem": "", "label": None, "organs": None}
+    assert json.loads(capsys.readouterr().out) == [row]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,9 +130,9 @@ def test_a_dry_run_tells_problems(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.nii.gz").symlink_to("/nowhere")
     assert main(["explain", BUNDLE, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"]) == Exit.DONE
-    name, told = capsys.readouterr().out.strip().split("\t")
+    name, problem = capsys.readouterr().out.strip().split("\t")
     assert name == "a"
-    assert "link" in told
+    assert "link" in problem
 
 
 def test_anonymous_cases_tell_no_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from killing import command, tree
 
-from unoise_monai.cli.codes import Exit
+from unoise_monai.cli import Exit
 from unoise_monai.phantoms import write_phantom_cohort
 
 

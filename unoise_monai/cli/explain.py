@@ -1,4 +1,4 @@
-"""``unoise explain``: every volume of an input, explained."""
+"""``unoise explain``: every volume of an input, explained. Options after the habits of TotalSegmentator and nnU-Net."""
 
 from __future__ import annotations
 
@@ -8,58 +8,137 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from unoise_monai.cli import Exit
 
-from unoise_monai.bundle import LoadedBundle, find_bundle, load_bundle
-from unoise_monai.cli.codes import Exit
-from unoise_monai.cli.explain_options import add_explain
-from unoise_monai.data.cases import CohortCase, read_key
-from unoise_monai.data.finding import find_cohort
-from unoise_monai.inference.precision import resolve_precision
-from unoise_monai.runs.ray_engine import RayEngine, Work
-from unoise_monai.runs.run import Summary, explain_cohort, part_of
-from unoise_monai.runs.settings import OtherSettings, Settings, find_device, software
+if TYPE_CHECKING:
+    import torch
+
+    from unoise_monai.bundle import LoadedBundle
+    from unoise_monai.data.cases import CohortCase
+    from unoise_monai.runs.ray_engine import RayEngine
+    from unoise_monai.runs.run import Summary
+    from unoise_monai.runs.settings import Settings
+
+# As the package names them, whose import takes seconds; a test compares the two.
+QUANTITIES = ("importance", "tolerance", "sigma", "logit", "percentile")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+METHODS = (
+    "saliency, input_x_gradient, guided_backprop, deconvolution, integrated_gradients, gradient_shap, deep_lift, "
+    "deep_lift_shap, smooth_grad, smooth_grad_squared, var_grad, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, "
+    "guided_grad_cam, layer_activation, layer_conductance, internal_influence, layer_grad_cam, layer_deep_lift, "
+    "layer_integrated_gradients, layer_guided_backprop, layer_guided_activation, occlusion, feature_ablation, rise, "
+    "lime, kernel_shap, iterative_roi, unoise, random, intensity, edges"
+)
+
+EPILOG = """\
+examples:
+  unoise explain hippocampus_mr_unoise scan.nii.gz out
+  unoise explain hippocampus_mr_unoise data/Task04_Hippocampus out      a Decathlon folder, with Dice
+  unoise explain pancreas_ct_unoise 'scans/*/ct.nii.gz' out --organs organs --methods saliency,deep_lift
+  unoise explain pancreas_ct_unoise pacs_export out --anonymise --fast  DICOM, split by series
+  unoise explain pancreas_ct_unoise cohort.csv out --part $SLURM_ARRAY_TASK_ID/8
+
+The output holds OUTPUT/<case>/<case>_importance.nii.gz, _seg.nii.gz, _mip.png and _montage.png, and cohort.csv,
+failures.csv and run.json. Started again, it goes on with what is missing. Why a bundle has to be trusted: its
+configuration can run any code as you; those of this project are, others need --trust-bundle or a line in
+~/.config/unoise/trusted_bundles."""
 
 
-def add(commands: Any) -> None:
-    """The command and what it does."""
-    add_explain(commands).set_defaults(run=run)
+def add_explain(subparsers: Any) -> None:
+    """The options of ``unoise explain``."""
+    command: argparse.ArgumentParser = subparsers.add_parser(
+        "explain",
+        help="explain the segmentation of a scan or a cohort",
+        description="Write importance and segmentation of every volume, with pictures and tables.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle's name or folder (`unoise doctor` lists them)")
+    command.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a file, a folder, a glob in quotes, a Decathlon folder, a CSV with columns case and image (label, "
+        "organs), or DICOM series",
+    )
+    command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
+    what = command.add_argument_group("what is written")
+    what.add_argument("--quantity", default="importance", choices=QUANTITIES, help="of the map (%(default)s)")
+    what.add_argument("--methods", default="", metavar="A,B", help=f"attribution maps beside it: {METHODS}")
+    what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
+    what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")
+    what.add_argument("--organs", type=Path, metavar="PATH", help="organ maps likewise; organs.json beside names them")
+    what.add_argument("--anonymise", action="store_true", help="name cases by a keyed hash, and no files in tables")
+    what.add_argument("--key", type=Path, metavar="FILE", help="the key of --anonymise (OUTPUT.key, made when missing)")
+    how = command.add_argument_group("how it runs")
+    how.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto takes a GPU where there is one")
+    how.add_argument("--fast", action="store_true", help="on a grid 1.25 times as coarse: quicker, less exact")
+    how.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format (%(default)s)")
+    how.add_argument("--memory-gb", type=float, metavar="GB", help="for a pass (80%% of the free GPU, half the RAM)")
+    how.add_argument("--workers", type=int, default=1, metavar="N", help="processes to read ahead, or 0 (%(default)s)")
+    how.add_argument("--timeout", type=float, default=900.0, metavar="S", help="for reading one case (%(default)s)")
+    how.add_argument("--part", type=_part, metavar="K/N", help="do part K of N; parts may share an output")
+    how.add_argument("--engine", default="local", choices=("local", "ray"), help="where cases run (%(default)s)")
+    how.add_argument("--address", metavar="A", help="of the Ray cluster; auto finds a running one")
+    how.add_argument("--gpus", type=float, metavar="G", help="GPUs that a Ray worker takes, or a share of one (1 or 0)")
+    how.add_argument("--overwrite", action="store_true", help="do all again, also over results of other settings")
+    how.add_argument("--dry-run", action="store_true", help="list the cases and their files, do nothing")
+    how.add_argument("--weights", type=Path, metavar="FILE", help="instead of the bundle's: .pt or .safetensors")
+    how.add_argument("--trust-bundle", action="store_true", help="run a bundle's configuration that is not known")
+    how.add_argument("--quiet", action="store_true", help="tell failures only")
+    how.add_argument("--json", action="store_true", help="tell the result as JSON on standard output")
+    command.set_defaults(run=run_explain)
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """Explain; see `Exit`."""
-    if chosen.workers < 0:
-        raise ValueError(f"--workers must be at least 0, got {chosen.workers}")
-    if Path(chosen.input).resolve() == chosen.output.resolve():
-        raise ValueError(f"OUTPUT must be another folder than INPUT, got {chosen.output} for both")
-    key = read_key(chosen.key or chosen.output.with_name(f"{chosen.output.name}.key")) if chosen.anonymise else None
-    if chosen.part is not None:
-        part_of([], chosen.part)
-    cases = find_cohort(chosen.input, chosen.labels, chosen.organs, key)
-    if chosen.dry_run:
-        return _list(part_of(cases, chosen.part), chosen.json)
+def _part(text: str) -> tuple[int, int]:
+    try:
+        k, n = map(int, text.split("/"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be K/N, such as 2/8, got {text!r}") from error
+    return k, n
+
+
+def run_explain(args: argparse.Namespace) -> int:
+    """Explain every volume of the input; see `Exit`."""
+    if args.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {args.workers}")
+    if Path(args.input).resolve() == args.output.resolve():
+        raise ValueError(f"OUTPUT must be another folder than INPUT, got {args.output} for both")
+
+    from unoise_monai.bundle import find_bundle, load_bundle
+    from unoise_monai.data.cases import read_key
+    from unoise_monai.data.finding import find_cohort
+    from unoise_monai.runs.run import explain_cohort, part_of
+    from unoise_monai.runs.settings import OtherSettings, find_device
+
+    key = read_key(args.key or args.output.with_name(f"{args.output.name}.key")) if args.anonymise else None
+    if args.part is not None:
+        part_of([], args.part)
+    cases = find_cohort(args.input, args.labels, args.organs, key)
+    if args.dry_run:
+        _list(part_of(cases, args.part), args.json)
+        return Exit.DONE
     # Workers of a cluster find their own device; here the bundle is asked for its settings only.
-    device = find_device(chosen.device if chosen.engine == "local" else "cpu")
-    place = find_bundle(chosen.bundle)
-    bundle = load_bundle(place, device, chosen.weights, chosen.trust_bundle)
-    settings = settings_of(chosen, bundle, device)
-    engine = None if chosen.engine == "local" else ray_engine(chosen, place, settings)
+    device = find_device(args.device if args.engine == "local" else "cpu")
+    place = find_bundle(args.bundle)
+    bundle = load_bundle(place, device, args.weights, args.trust_bundle)
+    settings = settings_of(args, bundle, device)
+    engine = None if args.engine == "local" else ray_engine(args, place, settings)
     try:
         summary = explain_cohort(
             cases,
             bundle,
             settings,
-            chosen.output,
+            args.output,
             device,
-            command=command_line(chosen),
-            part=chosen.part,
-            overwrite=chosen.overwrite,
-            workers=chosen.workers,
-            timeout=chosen.timeout,
-            memory_gb=chosen.memory_gb,
-            quiet=chosen.quiet,
+            command=command_line(args),
+            part=args.part,
+            overwrite=args.overwrite,
+            workers=args.workers,
+            timeout=args.timeout,
+            memory_gb=args.memory_gb,
+            quiet=args.quiet,
             engine=engine,
         )
     except OtherSettings:
@@ -67,83 +146,78 @@ def run(chosen: argparse.Namespace) -> int:
     except ValueError as error:
         # All that was asked for has been checked: what is wrong now is wrong here.
         raise RuntimeError(f"unexpected: {error}") from error
-    _tell(summary, chosen)
+    _summarise(summary, args)
     return Exit.SOME_FAILED if summary.failed else Exit.DONE
 
 
-def settings_of(chosen: argparse.Namespace, bundle: LoadedBundle, device: torch.device) -> Settings:
-    """What the files hang on.
+def settings_of(args: argparse.Namespace, bundle: LoadedBundle, device: torch.device) -> Settings:
+    """The settings that the cohort's files depend on.
 
     Raises:
         ValueError: when an option is unknown.
     """
+    from unoise_monai.inference.precision import resolve_precision
+    from unoise_monai.runs.settings import Settings, software
+
     return Settings(
         bundle=bundle.name,
         bundle_version=bundle.version,
         weights_sha256=bundle.weights_sha256,
         config_sha256=bundle.config_sha256,
         software=software(),
-        number_format=str(resolve_precision(device, chosen.precision)) if chosen.engine == "local" else "auto",
-        quantity=chosen.quantity,
-        methods=tuple(filter(None, chosen.methods.split(","))),
-        images=chosen.images,
-        fast=chosen.fast,
-        precision=chosen.precision,
-        anonymised=chosen.anonymise,
+        number_format=str(resolve_precision(device, args.precision)) if args.engine == "local" else "auto",
+        quantity=args.quantity,
+        methods=tuple(filter(None, args.methods.split(","))),
+        images=args.images,
+        fast=args.fast,
+        precision=args.precision,
+        anonymised=args.anonymise,
     )
 
 
-def ray_engine(chosen: argparse.Namespace, bundle: Path, settings: Settings) -> RayEngine:
+def ray_engine(args: argparse.Namespace, bundle: Path, settings: Settings) -> RayEngine:
     """Runs the cases on a Ray cluster, whose workers see the same files."""
+    from unoise_monai.runs.ray_engine import RayEngine, Work
+
     work = Work(
         bundle=bundle.resolve(),
-        weights=None if chosen.weights is None else chosen.weights.resolve(),
-        trusted=chosen.trust_bundle,
+        weights=None if args.weights is None else args.weights.resolve(),
+        trusted=args.trust_bundle,
         settings=settings,
-        output=chosen.output.resolve(),
-        device=chosen.device,
-        memory_gb=chosen.memory_gb,
-        timeout=chosen.timeout,
+        output=args.output.resolve(),
+        device=args.device,
+        memory_gb=args.memory_gb,
+        timeout=args.timeout,
     )
-    return RayEngine(work, chosen.address, chosen.gpus)
+    return RayEngine(work, args.address, args.gpus)
 
 
-def command_line(chosen: argparse.Namespace) -> str:
+def command_line(args: argparse.Namespace) -> str:
     """The command for ``run.json``: paths, which may name patients, are left out."""
-    words = [f"--{name.replace('_', '-')}" for name in ("fast", "anonymise", "overwrite") if getattr(chosen, name)]
-    words += [] if chosen.images else ["--no-images"]
-    words += [f"--{name} PATH" for name in ("labels", "organs", "weights") if getattr(chosen, name)]
-    words += [f"--{name} {getattr(chosen, name)}" for name in ("quantity", "precision", "device", "engine")]
-    words += [f"--methods {chosen.methods}"] if chosen.methods else []
+    words = [f"--{name.replace('_', '-')}" for name in ("fast", "anonymise", "overwrite") if getattr(args, name)]
+    words += [] if args.images else ["--no-images"]
+    words += [f"--{name} PATH" for name in ("labels", "organs", "weights") if getattr(args, name)]
+    words += [f"--{name} {getattr(args, name)}" for name in ("quantity", "precision", "device", "engine")]
+    words += [f"--methods {args.methods}"] if args.methods else []
     return " ".join(["unoise explain BUNDLE INPUT OUTPUT", *words])
 
 
-def _tell(summary: Summary, chosen: argparse.Namespace) -> None:
-    if chosen.json:
-        sys.stdout.write(json.dumps({**asdict(summary), "output": str(chosen.output)}) + "\n")
-    elif not chosen.quiet:
-        told = f"{summary.done} done, {summary.kept} were there, {summary.failed} failed, of {summary.cases} cases"
-        failures = f"; see {chosen.output / 'failures.csv'}" if summary.failed else ""
-        sys.stderr.write(f"{told}{failures}\n")
+def _summarise(summary: Summary, args: argparse.Namespace) -> None:
+    if args.json:
+        sys.stdout.write(json.dumps({**asdict(summary), "output": str(args.output)}) + "\n")
+    elif not args.quiet:
+        counts = f"{summary.done} done, {summary.kept} were there, {summary.failed} failed, of {summary.cases} cases"
+        failures = f"; see {args.output / 'failures.csv'}" if summary.failed else ""
+        sys.stderr.write(f"{counts}{failures}\n")
 
 
-def _list(cases: Sequence[CohortCase], as_json: bool) -> int:
+def _list(cases: Sequence[CohortCase], as_json: bool) -> None:
     """To standard output alone: these are the only lines that say which file is which case."""
-    rows = [
-        {
-            "case": case.name,
-            "files": [str(path) for path in case.files],
-            "problem": case.problem,
-            "label": None if case.label is None else str(case.label),
-            "organs": None if case.organs is None else str(case.organs),
-        }
-        for case in cases
-    ]
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-    else:
-        for row in rows:
-            more = f" and {len(row['files']) - 1} more" if len(row["files"]) > 1 else ""  # type: ignore[arg-type]
-            what = row["problem"] or f"{row['files'][0]}{more}"  # type: ignore[index]
-            sys.stdout.write(f"{row['case']}\t{what}\n")
-    return Exit.DONE
+        keys = ("files", "problem", "label", "organs")
+        rows = [{"case": case.name, **{key: getattr(case, key) for key in keys}} for case in cases]
+        sys.stdout.write(json.dumps(rows, indent=1, default=str) + "\n")
+        return
+    for case in cases:
+        more = f" and {len(case.files) - 1} more" if len(case.files) > 1 else ""
+        sys.stdout.write(f"{case.name}\t{case.problem or f'{case.files[0]}{more}'}\n")

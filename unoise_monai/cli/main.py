@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from unoise_monai.cli import doctor, explain, phantom, render, report
-from unoise_monai.cli.codes import Exit
-from unoise_monai.runs.records import OutputInUse
-from unoise_monai.runs.settings import OtherSettings, OutputFault
+from unoise_monai.cli import Exit, commands, explain
 
-COMMANDS = (explain, report, render, phantom, doctor)
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"unoise-monai {version('unoise-monai')}\n")
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,9 +30,13 @@ def parser() -> argparse.ArgumentParser:
         description="Which voxels a 3D segmentation network relies on, for one scan or a whole cohort.",
         epilog="exit status: " + "; ".join(f"{code.value} {code.name.lower().replace('_', ' ')}" for code in Exit),
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    top.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    explain.add_explain(subparsers)
+    commands.add_report(subparsers)
+    commands.add_render(subparsers)
+    commands.add_phantom(subparsers)
+    commands.add_doctor(subparsers)
     return top
 
 
@@ -34,25 +44,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status, see `Exit`."""
     # As a Ctrl-C, so that what is half-written is put away; clusters send it when time is up.
     signal.signal(signal.SIGTERM, _interrupt)
-    chosen = parser().parse_args(arguments)
+    top = parser()
+    # Set by the shell when it asks for completions, which argcomplete prints before it ends the process.
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    args = top.parse_args(arguments)
     # Lines of the log and of progress have one place, whoever configured the log before.
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        return int(chosen.run(chosen))
-    except (OutputInUse, OtherSettings) as error:
-        return _told(error, Exit.REFUSED)
-    except OutputFault as error:
-        return _told(error, Exit.ERROR)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        return _told(error, Exit.USAGE)
-    except OSError as error:
-        return _told(error, Exit.ERROR)
+        return int(args.run(args))
     except KeyboardInterrupt:
-        return _told("interrupted; what is done is kept, start again to go on", Exit.INTERRUPTED)
+        return _fail("interrupted; what is done is kept, start again to go on", Exit.INTERRUPTED)
+    except (ValueError, OSError, RuntimeError) as error:
+        code = exit_of(error)
+        if code is None:
+            raise
+        return _fail(error, code)
 
 
-def _told(error: object, code: Exit) -> Exit:
-    sys.stderr.write(f"unoise: {error}\n")
+def exit_of(error: Exception) -> Exit | None:
+    """The exit status that an error of a command means; None where nobody expected it."""
+    from unoise_monai.runs.records import OutputInUse
+    from unoise_monai.runs.settings import OtherSettings, OutputFault
+
+    if isinstance(error, OutputInUse | OtherSettings):
+        return Exit.REFUSED
+    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | PermissionError):
+        return Exit.USAGE
+    return Exit.ERROR if isinstance(error, OutputFault | OSError) else None
+
+
+def _fail(message: object, code: Exit) -> Exit:
+    sys.stderr.write(f"unoise: {message}\n")
     return code
 
 
