@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
-from unoise_monai.checks import check_sigma_range
 from unoise_monai.data.task import SegmentationTask
+from unoise_monai.handlers.savers import Saver
+from unoise_monai.inference.explain import Explainer, Explanation
 from unoise_monai.networks.weights import SAFETENSORS, load_weights
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -139,35 +142,52 @@ def _listed() -> dict[Path, set[str]]:
     return listed
 
 
-CONFIG = Path("configs", "inference.yaml")
+CONFIGS = (Path("configs", "inference.yaml"), Path("configs", "inference.json"))
 METADATA = Path("configs", "metadata.json")
 FOLDERS = "UNOISE_BUNDLES"
 """The environment variable that names folders of bundles, separated as in $PATH."""
-PICTURE_OPTIONS = ("window", "style", "threshold", "axis", "count", "crop_mm", "slab_mm")
 
 
 @dataclass(frozen=True)
-class LoadedBundle:
-    """What explains volumes; sigma is in units of normalised intensity."""
+class Bundle:
+    """What a bundle's configuration defines for a volume, ready to run, and what it was made from."""
 
     name: str
     """Of the bundle's folder."""
     version: str
-    task: SegmentationTask
-    segmenter: ExplainedSegmenter
-    """With its weights, on the device, in evaluation mode."""
-    pictures: Mapping[str, Any]
-    """Options of pictures, those of `PICTURE_OPTIONS` that the configuration has."""
-    sigma_min: float
-    sigma_max: float
+    class_names: tuple[str, ...]
+    """Of the segmentation, background first."""
+    explainer: Explainer
+    """The configuration's ``preprocessing``, ``network_def`` with its weights, ``inferer`` and ``postprocessing``."""
+    savers: tuple[Saver, ...]
+    """The configuration's ``savers``."""
+    config: Mapping[str, Any] | None
+    """The configuration as it was read, with the changes that were asked for: what another process builds it from.
+    None of objects that were made elsewhere, which are then sent there themselves."""
     weights_sha256: str
     config_sha256: str
-    """Of the configuration and the metadata."""
+    """Of the configuration's and the metadata's files."""
 
     @property
-    def labels(self) -> dict[int, str]:
-        """The name of every class index of the segmentation, background first."""
-        return dict(enumerate(self.task.class_names))
+    def task(self) -> SegmentationTask | None:
+        """The configuration's ``task``, where it has one."""
+        return self.parsed("task") if self.config and "task" in self.config else None
+
+    def parsed(self, name: str) -> Any:
+        """What an id of the configuration defines, built anew.
+
+        Raises:
+            ValueError: when there is no such id, or it cannot be built.
+        """
+        try:
+            return ConfigParser(copy.deepcopy(dict(self.config or {}))).get_parsed_content(name)
+        # A configuration runs code, which raises what it likes.
+        except Exception as error:
+            raise ValueError(f"bundle {self.name}: {name} cannot be used: {error}") from error
+
+    def explain(self, image: str | Path) -> Explanation:
+        """Explain the segmentation of one file, or of a folder with one DICOM series; see `Explainer`."""
+        return self.explainer(image)
 
 
 def shipped_bundles() -> list[Path]:
@@ -187,93 +207,117 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a bundle, from its path or its name.
 
     Raises:
-        ValueError: when it is neither a folder with ``configs/inference.yaml`` nor the name of a known bundle.
+        ValueError: when it is neither a folder with ``configs/inference.yaml`` (or ``.json``) nor the name of a known
+            bundle.
     """
     path, known = Path(name_or_path), known_bundles()
-    if (path / CONFIG).is_file():
+    if any((path / config).is_file() for config in CONFIGS):
         return path.resolve()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     got = f"{name_or_path}{', a folder without' if path.is_dir() else ''}"
     names = ", ".join(sorted(known)) or f"none is known; name their folders in ${FOLDERS}"
-    raise ValueError(f"bundle must be a folder with {CONFIG.as_posix()} or one of: {names}; got {got}")
+    raise ValueError(f"bundle must be a folder with {CONFIGS[0].as_posix()} or one of: {names}; got {got}")
 
 
 def load_bundle(
-    path: str | os.PathLike[str],
-    device: torch.device | str,
+    bundle: str | os.PathLike[str],
+    device: torch.device | str | None = None,
     weights: str | os.PathLike[str] | None = None,
     trusted: bool = False,
-) -> LoadedBundle:
-    """Load a bundle's networks and settings from its ``configs/inference.yaml``.
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    overlays: Sequence[str] = (),
+) -> Bundle:
+    """Load what a bundle's configuration defines for a volume, with its weights; nothing else of it runs.
 
     Args:
-        path: the bundle's folder.
-        device: of the networks.
+        bundle: its name or its folder, see `find_bundle`.
+        device: of the networks; a GPU where there is one by default.
         weights: a checkpoint of the whole network; by default the one that the configuration names or, where there is
             none, that with the suffix ``.safetensors`` beside it.
         trusted: run the configuration wherever it comes from, see `check_trust`.
+        changes: other values for ids of the configuration, such as ``{"quantity": "sigma"}``.
+        overlays: names of further configurations, such as ``explain``, that are laid over it first.
 
     Raises:
         UntrustedBundle: when the bundle comes from elsewhere and is neither on the trust list nor ``trusted``.
         FileNotFoundError: when the configuration, the metadata or the weights are not there.
-        ValueError: when the configuration or the metadata cannot be understood, its network is no
-            `ExplainedSegmenter`, its task no `SegmentationTask`, its noise scales are out of order, or the weights are
-            damaged or don't fit.
+        ValueError: when there is no such bundle, its configuration or metadata cannot be understood or lack an id of
+            ``changes``, its network is no `ExplainedSegmenter`, a saver no `Saver`, or the weights are damaged or
+            don't fit.
         ValueError: when one of these files changes while it is loaded.
     """
-    folder = Path(path).resolve()
-    for file in (folder / CONFIG, folder / METADATA):
+    folder = find_bundle(bundle) if not Path(bundle).is_dir() else Path(bundle).resolve()
+    config_file = next((folder / name for name in CONFIGS if (folder / name).is_file()), folder / CONFIGS[0])
+    more = [config_file.with_name(f"{name}{config_file.suffix}") for name in overlays]
+    files = (config_file, *more, folder / METADATA)
+    for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
     if not trusted:
         check_trust(folder)
-    config_sha256 = _config_sha256(folder)
-    version = _version(folder)
+    config_sha256 = _sha256_of(files)
+    metadata = _metadata(folder)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = f"bundle {folder.name}: {config_file.relative_to(folder).as_posix()}"
     try:
-        parser = ConfigParser(ConfigParser.load_config_file(folder / CONFIG))
-        parser.update({"bundle_root": str(folder), "device": torch.device(device)})
-        segmenter, task = parser.get_parsed_content("network_def"), parser.get_parsed_content("task")
-        sigma_min, sigma_max = (float(parser.get_parsed_content(name)) for name in ("sigma_min", "sigma_max"))
-        pictures = {name: parser.get_parsed_content(name) for name in PICTURE_OPTIONS if name in parser}
+        parser = ConfigParser(ConfigParser.load_config_files([config_file, *more]))
+        if unknown := [key for key in changes if key not in parser]:
+            raise KeyError(f"it has no {', '.join(unknown)} to change")
+        parser.update({"bundle_root": str(folder), "device": torch.device(device), **changes})
+        # Raw: what is parsed below holds objects.
+        config = {**copy.deepcopy(parser.get()), "device": torch.device("cpu")}
+        network, savers = parser.get_parsed_content("network_def"), parser.get_parsed_content("savers")
+        chain, inferer, restore = (parser.get_parsed_content(f"{name}") for name in PIPELINE)
+        task = parser.get_parsed_content("task") if "task" in parser else None
         named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
     # A configuration runs code, which raises what it likes.
     except Exception as error:
-        raise ValueError(f"bundle {folder.name}: {CONFIG.as_posix()} cannot be used: {error}") from error
-    for name, value, kind in (("network_def", segmenter, ExplainedSegmenter), ("task", task, SegmentationTask)):
+        raise ValueError(f"{start} cannot be used: {error}") from error
+    for name, value, kind in (("network_def", network, ExplainedSegmenter), *(("savers", s, Saver) for s in savers)):
         if not isinstance(value, kind):
             raise ValueError(
                 f"bundle {folder.name}: {name} must be of class {kind.__name__}, got {type(value).__name__}"
             )
-    check_sigma_range(sigma_min, sigma_max)
-    file = _weights_file(Path(named)) if weights is None else Path(weights)
+    weights_file = _weights_file(Path(named)) if weights is None else Path(weights)
     # Of one that is not there, `load_weights` says so.
-    weights_sha256 = file_sha256(file) if file.is_file() else ""
-    load_weights(segmenter, file, f"network of bundle {folder.name}")
-    if (file_sha256(file), _config_sha256(folder)) != (weights_sha256, config_sha256):
+    weights_sha256 = file_sha256(weights_file) if weights_file.is_file() else ""
+    load_weights(network, weights_file, f"network of bundle {folder.name}")
+    if (file_sha256(weights_file), _sha256_of(files)) != (weights_sha256, config_sha256):
         raise ValueError(f"bundle {folder.name} must not change while it is loaded, got other files after than before")
-    return LoadedBundle(
+    return Bundle(
         name=folder.name,
-        version=version,
-        task=task,
-        segmenter=segmenter.to(device).eval(),
-        pictures=pictures,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
+        version=metadata["version"],
+        class_names=_class_names(metadata, folder.name) if task is None else task.class_names,
+        explainer=Explainer(network.to(device).eval(), chain, inferer, restore),
+        savers=tuple(savers),
+        config=config,
         weights_sha256=weights_sha256,
         config_sha256=config_sha256,
     )
 
 
+PIPELINE = ("preprocessing", "inferer", "postprocessing")
+
+
+def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """The ``preprocessing`` of a configuration, built anew, as a process that reads cases needs it."""
+    chain: Callable[[Mapping[str, Any]], Any]
+    chain = ConfigParser(copy.deepcopy(dict(config))).get_parsed_content("preprocessing")
+    return chain
+
+
 def _bundles_in(folder: Path) -> list[Path]:
-    return sorted(config.parents[1].resolve() for config in folder.glob(f"*/{CONFIG.as_posix()}"))
+    found = {config.parents[1].resolve() for name in CONFIGS for config in folder.glob(f"*/{name.as_posix()}")}
+    return sorted(found)
 
 
-def _config_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / METADATA).read_bytes()).hexdigest()
+def _sha256_of(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _version(folder: Path) -> str:
+def _metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -281,7 +325,18 @@ def _version(folder: Path) -> str:
     version = metadata.get("version") if isinstance(metadata, dict) else None
     if not isinstance(version, str):
         raise ValueError(f"bundle {folder.name}: {METADATA.as_posix()} must hold the version as text, got {version!r}")
-    return version
+    return dict(metadata)
+
+
+def _class_names(metadata: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """From the channels of the network's output: the classes' logits, then the importance."""
+    try:
+        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        classes = [str(channels[str(index)]) for index in range(len(channels) - 1)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"bundle {name}: {METADATA.as_posix()} must define the channels of pred, got none") from error
+    # One logit is that of a foreground.
+    return ("background", *classes) if len(classes) == 1 else tuple(classes)
 
 
 def _weights_file(named: Path) -> Path:

@@ -66,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_of(error: Exception) -> Exit | None:
     """The exit status that an error of a command means; None where nobody expected it."""
+    from unoise_monai.runs.faults import OutputFault
     from unoise_monai.runs.records import OutputInUse
-    from unoise_monai.runs.settings import OtherSettings, OutputFault
+    from unoise_monai.runs.settings import OtherSettings
 
     if isinstance(error, OutputInUse | OtherSettings):
         return Exit.REFUSED

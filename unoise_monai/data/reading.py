@@ -192,7 +192,7 @@ def check_grids(case: Mapping[str, str]) -> None:
 class LoadCased(MapTransform):
     """Load a case's volumes with their geometry and refuse what a network must not see.
 
-    An empty foreground is allowed, but reported in the log.
+    An empty foreground is allowed, but reported in the log. A volume that is loaded already passes as it is.
 
     Args:
         keys: the volumes to load; a key that the case lacks is skipped, so that unlabelled cases pass.
@@ -213,9 +213,12 @@ class LoadCased(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        case = d.setdefault("case", case_name(d["image"]))
+        case = d["case"] if "case" in d else d.setdefault("case", case_name(d["image"]))
         grids = {}
         for key in self.key_iterator(d):
+            # Whoever needs the volume as it is stored, too, has read and checked it already.
+            if isinstance(d[key], MetaTensor):
+                continue
             path = Path(str(d[key]))
             volume = self._loaded(case, key, path)
             _check_dimensions(case, key, path, volume.shape)

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unoise_monai.bundle import FOLDERS, LoadedBundle, is_trusted, known_bundles, listing, load_bundle
+from unoise_monai.bundle import FOLDERS, Bundle, is_trusted, known_bundles, listing, load_bundle
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.inference.explain import Explainer
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.phantoms.abdomen import abdomen_phantom
 from unoise_monai.phantoms.vessels import vessel_phantom
@@ -194,18 +193,20 @@ def _bundle(folder: Path) -> Iterator[Finding]:
         yield Finding("bundles", f"{name}, one small volume", text, values={"seconds": round(seconds, 3)})
 
 
-def _explain_phantom(bundle: LoadedBundle) -> float:
+def _explain_phantom(bundle: Bundle) -> float:
     """Seconds from a file to its maps.
 
     Raises:
         RuntimeError: when the importance is not one in [0, 1] on the file's grid.
     """
-    draw = vessel_phantom if bundle.task.top_percentile is not None else abdomen_phantom
-    phantom = draw(0, SIZE, bundle.task.spacing_mm, oblique_degrees=12.0, left_handed=True)
+    task = bundle.task
+    draw = vessel_phantom if task is not None and task.top_percentile is not None else abdomen_phantom
+    spacing_mm = (1.0, 1.0, 1.0) if task is None else task.spacing_mm
+    phantom = draw(0, SIZE, spacing_mm, oblique_degrees=12.0, left_handed=True)
     with tempfile.TemporaryDirectory() as folder:
         write_nifti(Path(folder) / "phantom.nii.gz", phantom.image, phantom.affine)
         start = time.perf_counter()
-        importance = Explainer(bundle.segmenter, bundle.task)(Path(folder) / "phantom.nii.gz").importance
+        importance = bundle.explain(Path(folder) / "phantom.nii.gz").importance
         seconds = time.perf_counter() - start
     inside = bool(((importance >= 0) & (importance <= 1)).all())
     if tuple(importance.shape) != (1, *SIZE) or not np.allclose(importance.affine, phantom.affine, atol=1e-5):

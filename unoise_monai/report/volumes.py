@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
 from unoise_monai.data.reading import load_volume
+from unoise_monai.handlers.savers import DISPLAY_PERCENTILE as WHITE
 from unoise_monai.handlers.savers import GRID_LIMIT, QUANTITIES, to_numpy
+from unoise_monai.handlers.savers import display_scale as shares
 from unoise_monai.render.canvas import check_affine, find_window
 from unoise_monai.report.cases import SiteCase
-from unoise_monai.runs.comparison import WHITE, shares
 
 logger = logging.getLogger(__name__)
 

@@ -1,27 +1,38 @@
-"""Runs the network and the attribution methods on a case that is read."""
+"""Runs the network and the attribution methods on a case that is read, and scores their maps."""
 
 from __future__ import annotations
 
 import copy
+import json
+import math
 import resource
 import sys
 import time
-from dataclasses import dataclass
-from dataclasses import replace as replaced
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data import MetaTensor
+from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
+from unoise_monai.attribution.base import Attributor, Score, signed
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import foreground_sum
-from unoise_monai.bundle import LoadedBundle
-from unoise_monai.data.task import SegmentationTask
+from unoise_monai.bundle import Bundle
+from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference.explain import Explainer
-from unoise_monai.inference.tiling import TiledInferer
+from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.metrics.cost import measure_cost
+from unoise_monai.metrics.visibility import distance_map
+from unoise_monai.networks.modes import attributing, segmentation
+from unoise_monai.runs.faults import Attempt, reason_for, with_less_memory
 from unoise_monai.runs.load import Loaded
-from unoise_monai.runs.settings import Attempt, Settings, with_less_memory
+from unoise_monai.runs.scoring import MapScorer, per_intensity, truth_figures
+from unoise_monai.runs.settings import CEILING, Comparison
+from unoise_monai.types import LabelMap, VoxelMap
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
@@ -51,15 +62,36 @@ def peak_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-FAST = 1.25
-"""How many times as coarse the grid of a fast run is: half of the voxels. At 1.5, networks of small structures fail."""
+def as_json(value: Any) -> Any:
+    """A result as JSON gives it back; None for numbers that are not finite.
+
+    Raises:
+        TypeError: when it holds what JSON does not know.
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.loads(json.dumps(finite(value), allow_nan=False))
 
 
-def task_of(bundle: LoadedBundle, settings: Settings) -> SegmentationTask:
-    """How volumes are read: as the bundle says, on a coarser grid in a fast run."""
-    if not settings.fast:
-        return bundle.task
-    return replaced(bundle.task, spacing_mm=tuple(FAST * side for side in bundle.task.spacing_mm))
+@dataclass(frozen=True)
+class Job:
+    """What is to be done of a case, besides its importance."""
+
+    case: CohortCase
+    done: bool = False
+    """Whether all but these methods is done already, and stays if they fail."""
+    methods: Mapping[str, str] = field(default_factory=dict)
+    """Names of the methods to run, and the digests of what their results depend on."""
+    robust: bool = False
+    """Whether what takes many maps is measured, too."""
+    passes: Mapping[str, float] = field(default_factory=dict)
+    """Of a map of each method, where an earlier case has told, forward and back together."""
 
 
 @dataclass
@@ -71,6 +103,8 @@ class Explained:
     """``(K + 1, *spatial)``: logits, then importance; on the CPU."""
     maps: dict[str, Tensor]
     """Of each further method, ``(1, 1, *spatial)``, on the CPU."""
+    results: dict[str, dict[str, Any]]
+    """Of each further method what its record says: scores, costs, or why it failed."""
     device: str
     note: str
     """Why it ran otherwise than asked for, else empty."""
@@ -78,58 +112,179 @@ class Explained:
     peak_memory_gb: float
 
 
-class CohortExplainer:
+class CaseExplainer:
     """Explains cases with one bundle, whose weights are loaded once.
 
     Args:
-        bundle: on ``device``.
-        settings: of the run.
-        device: where to run, as long as its memory is enough.
-        memory_gb: see `TiledInferer`.
+        bundle: on its device.
+        comparison: further methods, and what is measured of them.
     """
 
-    def __init__(
-        self, bundle: LoadedBundle, settings: Settings, device: torch.device, memory_gb: float | None = None
-    ) -> None:
-        self.bundle, self.settings, self.device, self.memory_gb = bundle, settings, device, memory_gb
-        self.task = task_of(bundle, settings)
-        self._on_cpu = bundle.segmenter if device.type == "cpu" else None
+    def __init__(self, bundle: Bundle, comparison: Comparison | None = None) -> None:
+        self.bundle = bundle
+        self.comparison = Comparison() if comparison is None else comparison
+        self.device = next(bundle.explainer.network.parameters()).device
+        self.memory_gb: float | None = getattr(bundle.explainer.inferer, "memory_gb", None)
+        self._on_cpu = bundle.explainer.network if self.device.type == "cpu" else None
 
-    def __call__(self, loaded: Loaded) -> Explained:
+    def __call__(self, loaded: Loaded, job: Job) -> Explained:
         """Explain one case, with less memory or on the CPU where it has to be.
 
         Raises:
-            MemoryError: when not even the CPU has enough.
+            MemoryError: when not even the CPU has enough for the noise model's map.
         """
         start = time.perf_counter()
         reset_peak(self.device)
-        (pred, maps, device), note = with_less_memory(
-            lambda attempt: self._explain(loaded, attempt), self.device, self.memory_gb, loaded.case.name
+        name = loaded.case.name
+        (pred, device), note = with_less_memory(
+            lambda attempt: self._predict(loaded, attempt), self.device, self.memory_gb, name
         )
-        return Explained(loaded, pred, maps, device, note, time.perf_counter() - start, peak_gb(self.device))
+        maps: dict[str, Tensor] = {}
+        results: dict[str, dict[str, Any]] = {}
+        subject: _Subject | None = None
+        for method, digest in job.methods.items():
+            # Whatever goes wrong with a method, the others count: its record says what.
+            try:
+                subject = _Subject(self, loaded, pred) if subject is None else subject
+                (maps[method], found), less = with_less_memory(
+                    lambda attempt, method=method, subject=subject: self._map(method, subject, job, attempt),  # type: ignore[misc]
+                    self.device,
+                    self.memory_gb,
+                    f"{name}, {method}",
+                )
+                note, found = note or less, as_json(found)
+            except Exception as error:
+                folders = [] if self.comparison.truth_dir is None else [self.comparison.truth_dir]
+                found = {"failed": reason_for(loaded.case, error, folders)}
+            results[method] = {"settings": digest, **found}
+        plain = MetaTensor(pred.as_tensor().float().cpu(), meta=pred.meta)
+        seconds = time.perf_counter() - start
+        return Explained(loaded, plain, maps, results, device, note, seconds, peak_gb(self.device))
 
     def explainer(self, attempt: Attempt) -> Explainer:
-        segmenter = self.bundle.segmenter
+        """The bundle's own, with the memory and on the device of an attempt."""
+        own = self.bundle.explainer
+        network, inferer = own.network, own.inferer
         if attempt.device != self.device:
             if self._on_cpu is None:
-                self._on_cpu = copy.deepcopy(segmenter).to(attempt.device)
-            segmenter = self._on_cpu
-        return Explainer(segmenter, self.task, TiledInferer(attempt.memory_gb, self.settings.precision))
+                self._on_cpu = copy.deepcopy(network).to(attempt.device)
+            network = self._on_cpu
+        if attempt.memory_gb != self.memory_gb and hasattr(inferer, "memory_gb"):
+            inferer = copy.copy(inferer)
+            inferer.memory_gb = attempt.memory_gb
+        return Explainer(network, own.preprocess, inferer, own.postprocess)
 
-    def _explain(self, loaded: Loaded, attempt: Attempt) -> tuple[MetaTensor, dict[str, Tensor], str]:
-        explainer = self.explainer(attempt)
-        pred = explainer.predict(loaded.item["image"])
-        maps = {}
-        image = loaded.item["image"][None].to(attempt.device)
-        for method in self.settings.methods:
-            options = {"noise_model": explainer.segmenter.noise_model} if method == "unoise" else {}
-            attributor = make_attributor(
-                method,
-                explainer.segmenter.utility,
-                memory_gb=attempt.memory_gb,
-                precision=self.settings.precision,
-                **options,
-            )
-            target = foreground_sum(pred.as_tensor()[None, :-1])
-            maps[method] = attributor(image, target).as_tensor().cpu()
-        return MetaTensor(pred.as_tensor().float().cpu(), meta=pred.meta), maps, str(attempt.device)
+    def attributor(self, method: str, attempt: Attempt, **options: Any) -> Attributor:
+        """A method as it is run here."""
+        network = self.explainer(attempt).network
+        running = {
+            "memory_gb": attempt.memory_gb,
+            "precision": getattr(self.bundle.explainer.inferer, "precision", "auto"),
+        }
+        if method == "unoise":
+            options["noise_model"] = network.noise_model
+        chosen = {**running, **self.comparison.options.get(method, {}), **options}
+        return make_attributor(method, network.utility, **chosen)
+
+    def _predict(self, loaded: Loaded, attempt: Attempt) -> tuple[MetaTensor, str]:
+        return self.explainer(attempt).predict(loaded.item["image"]), str(attempt.device)
+
+    def _map(self, method: str, subject: _Subject, job: Job, attempt: Attempt) -> tuple[Tensor, dict[str, Any]]:
+        """A method's map, and what its record says of it."""
+        image = subject.image.to(attempt.device)
+        scorer = self.comparison.scorer
+        if scorer is None:
+            values = self.attributor(method, attempt)(image, subject.target)
+            return values.as_tensor().cpu(), {"notes": values.meta["attribution"][0]}
+        if method == CEILING:
+            importance = distance_map(subject.label, subject.spacing_mm)
+            found: dict[str, Any] = {}
+            scores: dict[str, float] = {}
+        else:
+            importance, found, scores = self._scored(method, subject, scorer, job, attempt)
+        curves, areas = subject.visibility(importance)
+        scores = {**areas, **scores}
+        if subject.truth is not None:
+            scores |= truth_figures(importance, subject.truth)
+        return importance.as_subclass(Tensor).cpu(), {
+            "label": "own segmentation" if subject.loaded.label is None else "label",
+            **found,
+            "curves": curves,
+            "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
+        }
+
+    def _scored(
+        self, method: str, subject: _Subject, scorer: MapScorer, job: Job, attempt: Attempt
+    ) -> tuple[VoxelMap, dict[str, Any], dict[str, float]]:
+        """The map that ranks voxels, its costs, and the scores that need the method again."""
+        image, target = subject.image, subject.target
+        attributor = self.attributor(method, attempt, sign="signed")
+        with attributing(attributor.network):
+            attributor.volume.copies(image, attributor.differentiates)
+        with measure_cost(attributor.network, image) as cost:
+            values = attributor(image, target)
+        contribution = values.as_tensor()
+        importance = signed(contribution, type(attributor).default_sign)
+        if attributor.contributes:
+            contribution = per_intensity(contribution, image, attributor)
+        scores = scorer.faithfulness(Score(subject.volume, target), image, contribution)
+        peak_bytes = None
+        passes = job.passes.get(method, cost.forward_passes + cost.backward_passes)
+        if job.robust and passes <= self.comparison.robust_passes:
+            again = self.attributor(method, attempt, sign=None)
+            scores |= scorer.robustness(again, image, target, subject.outline > 0)
+            # Watching the memory takes time, so it is another run than the one that is timed.
+            with measure_cost(attributor.network, image, memory=True) as watched:
+                attributor(image, target)
+            peak_bytes = watched.peak_bytes
+        return (
+            importance,
+            {
+                "seconds": cost.seconds,
+                "peak_gb": None if peak_bytes is None else peak_bytes / 1e9,
+                "forward_passes": cost.forward_passes,
+                "backward_passes": cost.backward_passes,
+                "notes": values.meta["attribution"][0],
+                "constant": bool(importance.amax() == importance.amin()),
+            },
+            scores,
+        )
+
+
+class _Subject:
+    """What all methods on a case share.
+
+    Raises:
+        FileNotFoundError: when ``truth_dir`` lacks the case.
+    """
+
+    def __init__(self, explainer: CaseExplainer, loaded: Loaded, pred: MetaTensor) -> None:
+        self.loaded = loaded
+        logits = pred.as_tensor()[None, :-1].float()
+        self.image = loaded.item["image"][None].to(logits.device)
+        self.target = foreground_sum(logits)
+        comparison = explainer.comparison
+        if comparison.scorer is None:
+            return
+        inferer = explainer.bundle.explainer.inferer
+        self.volume = VolumeNetwork(
+            explainer.bundle.explainer.network.utility, explainer.memory_gb, getattr(inferer, "precision", "auto")
+        )
+        self.spacing_mm = tuple(float(size) for size in loaded.item["image"].pixdim)
+        self.outline = segmentation(logits)
+        self.label = self.outline if loaded.label is None else self._on_grid(torch.from_numpy(loaded.label))
+        self.visibility = comparison.scorer.visibility(self.volume, self.image, self.label, self.spacing_mm)
+        self.truth: LabelMap | None = None
+        if comparison.truth_dir is not None:
+            path = Path(comparison.truth_dir) / f"{loaded.case.name}.nii.gz"
+            if not path.is_file():
+                raise FileNotFoundError(f"{loaded.case.name} must have a label map {path}, got none")
+            self.truth = self._on_grid(LoadImage(image_only=True)(path))
+
+    def _on_grid(self, labels: Tensor) -> LabelMap:
+        """Labels ``(X, Y, Z)`` on the file's grid, or with an affine of their own, brought to the network's."""
+        affine = labels.affine if isinstance(labels, MetaTensor) else self.loaded.scan.affine
+        volume = MetaTensor(labels.as_subclass(Tensor)[None].float(), affine=affine)
+        # The network's grid may reach half a voxel beyond the file's: what lies there is as the voxel beside it.
+        matched = ResampleToMatch(mode="nearest", padding_mode="border")(volume, self.loaded.item["image"])
+        return matched.as_tensor().round().long()[None].to(self.image.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,12 @@ from monai.data import MetaTensor
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
+from unoise_monai.bundle import Bundle, build_preprocessing
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.headers import check_header
-from unoise_monai.data.reading import CaseCompose, CaseError, LoadCased, load_volume
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import preprocessing
-from unoise_monai.handlers.savers import GRID_LIMIT
+from unoise_monai.data.nifti import GRID_LIMIT
+from unoise_monai.data.reading import CaseError, LoadCased, load_volume
 from unoise_monai.runs.records import ORGAN_NAMES, fingerprint, inputs_of
 
 LARGEST_ORGAN = 2**15
@@ -32,7 +32,7 @@ class Loaded:
 
     case: CohortCase
     item: dict[str, Any]
-    """As `preprocessing` makes it."""
+    """As the bundle's ``preprocessing`` makes it."""
     scan: MetaTensor
     """``(1, X, Y, Z)``, the intensities of the file."""
     label: NDArray[np.int64] | None
@@ -45,43 +45,76 @@ class Loaded:
     seconds: float = 0.0
 
 
-def load(case: CohortCase, task: SegmentationTask) -> Loaded:
-    """Read and normalise a case.
+class CaseReader:
+    """Reads cases with a bundle's ``preprocessing``; sent to another process, it builds that from the configuration.
 
-    Raises:
-        CaseError: when the search has found a problem, a file has vanished since, a volume is bad, see
-            `check_header` and `LoadCased`, or the organ map is not on its grid.
+    Args:
+        bundle: whose configuration says how volumes are read.
     """
-    start = time.perf_counter()
-    if case.problem:
-        raise CaseError(case.problem)
-    for kind, paths in (("image", case.files), ("label", (case.label,)), ("organ", (case.organs,))):
-        for path in filter(None, paths):
-            if not path.exists():
-                raise CaseError(
-                    f"case {case.name}: {kind} file {path} must be there until it is read, and has vanished"
-                )
-            if not case.series or path not in case.files:
-                check_header(path, task.spacing_mm)
-    source = fingerprint(inputs_of(case))
-    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-        files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
-        if case.series:
-            check_header(files["image"], task.spacing_mm)
-        volumes = LoadCased(list(files), labels=len(task.labels))(
-            {"case": case.name, **{key: str(path) for key, path in files.items()}}
-        )
-    scan: MetaTensor = volumes["image"]
-    label = _whole_numbers(volumes["label"]) if "label" in volumes else None
-    if label is not None and task.merge_labels:
-        label = (label > 0).astype(np.int64)
-    organs, names = (None, {}) if case.organs is None else _organs(case, case.organs, scan)
-    chain = CaseCompose(preprocessing(task, with_label=False).transforms[1:])
-    item = chain({"case": case.name, "image": scan.clone()})
-    for step in item["image"].applied_operations:
-        # Another process undoes them, with a chain of its own: MONAI knows steps by where they lie in memory.
-        step[TraceKeys.ID] = TraceKeys.NONE
-    return Loaded(case, item, scan, label, organs, names, source, time.perf_counter() - start)
+
+    def __init__(self, bundle: Bundle) -> None:
+        task = bundle.task
+        self.config = bundle.config
+        self.labels = len(bundle.class_names) if task is None else len(task.labels)
+        self.merge_labels = task is not None and task.merge_labels
+        self.spacing_mm = None if task is None else task.spacing_mm
+        self._chain: Callable[[Mapping[str, Any]], Any] | None = bundle.explainer.preprocess
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A chain may hold what cannot be sent; without a configuration it has to be.
+        return {**self.__dict__, "_chain": None if self.config else self._chain}
+
+    def __call__(self, case: CohortCase) -> Loaded:
+        """Read and preprocess a case.
+
+        Raises:
+            CaseError: when the search has found a problem, a file has vanished since, a volume is bad, see
+                `check_header` and `LoadCased`, or the organ map is not on its grid.
+        """
+        start = time.perf_counter()
+        if case.problem:
+            raise CaseError(case.problem)
+        for kind, paths in (("image", case.files), ("label", (case.label,)), ("organ", (case.organs,))):
+            for path in filter(None, paths):
+                if not path.exists():
+                    raise CaseError(
+                        f"case {case.name}: {kind} file {path} must be there until it is read, and has vanished"
+                    )
+                if not case.series or path not in case.files:
+                    check_header(path, self.spacing_mm)
+        source = fingerprint(inputs_of(case))
+        if self._chain is None:
+            self._chain = build_preprocessing(self.config or {})
+        with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
+            files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
+            if case.series:
+                check_header(files["image"], self.spacing_mm)
+            volumes = LoadCased(list(files), labels=self.labels)(
+                {"case": case.name, **{key: str(path) for key, path in files.items()}}
+            )
+            scan: MetaTensor = volumes["image"]
+            item = self._chain({"case": case.name, "image": self._image(files["image"], scan)})
+        label = _whole_numbers(volumes["label"]) if "label" in volumes else None
+        if label is not None and self.merge_labels:
+            label = (label > 0).astype(np.int64)
+        organs, names = (None, {}) if case.organs is None else _organs(case, case.organs, scan)
+        return Loaded(case, item, scan, label, organs, names, source, time.perf_counter() - start)
+
+    def _image(self, path: Path, scan: MetaTensor) -> Any:
+        """What the chain begins with: the volume where it takes one that is read already, else its file."""
+        steps = getattr(self._chain, "transforms", ())
+        return scan.clone() if steps and isinstance(steps[0], LoadCased) else str(path)
+
+
+def portable(loaded: Loaded) -> Loaded:
+    """A case whose preprocessing another process can undo.
+
+    MONAI knows the steps that it undoes by where they lie in memory; `TraceKeys.NONE` lets any equal step undo them.
+    """
+    for value in loaded.item.values():
+        for step in getattr(value, "applied_operations", ()):
+            step[TraceKeys.ID] = TraceKeys.NONE
+    return loaded
 
 
 def _organs(case: CohortCase, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:

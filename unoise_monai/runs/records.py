@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -108,9 +108,15 @@ class State(Enum):
 class Records:
     """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
 
-    A record is a dictionary with ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a
-    digest), ``files`` (names that are being written, or size and SHA-256 of each that is) and, of a case that is done,
-    ``source`` (size and SHA-256 of what was read) and ``figures``.
+    A record is a dictionary with
+
+    - ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``) and ``settings`` (a digest);
+    - ``files``: names that are being written, or size and SHA-256 of each that is;
+    - of a case that is done ``source`` (size and SHA-256 of what was read), ``figures`` (Dice, volumes and importance
+      by name), ``organs`` (rows of the organ table), ``voxels``, ``spacing_mm``, ``device``, ``note``, ``seconds``,
+      ``peak_memory_gb``, ``shown`` (what tables call its file), and ``methods``: by name ``settings`` (a digest),
+      ``files`` and, where they were scored, ``scores``, ``curves`` and costs, or why it ``failed``;
+    - of one that failed ``stage``, ``reason`` and ``shown``.
 
     Args:
         output: the folder of the whole output.
@@ -137,20 +143,28 @@ class Records:
         found = [self.read(name.removesuffix(".json")) for name in names if not name.startswith(".")]
         return [record for record in found if record is not None]
 
-    def begin(self, name: str, digest: str, files: Iterable[str]) -> None:
-        """Forget what there is of a case, and say which files are going to be written, so that none stays behind."""
-        self.forget(name)
-        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys(files)})
+    def begin(self, name: str, digest: str, files: Iterable[str], keep: Iterable[str] = ()) -> None:
+        """Remove what there is of a case, and say which files are going to be written, so that none stays behind.
+
+        Args:
+            name: of the case.
+            digest: of the run's settings.
+            files: that are going to be written.
+            keep: files that stay.
+        """
+        keep = list(keep)
+        self.forget(name, keep)
+        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys([*keep, *files])})
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep a record; that of a case that is done comes after its files."""
         with atomic_path(self.folder / f"{record['case']}.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, keep: Iterable[str] = ()) -> None:
         """Remove the files that a case's record names, then the record, and the case's folder where nothing is left."""
         record = self.read(name)
-        for file in (record or {}).get("files", {}):
+        for file in set((record or {}).get("files", {})) - set(keep):
             (self.output / name / file).unlink(missing_ok=True)
         (self.folder / f"{name}.json").unlink(missing_ok=True)
         folder = self.output / name
@@ -174,6 +188,15 @@ class Records:
             return State.DONE
         return State.DONE if now == record["source"] else State.OTHER
 
+    def missing_methods(self, name: str, digests: Mapping[str, str]) -> tuple[str, ...]:
+        """Of a case that is done, the methods without a result of these digests, or that failed."""
+        known = (self.read(name) or {}).get("methods", {})
+        return tuple(
+            method
+            for method, digest in digests.items()
+            if known.get(method, {}).get("settings") != digest or "failed" in known[method]
+        )
+
     def sweep(self, names: Iterable[str], whole: bool) -> None:
         """Remove the temporary files that a killed run has left in the folders of these cases.
 
@@ -187,6 +210,19 @@ class Records:
                 for path in folder.iterdir():
                     if path.is_file() and _is_temporary(path.name):
                         path.unlink(missing_ok=True)
+
+
+def failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Stage and reason of all that failed of a case: the case itself, or single methods; empty where nothing did."""
+    if record["status"] == "failed":
+        return [(record["stage"], record["reason"])]
+    methods = record.get("methods", {})
+    return [(name, result["failed"]) for name, result in methods.items() if "failed" in result]
+
+
+def is_failed(record: Mapping[str, Any]) -> bool:
+    """Whether a case, or a method on it, failed."""
+    return bool(failures(record))
 
 
 def inputs_of(case: CohortCase) -> list[Path]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,10 @@ import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from unoise_monai.data.transforms import preprocessing
-from unoise_monai.handlers.savers import QUANTITIES, map_quantity, on_scan_grid, save_nifti, to_numpy
-from unoise_monai.inference.explain import postprocessing
+from unoise_monai.bundle import Bundle
+from unoise_monai.handlers.savers import to_numpy
 from unoise_monai.metrics.regions import region_importance
-from unoise_monai.render.canvas import save_png, to_canonical
-from unoise_monai.render.mip import mips
-from unoise_monai.render.slices import montage
-from unoise_monai.runs.comparison import WHITE, CaseVolumes, shares
-from unoise_monai.runs.explain import CohortExplainer, Explained
-from unoise_monai.runs.load import Loaded
+from unoise_monai.runs.explain import Explained
 from unoise_monai.runs.records import Records, fingerprint
 
 
@@ -119,79 +112,62 @@ def _mean(values: NDArray[np.float32]) -> float:
     return float(values.mean(dtype=np.float64)) if values.size else math.nan
 
 
-MIP_OPTIONS = ("window", "style", "threshold", "slab_mm")
-MONTAGE_OPTIONS = ("window", "style", "threshold", "axis", "count", "crop_mm")
-
-
 class CaseWriter:
-    """Writes cases into an output.
+    """Writes cases into an output, with the savers of their bundle.
 
     Args:
-        explainer: that explains them; it knows the way back to the files' grids.
-        output: the folder of the whole output.
+        bundle: that explains them.
+        records: of the whole output.
+        digest: of the run's settings.
     """
 
-    def __init__(self, explainer: CohortExplainer, output: Path) -> None:
-        self.explainer, self.bundle, self.settings = explainer, explainer.bundle, explainer.settings
-        self.records = Records(output)
-        options = self.bundle.pictures
-        self.pictures: dict[str, Callable[..., NDArray[np.uint8]]] = {"mip": mips, "montage": montage}
-        self.options = {
-            "mip": {name: options[name] for name in MIP_OPTIONS if name in options},
-            "montage": {name: options[name] for name in MONTAGE_OPTIONS if name in options},
-        }
-        self.preprocess = preprocessing(explainer.task, with_label=False)
-        self.restore = postprocessing(self.preprocess)
+    def __init__(self, bundle: Bundle, records: Records, digest: str) -> None:
+        self.bundle, self.records, self.digest = bundle, records, digest
 
     def __call__(self, explained: Explained) -> dict[str, Any]:
         """Write a case's files, then its record, which is also returned.
+
+        Results of methods that were not run again stay as they are.
 
         Raises:
             OSError: when the output cannot be written.
         """
         start = time.perf_counter()
-        loaded = explained.loaded
-        case, stem = loaded.case, loaded.case.name
-        folder = self.records.output / stem
-        found = self.restore({**loaded.item, "pred": explained.pred})
-        importance, affine = to_numpy(found["importance"])
-        segmentation, _ = to_numpy(found["seg"])
-        # A DICOM series is no file whose header could be looked at.
-        source = None if case.series else case.files[0]
-        quantity = self.settings.quantity
-        volumes = {
-            quantity: (
-                map_quantity(importance, quantity, self.bundle.sigma_min, self.bundle.sigma_max),
-                QUANTITIES[quantity],
-            ),
-            "seg": (segmentation, ", ".join(f"{k} {name}" for k, name in enumerate(self.bundle.task.class_names))),
+        loaded, explainer = explained.loaded, self.bundle.explainer
+        name, folder = loaded.case.name, self.records.output / loaded.case.name
+        item: dict[Any, Any] = dict(explainer.postprocess({**loaded.item, "pred": explained.pred}))
+        for method, values in explained.maps.items():
+            item[method] = explainer.on_file_grid(values, loaded.item)
+        known = self.records.read(name) or {}
+        kept = known.get("methods", {}) if known.get("settings") == self.digest else {}
+        kept = {method: result for method, result in kept.items() if method not in explained.results}
+        keep = [file for result in kept.values() for file in result.get("files", ())]
+        files = {
+            method: [file for saver in self.bundle.savers for file in saver.files(name, method)]
+            for method in ("", *explained.maps)
         }
-        case_volumes = CaseVolumes(stem, Path(), loaded.item["image"][None], None, loaded.item, self.preprocess)
-        maps = {method: to_numpy(case_volumes.on_file_grid(map_))[0] for method, map_ in explained.maps.items()}
-        volumes |= {method: (voxels, f"attribution by {method}, raw values") for method, voxels in maps.items()}
-        names = [f"{stem}_{name}.nii.gz" for name in volumes]
-        drawn = {"": importance} | maps if self.settings.images else {}
-        names += [picture_name(stem, method, picture) for method in drawn for picture in self.pictures]
-        self.records.begin(stem, self.settings.digest, names)
-        for name, (voxels, description) in volumes.items():
-            save_nifti(voxels, affine, folder / f"{stem}_{name}.nii.gz", source, description)
-        self._draw(loaded, folder, found, drawn)
+        written = [file for names in files.values() for file in names]
+        self.records.begin(name, self.digest, written, keep)
+        for method in files:
+            for saver in self.bundle.savers:
+                saver.save(item, name, folder, loaded.scan, method)
+        importance, affine = to_numpy(item["importance"])
         # Of a sheared grid, that of a tilted gantry, the sides' product would be too much.
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        figures: dict[str, Any] = case_figures(
-            importance, segmentation, loaded.label, self.bundle.task.class_names, voxel_ml
-        )
         organs = [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, voxel_ml)
-        files = {name: fingerprint([folder / name]) for name in names}
         record = {
-            "case": stem,
+            "case": name,
             "status": "done",
-            "settings": self.settings.digest,
+            "settings": self.digest,
             "source": loaded.source,
-            "shown": case.shown,
-            "files": files,
-            "figures": figures,
+            "shown": loaded.case.shown,
+            "files": {file: fingerprint([folder / file]) for file in (*keep, *written)},
+            "figures": case_figures(
+                importance, to_numpy(item["seg"])[0], loaded.label, self.bundle.class_names, voxel_ml
+            ),
             "organs": [asdict(row) for row in organs],
+            "methods": kept
+            | {method: {**result, "files": files.get(method, [])} for method, result in explained.results.items()},
             "voxels": list(importance.shape),
             "spacing_mm": [round(float(side), 4) for side in voxel_sizes(affine)],
             "device": explained.device,
@@ -201,28 +177,3 @@ class CaseWriter:
         }
         self.records.write(record)
         return record
-
-    def _draw(
-        self, loaded: Loaded, folder: Path, found: Mapping[Hashable, Any], maps: Mapping[str, NDArray[np.float32]]
-    ) -> None:
-        """MIP and montage of each map, by method; the importance has none."""
-        image, spacing_mm = to_canonical(*to_numpy(loaded.scan))
-        outline = on_scan_grid(to_numpy(found["seg"])[0], found["seg"], loaded.scan, "seg", folder)
-        for method, voxels in maps.items():
-            shown = on_scan_grid(voxels, found["importance"], loaded.scan, method or "importance", folder)
-            label = {"label": f"{method}, share of its {WHITE:g}th percentile"} if method else {}
-            for picture, draw in self.pictures.items():
-                rgb = draw(
-                    image,
-                    spacing_mm,
-                    importance=shares(shown) if method else shown,
-                    segmentation=outline,
-                    **self.options[picture],
-                    **label,
-                )
-                save_png(rgb, folder / picture_name(loaded.case.name, method, picture))
-
-
-def picture_name(case: str, method: str, picture: str) -> str:
-    """``case_mip.png``; of a further method ``case_saliency_mip.png``."""
-    return "_".join(filter(None, (case, method, picture))) + ".png"

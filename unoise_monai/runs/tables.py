@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.runs.records import Records, tables_locked
+from unoise_monai.runs.records import Records, failures, tables_locked
 
 FAILURE_COLUMNS = ("case", "file", "stage", "reason")
 LAST_COLUMNS = ("voxels", "spacing_mm", "device", "note", "seconds", "peak_memory_gb")
@@ -24,15 +24,12 @@ def write_tables(records: Records) -> None:
         known = [record for record in records.all() if record["status"] != "begun"]
         rows = [_row(record) for record in known]
         _write(records.output / "cohort.csv", _columns(rows), rows)
-        failed = [record for record in known if record["status"] == "failed"]
-        _write(
-            records.output / "failures.csv",
-            FAILURE_COLUMNS,
-            [
-                {**{name: record[name] for name in ("case", "stage", "reason")}, "file": record["shown"]}
-                for record in failed
-            ],
-        )
+        failed = [
+            {"case": record["case"], "file": record["shown"], "stage": stage, "reason": reason}
+            for record in known
+            for stage, reason in failures(record)
+        ]
+        _write(records.output / "failures.csv", FAILURE_COLUMNS, failed)
         organs = [{"case": record["case"], **row} for record in known for row in record.get("organs", [])]
         if organs:
             _write(records.output / "organs.csv", list(organs[0]), organs)
