@@ -101,7 +101,7 @@ def shipped(bundle: str) -> tuple[ExplainedSegmenter, SegmentationTask]:
     """A bundle's shipped network and its task, as its own configuration makes them."""
     folder = ROOT / "bundles" / bundle
     parser = ConfigParser()
-    parser.read_config(folder / "configs" / "explain.yaml")
+    parser.read_config(folder / "configs" / "inference.yaml")
     segmenter = parser.get_parsed_content("network_def")
     segmenter.load_state_dict(load_state(folder / "models" / "model.pt"))
     return segmenter.eval(), parser.get_parsed_content("task")

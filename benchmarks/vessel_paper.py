@@ -26,13 +26,13 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
 from vessels import real_case, shipped
-from visibility import ROOT, machine
+from visibility import ROOT, machine, task_of
 
 from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.layer_guided import LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.layerwise import every_layer
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.data import segmentation_task, vessel_phantom
+from unoise_monai.data import vessel_phantom
 from unoise_monai.data.decathlon import Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.handlers.cases import to_numpy
@@ -112,7 +112,7 @@ def explained(
     """Every map of one angiogram: its picture, and where its highest values lie."""
     network = shipped()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    volumes = load_case(case, segmentation_task("TOF_MRA"), device)
+    volumes = load_case(case, task_of("vessel_tof_mra_unoise"), device)
     volume = VolumeNetwork(network.to(device), **running)
     with evaluating(network):
         logits = volume(volumes.image.as_subclass(Tensor))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tasks import pancreas
 from torch import Tensor, nn
 
 from unoise_monai import ExplainedSegmenter
-from unoise_monai.data import SegmentationTask, segmentation_task, write_phantom_cohort
+from unoise_monai.data import SegmentationTask, write_phantom_cohort
 
 
 class Bright(nn.Module):
@@ -52,7 +53,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task() -> SegmentationTask:
-    return segmentation_task("Task07_Pancreas", spacing_mm=(16.0, 16.0, 16.0))
+    return pancreas(spacing_mm=(16.0, 16.0, 16.0))
 
 
 @pytest.fixture

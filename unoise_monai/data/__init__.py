@@ -6,7 +6,7 @@ from unoise_monai.data.decathlon import download_task, find_images, list_cases
 from unoise_monai.data.phantom_cohort import write_phantom_cohort
 from unoise_monai.data.phantoms import Phantom, Truth, abdomen_phantom
 from unoise_monai.data.split import split_cases
-from unoise_monai.data.task import TASKS, SegmentationTask, segmentation_task
+from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing, training_transforms
 from unoise_monai.data.validation import CaseError, LoadCased, case_name
 from unoise_monai.data.vessel_labels import label_vessels
@@ -15,7 +15,6 @@ from unoise_monai.data.vesselness import vessel_label
 from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
 __all__ = [
-    "TASKS",
     "CaseError",
     "LoadCased",
     "N4BiasCorrectiond",
@@ -32,7 +31,6 @@ __all__ = [
     "list_cases",
     "list_vessel_cases",
     "preprocessing",
-    "segmentation_task",
     "split_cases",
     "training_transforms",
     "vessel_label",

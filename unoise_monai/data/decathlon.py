@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 from monai.apps import DecathlonDataset
 from monai.data import load_decathlon_datalist
 
-from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.validation import DICOM, EXTENSIONS, CaseError, case_name, check_grids
 
 Case: TypeAlias = dict[str, str]
@@ -85,10 +84,10 @@ def _read_index(index: Path) -> dict[str, Any]:
     return content
 
 
-def download_task(task: SegmentationTask, root: str | Path) -> Path:
-    """Fetch a task's archive to ``root`` where a network is, and return its folder; nothing is fetched twice."""
-    folder = Path(root) / task.name
+def download_task(name: str, root: str | Path) -> Path:
+    """Fetch a task's archive (``Task04_Hippocampus``) to ``root``, and return its folder; nothing is fetched twice."""
+    folder = Path(root) / name
     if not (folder / "dataset.json").is_file():
         Path(root).mkdir(parents=True, exist_ok=True)
-        DecathlonDataset(root_dir=str(root), task=task.name, section="training", download=True, cache_rate=0.0)
+        DecathlonDataset(root_dir=str(root), task=name, section="training", download=True, cache_rate=0.0)
     return folder
