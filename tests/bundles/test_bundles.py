@@ -210,6 +210,37 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
         assert (output / "phantom_test_001" / f"phantom_test_001_{name}.png").stat().st_size > 0
 
 
+def test_what_monai_label_changes(cohort: Path, tmp_path: Path) -> None:
+    """Its ids: the lists of cases without names, the epochs, and a loader of the last weights before our handlers."""
+    bundle, models = ROOT / "bundles" / "pancreas_ct_unoise", tmp_path / "models"
+    common = {"dataset_dir": str(cohort), "ckpt_dir": str(models), **small(bundle), **SMALL_NOISE, "val_interval": 1}
+    run(bundle, UTILITY, output_dir=str(tmp_path / "utility"), utility_epochs=1, **common)
+    run(bundle, "train", output_dir=str(tmp_path / "first"), max_epochs=1, **common)
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs" / "train.yaml")
+    handlers = parser.get("train#handlers")
+    assert {"_target_"} <= set.intersection(*map(set, handlers))
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(models / "model.pt"),
+        "load_dict": {"model": "$@network"},
+    }
+    items = [
+        {key: str(cohort / f"{key}sTr" / f"phantom_{number:03}.nii.gz") for key in ("image", "label")}
+        for number in (1, 2, 3)
+    ]
+    changes = {
+        "train#trainer#max_epochs": 2,
+        "train#dataset#data": items[:2],
+        "validate#dataset#data": items[2:],
+        "train#handlers": [loader, *handlers],
+    }
+    flow = run(bundle, "train", output_dir=str(tmp_path / "second"), max_epochs=1, **common, **changes)
+    assert [len(flow.parser.get_parsed_content(f"{part}#dataset")) for part in ("train", "validate")] == [2, 1]
+    with (tmp_path / "second" / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
 def test_angiograms_without_labels_from_training_to_importance(tmp_path: Path) -> None:
     """The vessel bundle's own options: semi-automatic labels, N4, uniform crops, no deformation; a folder of scans."""
     bundle, scans = ROOT / "bundles" / "vessel_tof_mra_unoise", tmp_path / "scans"
