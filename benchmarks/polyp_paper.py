@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from truth import CPU, numbers, phantoms, shipped, text
+from unoise_monai.runs.comparison import find_cases, load_case
 from visibility import PHANTOMS, REAL, ROOT, machine
 
 from unoise_monai.attribution.base import Attributor, Score
@@ -38,7 +39,6 @@ from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.faithfulness import GaussianPerturbation, infidelities, max_sensitivity
 from unoise_monai.networks.modes import evaluating
-from unoise_monai.runs.comparison import find_cases, load_case
 from unoise_monai.runs.scoring import per_intensity
 from unoise_monai.types import Image, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter

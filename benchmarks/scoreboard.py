@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from unoise_monai.runs.comparison import CaseFiles
 from visibility import REAL, ROOT, machine
 
 from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import CaseFiles
 from unoise_monai.runs.scoreboard import MethodRow, write_scoreboard
 
 COLUMNS = (
@@ -69,7 +69,7 @@ def main() -> None:
         for number, (robust, mine) in enumerate(shares_of(names, arguments.jobs)):
             with (log / f"{folder}_{number}.log").open("w") as file:
                 command = [*explain(data, out / folder, mine), *options]
-                command += ["--robust_cases", str(robust), "--pictures", "False"]
+                command += ["--comparison#robust_cases", str(robust), "--comparison#pictures", "False"]
                 jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
         if any([job.wait() for job in jobs]):
             sys.exit(f"a job failed, see {log}")
@@ -89,7 +89,8 @@ def shares_of(names: Sequence[str], jobs: int) -> list[tuple[int, list[str]]]:
 
 def explain(data: Path, out: Path, names: list[str]) -> list[str]:
     """The command that a user would give, for some of the cases."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/explain.yaml"]
+    configs = ["configs/inference.yaml", "configs/explain.yaml"]
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", repr(configs)]
     return [*command, "--dataset_dir", str(data), "--output_dir", str(out), "--cases", repr(names)]
 
 

@@ -28,9 +28,11 @@ count: 6
 crop_mm: null
 slab_mm: 30.0
 task:
-  _target_: unoise_monai.data.segmentation_task
+  _target_: unoise_monai.data.SegmentationTask
   name: Task04_Hippocampus
+  labels: [background, anterior, posterior]
   spacing_mm: [3.0, 3.0, 3.0]
+  patch_size: [48, 64, 48]
 utility:
   _target_: unoise_monai.networks.UNet
   spatial_dims: 3

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tasks import pancreas
 from torch import nn
 
 from unoise_monai.bundle import LoadedBundle
-from unoise_monai.data import segmentation_task
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.finding import find_cohort
 from unoise_monai.networks import UNet
@@ -42,7 +42,7 @@ def cases(folder: Path) -> list[CohortCase]:
 @pytest.fixture
 def bundle() -> LoadedBundle:
     torch.manual_seed(0)
-    task = segmentation_task("Task07_Pancreas", spacing_mm=(16.0, 16.0, 16.0))
+    task = pancreas(spacing_mm=(16.0, 16.0, 16.0))
     utility = UNet(3, 1, 2, depth=2, channel_factor=2)
     noise_model = nn.Conv3d(1, 1, 3, padding=1)
     noise_model.stride, noise_model.halo = 1, 1  # type: ignore[assignment]

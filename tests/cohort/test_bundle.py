@@ -16,7 +16,7 @@ from torch import nn
 
 from unoise_monai import bundle as bundle_module
 from unoise_monai.bundle import UntrustedBundle, find_bundle, known_bundles, load_bundle, shipped_bundles
-from unoise_monai.data import segmentation_task
+from unoise_monai.data import SegmentationTask
 from unoise_monai.networks.weights import load_weights
 
 SHIPPED = shipped_bundles()
@@ -39,7 +39,7 @@ def test_a_shipped_bundle_loads_as_its_files_say(path: Path, tmp_path: Path, mon
     metadata = json.loads((path / "configs" / "metadata.json").read_text())
     weights = path / "models" / "model.pt"
     assert (bundle.name, bundle.version) == (path.name, metadata["version"])
-    assert bundle.task == segmentation_task(**{k: v for k, v in config["task"].items() if k != "_target_"})
+    assert bundle.task == SegmentationTask(**{k: v for k, v in config["task"].items() if k != "_target_"})
     assert bundle.labels == dict(enumerate(bundle.task.class_names))
     assert (bundle.sigma_min, bundle.sigma_max) == (config["sigma_min"], config["sigma_max"])
     names = ("window", "style", "threshold", "axis", "count", "crop_mm", "slab_mm")
@@ -138,12 +138,12 @@ def test_tags_of_yaml_run_nothing_even_when_trusted(tmp_path: Path) -> None:
     [
         ("_target_: unoise_monai.ExplainedSegmenter\n  utility: '@utility'\n  noise_model: '@noise_model'",
          "_target_: torch.nn.Identity", "network_def must be of class ExplainedSegmenter, got Identity"),
-        ("task:\n  _target_: unoise_monai.data.segmentation_task", "task:\n  num_classes: 3",
+        ("task:\n  _target_: unoise_monai.data.SegmentationTask", "task:\n  num_classes: 3",
          r"configs/inference\.yaml cannot be used: "),
         ("sigma_max: 5.0", "sigma_max: 0.0", "sigma_max must be greater than sigma_min"),
         ("sigma_max: 5.0", "", r"configs/inference\.yaml cannot be used: .*sigma_max"),
         ("network_def:", "other:", r"configs/inference\.yaml cannot be used: .*network_def"),
-        ("name: Task04_Hippocampus", "name: Task99", r"cannot be used: .*"),
+        ("labels: [background, anterior, posterior]", "labels: [background]", r"cannot be used: .*"),
         ("sigma_min: 0.0", "sigma_min: [", r"configs/inference\.yaml cannot be used: "),
     ],
 )  # fmt: skip

@@ -10,13 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tasks import pancreas
 
-from unoise_monai.data import CaseError, SegmentationTask, preprocessing, segmentation_task
+from unoise_monai.data import CaseError, SegmentationTask, preprocessing
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.runs.load import load
 from unoise_monai.runs.records import fingerprint, inputs_of
 
-TASK = segmentation_task("Task07_Pancreas", spacing_mm=(16.0, 16.0, 16.0))
+TASK = pancreas(spacing_mm=(16.0, 16.0, 16.0))
 
 
 @pytest.fixture

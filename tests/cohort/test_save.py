@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from unoise_monai.runs.comparison import load_case
 
 from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.bundle import LoadedBundle
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference import Explainer, TiledInferer
 from unoise_monai.inference.tiling import VolumeNetwork
-from unoise_monai.runs.comparison import load_case
 from unoise_monai.runs.explain import CohortExplainer
 from unoise_monai.runs.load import load
 from unoise_monai.runs.records import Records, State, fingerprint

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from nibabel.affines import apply_affine, voxel_sizes
+from tasks import hippocampus, pancreas
 
 from unoise_monai.data.finding import list_cases
 from unoise_monai.data.reading import CaseError
-from unoise_monai.data.task import SegmentationTask, segmentation_task
+from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing, training_transforms
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -239,7 +240,7 @@ def test_real_hippocampus() -> None:
     folder = SHARED / "Task04_Hippocampus"
     if not folder.is_dir():
         pytest.skip(f"real data is not there: {folder}")
-    task = segmentation_task("Task04_Hippocampus")
+    task = hippocampus()
     for case in list_cases(folder, check_headers=False)[:2]:
         item = preprocessing(task)(case)
         assert abs(float(item["image"].mean())) < 0.1
@@ -255,7 +256,7 @@ def test_real_abdomen() -> None:
     if not folder.is_dir():
         pytest.skip(f"real data is not there: {folder}")
     (case,) = list_cases(folder)
-    item = preprocessing(segmentation_task("Task07_Pancreas"))(case)
+    item = preprocessing(pancreas())(case)
     assert item["image"].shape == (1, 122, 101, 112)
     assert (float(item["image"].min()), float(item["image"].max())) == (-2, 2)
     assert set(item["label"].unique().tolist()) == {0, 1}

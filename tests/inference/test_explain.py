@@ -13,9 +13,10 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.eulerangles import euler2mat
+from tasks import hippocampus
 from torch import Tensor, nn
 
-from unoise_monai.data import CaseError, SegmentationTask, segmentation_task
+from unoise_monai.data import CaseError, SegmentationTask
 from unoise_monai.inference import TiledInferer
 from unoise_monai.inference.explain import Explainer, SplitExplanationd
 from unoise_monai.unoise import ExplainedSegmenter
@@ -185,7 +186,7 @@ def test_real_series() -> None:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     series = reader.Execute()
-    explanation = explainer(segmenter(-1.0, 1.0), segmentation_task("Task04_Hippocampus"))(folder)
+    explanation = explainer(segmenter(-1.0, 1.0), hippocampus())(folder)
     assert explanation.case == "dicom_series"
     assert explanation.importance.shape == (1, *series.GetSize()) == (1, 35, 51, 32)
     # DICOM counts millimetres to the left and to the back, NIfTI to the right and to the front.

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tasks import pancreas
 from torch import Tensor, nn
 
-from unoise_monai.data import SegmentationTask, segmentation_task
+from unoise_monai.data import SegmentationTask
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -53,7 +54,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def task() -> SegmentationTask:
-    return segmentation_task("Task07_Pancreas", spacing_mm=(16.0, 16.0, 16.0))
+    return pancreas(spacing_mm=(16.0, 16.0, 16.0))
 
 
 @pytest.fixture

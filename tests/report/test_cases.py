@@ -8,10 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from unoise_monai.runs.comparison import find_cases, load_case
 
 from unoise_monai.data import SegmentationTask, split_cases
 from unoise_monai.data.finding import list_cases
-from unoise_monai.runs.comparison import find_cases, load_case
 
 CPU = torch.device("cpu")
 

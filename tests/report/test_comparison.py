@@ -11,13 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from unoise_monai.runs.comparison import load_case
 
 from unoise_monai.attribution import registry
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.data import SegmentationTask
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison, MapScorer, find_cases
-from unoise_monai.runs.comparison import load_case
 from unoise_monai.unoise import ExplainedSegmenter
 
 SCORER = MapScorer(

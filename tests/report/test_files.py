@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from unoise_monai.runs.comparison import CaseFiles, load_case, reason, shares
 
 from unoise_monai.data import SegmentationTask
 from unoise_monai.data.finding import list_cases
-from unoise_monai.runs.comparison import CaseFiles, load_case, reason, shares
 
 
 def test_a_map_on_the_file_s_grid_and_its_pictures(cohort: Path, task: SegmentationTask, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-
 from unoise_monai.runs.comparison import file_identity, weights_sha256
 
 

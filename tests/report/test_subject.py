@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from unoise_monai.runs.comparison import load_case, prepare
 
 from unoise_monai.data import SegmentationTask
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import MapScorer, find_cases
-from unoise_monai.runs.comparison import load_case, prepare
 from unoise_monai.unoise import ExplainedSegmenter
 
 SCORER = MapScorer(hidings={"zero": Hiding("zero")}, shares=(0.0, 1.0), measures=("dice",))

@@ -3,12 +3,11 @@
 from unoise_monai.data.datasets import case_dataset, split_cases
 from unoise_monai.data.finding import download_task, find_images, list_cases
 from unoise_monai.data.reading import CaseError, LoadCased, case_name
-from unoise_monai.data.task import TASKS, SegmentationTask, segmentation_task
+from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import N4BiasCorrectiond, preprocessing, training_transforms
 from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_label
 
 __all__ = [
-    "TASKS",
     "CaseError",
     "LoadCased",
     "N4BiasCorrectiond",
@@ -22,7 +21,6 @@ __all__ = [
     "list_cases",
     "list_vessel_cases",
     "preprocessing",
-    "segmentation_task",
     "split_cases",
     "training_transforms",
     "vessel_label",

@@ -150,12 +150,12 @@ class CaseCache(PersistentDataset):
 
 
 def case_dataset(
-    cases: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
+    data: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
 ) -> Dataset:
     """The cases with their transforms, the deterministic ones computed once and kept.
 
     Args:
-        cases: what `list_cases` gave, or a split of it.
+        data: what `list_cases` gave, or a split of it; MONAI Label puts its own list here.
         transform: from `preprocessing` or `training_transforms`.
         cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`CaseCache`, survives the run) or ``"none"``.
         cache_dir: where ``"disk"`` keeps its files.
@@ -165,12 +165,12 @@ def case_dataset(
     """
     check_choice("cache", cache, CACHES)
     if cache == "memory":
-        return CacheDataset(list(cases), transform, num_workers=2)
+        return CacheDataset(list(data), transform, num_workers=2)
     if cache == "disk":
         if cache_dir is None:
             raise ValueError("cache_dir must name a folder where cache is 'disk', got None")
-        return CaseCache(cases, transform, cache_dir)
-    return Dataset(list(cases), transform)
+        return CaseCache(data, transform, cache_dir)
+    return Dataset(list(data), transform)
 
 
 T = TypeVar("T")

@@ -30,7 +30,6 @@ from unoise_monai.data.cases import (
 )
 from unoise_monai.data.dicom import find_series
 from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, case_name, check_grids, kind_of
-from unoise_monai.data.task import SegmentationTask
 
 Case: TypeAlias = dict[str, str]
 """``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
@@ -104,12 +103,12 @@ def _read_index(index: Path) -> dict[str, Any]:
     return content
 
 
-def download_task(task: SegmentationTask, root: str | Path) -> Path:
-    """Fetch a task's archive to ``root`` where a network is, and return its folder; nothing is fetched twice."""
-    folder = Path(root) / task.name
+def download_task(name: str, root: str | Path) -> Path:
+    """Fetch a task's archive (``Task04_Hippocampus``) to ``root``, and return its folder; nothing is fetched twice."""
+    folder = Path(root) / name
     if not (folder / "dataset.json").is_file():
         Path(root).mkdir(parents=True, exist_ok=True)
-        DecathlonDataset(root_dir=str(root), task=task.name, section="training", download=True, cache_rate=0.0)
+        DecathlonDataset(root_dir=str(root), task=name, section="training", download=True, cache_rate=0.0)
     return folder
 
 

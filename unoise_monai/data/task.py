@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
-
-from unoise_monai.checks import check_choice
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """How the volumes of one task are read: the single definition that training, evaluation and inference share.
+    """How the volumes of one task are read: the definition that training, evaluation and inference share.
+
+    It stands in a bundle's configuration under ``task``. Sequences become tuples.
 
     Intensities become a z-score on the foreground (the voxels that are not 0) unless the task says otherwise.
 
@@ -31,15 +31,18 @@ class SegmentationTask:
     """
 
     name: str
-    labels: tuple[str, ...]
-    spacing_mm: tuple[float, ...]
-    patch_size: tuple[int, ...]
-    ct_window_hu: tuple[float, float] | None = None
+    labels: Sequence[str]
+    spacing_mm: Sequence[float]
+    patch_size: Sequence[int]
+    ct_window_hu: Sequence[float] | None = None
     top_percentile: float | None = None
     bias_correction: bool = False
     merge_labels: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("labels", "spacing_mm", "patch_size", "ct_window_hu"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
         if len(self.labels) < 2:
             raise ValueError(f"labels must name the background and at least one class, got {self.labels}")
         for name, values in (("spacing_mm", self.spacing_mm), ("patch_size", self.patch_size)):
@@ -56,46 +59,8 @@ class SegmentationTask:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes that a network of this task predicts, background first."""
-        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else self.labels
+        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else tuple(self.labels)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
-
-
-TASKS = {
-    "Task04_Hippocampus": SegmentationTask(
-        name="Task04_Hippocampus",
-        labels=("background", "anterior", "posterior"),
-        spacing_mm=(1.0, 1.0, 1.0),
-        patch_size=(48, 64, 48),
-    ),
-    "Task07_Pancreas": SegmentationTask(
-        name="Task07_Pancreas",
-        labels=("background", "pancreas", "cancer"),
-        spacing_mm=(3.0, 3.0, 3.0),
-        patch_size=(64, 64, 64),
-        # nnU-Net's 0.5 and 99.5 percentiles of the pancreas voxels of Task07.
-        ct_window_hu=(-96.0, 215.0),
-        merge_labels=True,
-    ),
-    "TOF_MRA": SegmentationTask(
-        name="TOF_MRA",
-        labels=("background", "vessel"),
-        spacing_mm=(0.6, 0.6, 0.6),
-        patch_size=(64, 64, 64),
-        # One voxel in a thousand is the lumen of a large artery in a slab around the circle of Willis.
-        top_percentile=99.9,
-    ),
-}
-
-
-def segmentation_task(name: str, **changes: Any) -> SegmentationTask:
-    """The defaults of a known task, with the changes that a configuration names.
-
-    Raises:
-        ValueError: when no defaults are known for ``name``.
-    """
-    check_choice("task", name, tuple(TASKS))
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
-    return replace(TASKS[name], **changes)
