@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from torch import nn
 
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.handlers.savers import Saver
@@ -299,6 +303,54 @@ def load_bundle(
 
 
 PIPELINE = ("preprocessing", "inferer", "postprocessing")
+
+
+def assemble(
+    folder: str | os.PathLike[str],
+    network: ExplainedSegmenter,
+    preprocessing: Compose,
+    inferer: Inferer,
+    postprocessing: Callable[[Mapping[Any, Any]], Any],
+    savers: Sequence[Saver],
+    class_names: Sequence[str],
+) -> Bundle:
+    """A bundle of the objects that its configuration has made, in a run of ``python -m monai.bundle`` of its own.
+
+    Args:
+        folder: of the bundle.
+        network: with its weights, on its device.
+        preprocessing: it is sent to processes that read cases.
+        inferer: see `Explainer`.
+        postprocessing: see `Explainer`.
+        savers: of the configuration.
+        class_names: of the segmentation, background first.
+
+    Raises:
+        ValueError: when the metadata cannot be understood.
+    """
+    root = Path(folder).resolve()
+    pipeline = hashlib.sha256(pickle.dumps((preprocessing, inferer, postprocessing, list(savers))))
+    return Bundle(
+        name=root.name,
+        version=_metadata(root)["version"],
+        class_names=tuple(class_names),
+        explainer=Explainer(network.eval(), preprocessing, inferer, postprocessing),
+        savers=tuple(savers),
+        config=None,
+        weights_sha256=state_sha256(network),
+        config_sha256=pipeline.hexdigest(),
+    )
+
+
+def state_sha256(network: nn.Module) -> str:
+    """Digest of the names, types, shapes and values of all weights and buffers; the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        # As bytes, for NumPy has no bfloat16.
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:

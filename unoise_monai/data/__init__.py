@@ -1,6 +1,6 @@
 """Volumes in: tasks, cases, splits, preprocessing."""
 
-from unoise_monai.data.datasets import case_dataset, split_cases
+from unoise_monai.data.datasets import CaseDataset, case_dataset, split_cases
 from unoise_monai.data.finding import download_task, find_images, list_cases
 from unoise_monai.data.reading import CaseError, LoadCased, case_name
 from unoise_monai.data.task import SegmentationTask
@@ -8,6 +8,7 @@ from unoise_monai.data.transforms import N4BiasCorrectiond, preprocessing, train
 from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_label
 
 __all__ = [
+    "CaseDataset",
     "CaseError",
     "LoadCased",
     "N4BiasCorrectiond",

@@ -176,6 +176,19 @@ def case_dataset(
 T = TypeVar("T")
 
 
+class CaseDataset(Dataset):
+    """MONAI's `Dataset`, in which a case that cannot be used is an item that says why, and ends nothing.
+
+    Such an item has the keys ``case`` and ``failed``, the reason; `CaseEvaluator` goes on after it.
+    """
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except CaseError as error:
+            return {"case": self.data[index]["case"], "failed": str(error)}
+
+
 def rank_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     """The items that one rank evaluates, so that a mean over all ranks is the mean over all items.
 

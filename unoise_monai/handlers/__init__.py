@@ -1,11 +1,13 @@
 """Ignite handlers that the bundles' configurations name."""
 
+from unoise_monai.handlers.evaluator import CaseEvaluator
 from unoise_monai.handlers.savers import ImportanceSaver, PictureSaver
 from unoise_monai.handlers.training import BestModel, LossProgress, MetricsTable, NoiseRatioUpdater, RunCheckpoint
 from unoise_monai.handlers.visibility import VisibilityReport
 
 __all__ = [
     "BestModel",
+    "CaseEvaluator",
     "ImportanceSaver",
     "LossProgress",
     "MetricsTable",
