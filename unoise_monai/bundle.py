@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import yaml
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 from monai.transforms import Compose
@@ -252,7 +254,7 @@ def load_bundle(
         ValueError: when one of these files changes while it is loaded.
     """
     folder = find_bundle(bundle) if not Path(bundle).is_dir() else Path(bundle).resolve()
-    config_file = next((folder / name for name in CONFIGS if (folder / name).is_file()), folder / CONFIGS[0])
+    config_file = _config_file(folder)
     more = [config_file.with_name(f"{name}{config_file.suffix}") for name in overlays]
     files = (config_file, *more, folder / METADATA)
     for file in files:
@@ -360,9 +362,66 @@ def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any
     return chain
 
 
+def copy_bundle(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], task: Mapping[str, Any] | None = None
+) -> Path:
+    """A new bundle with the configurations of another one, to train it on other data; its weights stay behind.
+
+    Args:
+        source: the other bundle's name or folder.
+        target: the new bundle's folder.
+        task: arguments of `SegmentationTask`, which take the place of ``task`` in every configuration and decide the
+            channels that the metadata define; that of the source by default.
+
+    Raises:
+        FileExistsError: when ``target`` is there.
+        ValueError: when there is no such bundle, or the task is none.
+    """
+    origin, folder = find_bundle(source), Path(target)
+    if folder.exists():
+        raise FileExistsError(f"bundle folder must be new, got {folder}, which is there")
+    old = yaml.safe_load(_config_file(origin).read_text(encoding="utf-8"))
+    names = {key: value for key, value in (task or old["task"]).items() if key != "_target_"}
+    try:
+        new = SegmentationTask(**names)
+    except TypeError as error:
+        raise ValueError(f"task must have the arguments of SegmentationTask: {error}") from error
+    shutil.copytree(origin / "configs", folder / "configs")
+    shutil.copy(origin / "LICENSE", folder)
+    (folder / "models").mkdir()
+    (folder / "docs").mkdir()
+    (folder / "docs" / "README.md").write_text(
+        f"# {folder.name}\n\n{', '.join(new.class_names[1:])}: made from {origin.name}, to be trained.\n",
+        encoding="utf-8",
+    )
+    (folder / "docs" / "data_license.txt").write_text("The licence of the data it is trained on.\n", encoding="utf-8")
+    block = yaml.safe_dump(
+        {"task": {"_target_": old["task"]["_target_"], **names}}, sort_keys=False, default_flow_style=None
+    )
+    for path in (folder / "configs").glob("*.yaml"):
+        text = re.sub(r"^task:\n(?:[ #].*\n)+", lambda _: block, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        path.write_text(text.replace(old["task"]["name"], new.name), encoding="utf-8")
+    metadata = _metadata(folder)
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    logits = new.class_names if len(pred["channel_def"]) > 2 else new.class_names[1:]
+    pred["channel_def"] = {str(index): name for index, name in enumerate((*logits, "importance"))}
+    pred["num_channels"] = len(logits) + 1
+    metadata |= {"version": "0.1.0", "changelog": {"0.1.0": f"made from {origin.name}"}, "name": folder.name}
+    metadata |= {"eval_metrics": {}, "label_classes": ", ".join(f"{k} {name}" for k, name in enumerate(new.labels))}
+    for key in ("task", "description", "data_source", "image_classes"):
+        metadata[key] = f"to be written ({new.name})"
+    text = json.dumps(metadata, indent=1, ensure_ascii=False)
+    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
 def _bundles_in(folder: Path) -> list[Path]:
     found = {config.parents[1].resolve() for name in CONFIGS for config in folder.glob(f"*/{name.as_posix()}")}
     return sorted(found)
+
+
+def _config_file(folder: Path) -> Path:
+    return next((folder / name for name in CONFIGS if (folder / name).is_file()), folder / CONFIGS[0])
 
 
 def _sha256_of(files: Iterable[Path]) -> str:

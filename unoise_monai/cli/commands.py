@@ -181,3 +181,41 @@ def run_doctor(args: argparse.Namespace) -> int:
     text = json.dumps(diagnosis.as_dict(), indent=1) if args.json else "\n".join(diagnosis.lines)
     sys.stdout.write(f"{text}\n")
     return Exit.DONE if diagnosis.ok else Exit.ERROR
+
+
+def add_bundles(subparsers: Any) -> None:
+    """The options of ``unoise bundles``."""
+    command = subparsers.add_parser(
+        "bundles",
+        help="list bundles, or make a new one",
+        description="List the bundles that go by their name, or copy one's configurations for other data.",
+    )
+    command.add_argument("copy", nargs="*", metavar="copy BUNDLE FOLDER", help="make FOLDER from BUNDLE, untrained")
+    command.add_argument(
+        "--task", type=Path, metavar="YAML", help="the new bundle's task: labels, spacing, intensities"
+    )
+    command.set_defaults(run=run_bundles)
+
+
+def run_bundles(args: argparse.Namespace) -> int:
+    """List the known bundles, or make one.
+
+    Raises:
+        ValueError: when the words are not ``copy BUNDLE FOLDER``, or the task is none.
+    """
+    import yaml
+
+    from unoise_monai.bundle import copy_bundle, known_bundles
+
+    if not args.copy:
+        sys.stdout.writelines(f"{name}\t{folder}\n" for name, folder in known_bundles().items())
+        return Exit.DONE
+    if len(args.copy) != 3 or args.copy[0] != "copy":
+        raise ValueError(f"bundles takes nothing, or copy BUNDLE FOLDER, got {' '.join(args.copy)}")
+    task = None
+    if args.task is not None:
+        task = yaml.safe_load(args.task.read_text(encoding="utf-8"))
+        if not isinstance(task, dict):
+            raise ValueError(f"--task must hold a mapping, got {type(task).__name__}")
+    sys.stdout.write(f"{copy_bundle(args.copy[1], args.copy[2], task)}\n")
+    return Exit.DONE

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_render(subparsers)
     commands.add_phantom(subparsers)
     commands.add_doctor(subparsers)
+    commands.add_bundles(subparsers)
     return top
 
 
