@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics.faithfulness import Infidelity, infidelities, infidelity
+from unoise_monai.metrics.faithfulness import InfidelityResult, infidelities, infidelity
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -32,7 +32,9 @@ class Bent:
         return linear + 0.1 * linear**2
 
 
-def naive(score: Bent, image: Tensor, attribution: Tensor, sigma: float, samples: int, box: int | None) -> Infidelity:
+def naive(
+    score: Bent, image: Tensor, attribution: Tensor, sigma: float, samples: int, box: int | None
+) -> InfidelityResult:
     """One item, one perturbation at a time, the scale by least squares, the error at that scale."""
     values, changes = [], []
     for item, weights in zip(image.double(), attribution.double(), strict=True):
@@ -53,7 +55,7 @@ def naive(score: Bent, image: Tensor, attribution: Tensor, sigma: float, samples
         errors = [(scale * p - h) ** 2 for p, h in zip(predicted, happened, strict=True)]
         values.append(sum(errors) / samples)
         changes.append(sum(h * h for h in happened) / samples)
-    return Infidelity(torch.tensor(values, dtype=torch.float64), torch.tensor(changes, dtype=torch.float64))
+    return InfidelityResult(torch.tensor(values, dtype=torch.float64), torch.tensor(changes, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("spatial", [(5, 6), (4, 5, 3)])

@@ -119,7 +119,7 @@ def check_positive(name: str, value: float) -> None:
 Score: TypeAlias = Callable[[Image], Tensor]
 
 
-class Infidelity(NamedTuple):
+class InfidelityResult(NamedTuple):
     """Of one map, for each item."""
 
     value: Tensor
@@ -147,7 +147,7 @@ def infidelity(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> Infidelity:
+) -> InfidelityResult:
     """Infidelity of one map: ``E[(scale * I . map - (score(x) - score(x - I)))^2]``, by Captum.
 
     Yeh et al., "On the (in)fidelity and sensitivity of explanations", 2019, Definition 2.1; Fazel et al.,
@@ -196,7 +196,7 @@ def infidelities(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> dict[str, Infidelity]:
+) -> dict[str, InfidelityResult]:
     """Infidelity of several maps of one image against the same perturbations, in the passes of one. See `infidelity`.
 
     Raises:
@@ -227,7 +227,7 @@ def infidelities(
             )
             change = scores.squared_change()
             # Captum expands the square, which rounding may take a little out of what is possible.
-            results[name] = Infidelity(found.clamp_min(0).minimum(change), change)
+            results[name] = InfidelityResult(found.clamp_min(0).minimum(change), change)
     return results
 
 

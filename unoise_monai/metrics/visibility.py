@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK
 import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import evenly_divisible_all_gather
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import baseline
@@ -149,21 +150,20 @@ def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
         ValueError: when ``spacing_mm`` is not one finite number above 0 an axis.
     """
     check_spacing(spacing_mm, label.ndim - 2)
-    foreground = (label.as_subclass(Tensor) > 0)[:, 0]
-    return torch.stack([_depth(item, spacing_mm) for item in foreground])[:, None].to(label.device)
+    foreground = (label.as_subclass(Tensor) > 0)[:, 0].cpu().numpy()
+    depths = [_depth(item, [float(size) for size in spacing_mm]) for item in foreground]
+    return torch.from_numpy(np.stack(depths))[:, None].to(label.device)
 
 
-def _depth(mask: Tensor, spacing_mm: Sequence[float]) -> Tensor:
-    if not bool(mask.any()) or bool(mask.all()):
-        return torch.zeros(mask.shape)
-    # SimpleITK counts the axes from the last.
-    volume = SimpleITK.GetImageFromArray(mask.cpu().numpy().astype(np.uint8).T)
-    volume.SetSpacing([float(size) for size in spacing_mm])
-    distance_mm = SimpleITK.SignedMaurerDistanceMap(volume, False, False, True)
-    return torch.from_numpy(-np.ascontiguousarray(SimpleITK.GetArrayFromImage(distance_mm).T))
+def _depth(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
+    if not mask.any() or mask.all():
+        return np.zeros(mask.shape, np.float32)
+    rim = mask & binary_dilation(~mask, np.ones((3,) * mask.ndim, bool))
+    inside, outside = (distance_transform_edt(~seeds, spacing_mm) for seeds in (rim, mask))
+    return np.where(mask, inside, -outside).astype(np.float32)
 
 
-OPERATORS = ("zero", "mean", "value", "noise", "blur")
+OPERATORS = ("zero", "mean", "minimum", "value", "noise", "blur")
 _NEEDS = {"noise": "sigma", "blur": "sigma", "value": "value"}
 
 
@@ -172,10 +172,12 @@ class Hiding:
     """Hides voxels of an image; hashable, so that results can be kept by it.
 
     - ``"zero"``: 0 of normalised intensity. Koker et al., "U-Noise", 2021, section 4.3.
-    - ``"mean"``: each item's and channel's own mean intensity.
+    - ``"mean"``, ``"minimum"``: each item's and channel's own mean or lowest intensity.
     - ``"value"``: a constant, such as the -1 of tasks whose background is -1.
     - ``"noise"``: ``x + sigma * eps``, eps ~ N(0, 1), as U-Noise noises (Eq. 1); the voxel's own value shines through.
     - ``"blur"``: the Gaussian mean around the voxel, of the voxels inside the volume; coarse structure stays.
+
+    All but the noise are the images that attribution methods take as their `baseline`.
 
     The noise comes from a seed of its own, one volume of it for all items: every share, every map and every size of the
     batch meets the same noise.
@@ -218,17 +220,15 @@ class Hiding:
         return torch.where(visible.as_subclass(Tensor), image, self.fill(image))
 
     def fill(self, image: Image) -> Image:
-        """What every voxel of the image would become, ``(B, C, *spatial)``, or of one value an item and channel."""
+        """What every voxel of the image would become, ``(B, C, *spatial)``."""
         image = image.as_subclass(Tensor)
         if self.operator == "noise":
             # Drawn on the CPU: the same noise on every device.
             eps = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(self.seed))
             return image + float(self.sigma or 0) * eps.to(image)
-        if self.operator == "blur":
-            return baseline(image, "blurred", sigma=float(self.sigma or 0))
-        if self.operator == "mean":
-            return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
-        return image.new_full((1,) * image.ndim, self.value or 0.0)
+        if self.value is not None:
+            return baseline(image, self.value)
+        return baseline(image, "blurred" if self.operator == "blur" else self.operator, sigma=self.sigma or 1.0)
 
 
 ZERO = Hiding("zero")

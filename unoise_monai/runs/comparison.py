@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.base import Attributor, signed
 from unoise_monai.attribution.registry import make_attributor, method_names
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.checks import check_choice
@@ -32,13 +32,14 @@ from unoise_monai.data.transforms import preprocessing
 from unoise_monai.handlers.savers import on_scan_grid, save_nifti, to_numpy
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
+from unoise_monai.metrics.scores import ScoredMap
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, evaluating, segmentation
 from unoise_monai.render.canvas import save_png, to_canonical
 from unoise_monai.render.mip import mips
 from unoise_monai.render.slices import montage
 from unoise_monai.runs.scoreboard import MethodRow, write_scoreboard
-from unoise_monai.runs.scoring import MapScorer, per_intensity, truth_figures
+from unoise_monai.runs.scoring import MapScorer, per_intensity
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -290,28 +291,43 @@ class Subject(NamedTuple):
     """What every method on a case shares."""
 
     volumes: CaseVolumes
+    network: VolumeNetwork
     logits: Logits
     """Of the whole image, ``(1, K, *spatial)``."""
     outline: LabelMap
     """The network's own segmentation, ``(1, 1, *spatial)``."""
     label: LabelMap
     """What maps are scored against: the case's label, or the network's own segmentation where it has none."""
-    visibility: Callable[[VoxelMap], tuple[dict[str, Any], dict[str, float]]]
-    """See `MapScorer.visibility`."""
     truth: LabelMap | None
     """What every voxel of a phantom is, where that is known."""
+    shared: dict[str, Any]
+    """See `ScoredMap.case_cache`."""
+
+    def scored_map(self, importance: VoxelMap, **method: Any) -> ScoredMap:
+        """A map of the case, for scores; ``method`` is what else a `ScoredMap` holds."""
+        return ScoredMap(
+            importance=importance,
+            image=self.volumes.image,
+            network=self.network,
+            logits=self.logits,
+            label=self.label,
+            where=self.outline > 0,
+            target=foreground_sum(self.logits),
+            spacing_mm=self.volumes.spacing_mm,
+            labelled=self.volumes.label is not None,
+            truth=self.truth,
+            case_cache=self.shared,
+            **method,
+        )
 
 
-def prepare(
-    case: Case, task: SegmentationTask, volume: VolumeNetwork, scorer: MapScorer, truth_dir: Path | None = None
-) -> Subject:
+def prepare(case: Case, task: SegmentationTask, volume: VolumeNetwork, truth_dir: Path | None = None) -> Subject:
     """Read a case, segment it, and make ready to score its maps.
 
     Args:
         case: see `find_cases`.
         task: how volumes are read.
         volume: the network, on its device.
-        scorer: what is measured of a map.
         truth_dir: folder with ``<case>.nii.gz``, what every voxel of a phantom is.
 
     Raises:
@@ -326,11 +342,12 @@ def prepare(
     label = outline if volumes.label is None else volumes.label
     return Subject(
         volumes=volumes,
+        network=volume,
         logits=logits,
         outline=outline,
         label=label,
-        visibility=scorer.visibility(volume, volumes.image, label, volumes.spacing_mm),
         truth=None if truth_dir is None else volumes.labels_from(truth_dir / f"{volumes.name}.nii.gz"),
+        shared={},
     )
 
 
@@ -432,7 +449,7 @@ class Comparison:
         known = {name: {"case": case["case"], "method": name, "settings": settings[name]} for name in methods}
         # Whatever goes wrong with a case or a method, the others count: it is noted, and logged with its trace.
         try:
-            subject = prepare(case, self.task, self.volume, self.scorer, self.truth_dir)
+            subject = prepare(case, self.task, self.volume, self.truth_dir)
             self.files.start(subject.volumes, subject.outline)
         except Exception as error:
             logger.exception("%s failed", case["case"])
@@ -448,23 +465,15 @@ class Comparison:
 
     def _result(self, method: str, subject: Subject, robust: bool) -> dict[str, Any]:
         """Everything that is to be said of a method on a case, once its map is written."""
-        importance, found, scores = self._map(method, subject, robust)
-        curves, areas = subject.visibility(importance)
-        scores = {**areas, **scores}
-        if subject.truth is not None:
-            scores |= truth_figures(importance, subject.truth)
-        self.files.write_map(method, subject.volumes, importance)
-        return {
-            "label": "own segmentation" if subject.volumes.label is None else "label",
-            **found,
-            "curves": curves,
-            "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
-        }
+        scored, found, many_passes = self._map(method, subject, robust)
+        measured = self.scorer(scored, many_passes)
+        self.files.write_map(method, subject.volumes, scored.importance)
+        return {"label": "label" if scored.labelled else "own segmentation", **found, **measured}
 
-    def _map(self, method: str, subject: Subject, robust: bool) -> tuple[Tensor, dict[str, Any], dict[str, float]]:
-        """The map that ranks voxels, what is to be said of it, and the scores that need the method again."""
+    def _map(self, method: str, subject: Subject, robust: bool) -> tuple[ScoredMap, dict[str, Any], bool]:
+        """The map, what is to be said of it, and whether it is scored by what takes many passes."""
         if method == CEILING:
-            return distance_map(subject.label, subject.volumes.spacing_mm), {}, {}
+            return subject.scored_map(distance_map(subject.label, subject.volumes.spacing_mm)), {}, robust
         image, target = subject.volumes.image, foreground_sum(subject.logits)
         attributor = self.attributor(method)
         with attributing(attributor.network):
@@ -475,11 +484,10 @@ class Comparison:
         importance = signed(contribution, type(attributor).default_sign)
         if attributor.contributes:
             contribution = per_intensity(contribution, image, attributor)
-        scores = self.scorer.faithfulness(Score(self.volume, target), image, contribution)
         peak_bytes = None
         passes = self._passes.setdefault(method, cost.forward_passes + cost.backward_passes) if robust else math.inf
-        if passes <= self.robust_passes:
-            scores |= self.scorer.robustness(self.attributor(method, None), image, target, subject.outline > 0)
+        many_passes = passes <= self.robust_passes
+        if many_passes:
             # Watching the memory takes time, so it is another run than the one that is timed.
             with measure_cost(attributor.network, image, memory=True) as watched:
                 attributor(image, target)
@@ -492,7 +500,8 @@ class Comparison:
             "notes": values.meta["attribution"][0],
             "constant": bool(importance.amax() == importance.amin()),
         }
-        return importance, found, scores
+        scored = subject.scored_map(importance, contribution=contribution, attributor=self.attributor(method, None))
+        return scored, found, many_passes
 
     def attributor(self, method: str, sign: str | None = "signed") -> Attributor:
         """The method as it is run here."""

@@ -13,30 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+from unoise_monai.metrics.scores import direction
 from unoise_monai.metrics.visibility import VisibilityCurve
 from unoise_monai.render.canvas import save_png
 from unoise_monai.render.curves import plot_costs, plot_visibility
 
 CONTROLS = ("random", "intensity", "edges", "label_distance")
 """Rankings that ask no network: shown beside the methods, and not ranked among them."""
-LOWER_IS_BETTER = (
-    "deletion",
-    "infidelity",
-    "sensitivity",
-    "randomisation",
-    "unchanged",
-    "truth_top_distractor",
-    "truth_top_irrelevant",
-    "truth_top_outside",
-)
-"""Beginnings of the scores that are better when low."""
-FAITHFULNESS = ("insertion", "deletion", "infidelity")
-"""Beginnings of the scores whose ranks make the overall rank: they say whether a map is faithful to the network."""
 SAME = 0.005
-"""Two scores that differ by no more in any method say the same and count once: zero is the mean of a z-scored image."""
+"""Scores that differ by no more in any method count once in the overall rank: zero is a z-scored image's mean."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +39,9 @@ class MethodRow:
     areas: Mapping[str, Interval]
     """Under the curves of the further measures, such as soft Dice, which are not ranked."""
     ranks: Mapping[str, float]
-    """For each score, 1 the best; equal means share their mean rank. Empty for controls."""
+    """For each score whose class is known, 1 the best; equal means share their mean rank. Empty for controls."""
     overall: float
-    """Mean rank over the scores of faithfulness; NaN for controls."""
+    """Mean rank over the scores of faithfulness (`MapScore.faithfulness`); NaN for controls."""
     seconds: float
     forward_passes: float
     backward_passes: float
@@ -134,7 +123,8 @@ def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]])
 
     counted: list[str] = []
     for score in scores:
-        if score.startswith(FAITHFULNESS) and not any(same(score, other) for other in counted):
+        found = direction(score)
+        if found and found.score.faithfulness and not any(same(score, other) for other in counted):
             counted.append(score)
     return counted
 
@@ -170,14 +160,13 @@ def _row(
 
 
 def _ranks(means: Mapping[str, float], score: str) -> dict[str, float]:
-    """1 for the best; equal values share their mean rank; NaN gets none."""
+    """1 for the best; equal values share their mean rank; NaN gets none, nor does a score whose class is not known."""
+    found = direction(score)
     there = {name: value for name, value in means.items() if math.isfinite(value)}
-    towards = 1 if score.startswith(LOWER_IS_BETTER) else -1
-    values = sorted(towards * value for value in there.values())
-    return {
-        name: (values.index(towards * value) + len(values) - values[::-1].index(towards * value) + 1) / 2
-        for name, value in there.items()
-    }
+    if found is None or not there:
+        return {}
+    ranks = rankdata([value if found.better == "low" else -value for value in there.values()])
+    return dict(zip(there, ranks.tolist(), strict=True))
 
 
 _NONE = Interval(math.nan, math.nan, math.nan, 0)
@@ -209,7 +198,7 @@ def csv_table(rows: Sequence[MethodRow]) -> str:
 def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any]]) -> str:
     """The best method first: overall rank, then each score's mean and 95% interval; what failed, below.
 
-    Means over fewer cases than there are say of how many.
+    A mean over fewer cases than there are is followed by their number.
     """
     scores = list(rows[0].scores)
     cohort = len({result["case"] for result in results})
@@ -224,7 +213,9 @@ def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any
     ]
     unchanged = [row.method for row in rows if row.scores.get("unchanged", _NONE).mean > 0]
     constant = sorted({result["method"] for result in results if result.get("constant")})
-    for title, names in (("Unchanged by random weights", unchanged), ("Constant maps", constant)):
+    unknown = [name for name in scores if direction(name) is None]
+    notes = (("Unchanged by random weights", unchanged), ("Constant maps", constant), ("Not ranked", unknown))
+    for title, names in notes:
         if names:
             lines += ["", f"{title}: {', '.join(names)}"]
     if failures:
