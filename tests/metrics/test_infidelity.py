@@ -3,12 +3,13 @@
 import math
 import re
 
+import captum.metrics
 import pytest
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.metrics.faithfulness import InfidelityResult, infidelities, infidelity
+from unoise_monai.metrics.faithfulness import GaussianPerturbation, InfidelityResult, infidelities, infidelity
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -71,6 +72,16 @@ def test_equals_the_sums_written_out(spatial: tuple[int, ...], box: int | None, 
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
     torch.testing.assert_close(found.unexplained, expected.value / expected.squared_change, rtol=1e-4, atol=0)
     assert 0 < float(found.unexplained.min()) <= float(found.unexplained.max()) < 1
+
+
+def test_equals_captum() -> None:
+    score, image, attribution = Bent(), randn(3, 2, 5, 6), randn(3, 1, 5, 6, seed=2)
+    found = infidelity(score, image, attribution, 0.5, 8, generator=seeded(), box=3)
+    perturb = GaussianPerturbation(3, 0.5, seeded(), box=3)
+    expected = captum.metrics.infidelity(
+        score, perturb, image, attribution.expand_as(image), n_perturb_samples=8, normalize=True
+    )
+    torch.testing.assert_close(found.value.float(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_of_a_linear_score_predicts_all_and_its_magnitude_nearly_nothing() -> None:

@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.metrics.visibility import distance_map, importance_order, random_map, top_share, visible_voxels
+from unoise_monai.metrics.visibility import distance_map, importance_order, top_share, visible_voxels
 
 
 def naive_visible(importance: Tensor, share: float) -> Tensor:
@@ -57,20 +57,6 @@ def test_refuses_an_unknown_order_and_mode() -> None:
         visible_voxels(maps((2, 2)), "rank")
     with pytest.raises(ValueError, match="mode must be one of 'insertion', 'deletion', got 'both'"):
         visible_voxels(maps((2, 2)), mode="both")
-
-
-def test_random_map_is_uniform_and_follows_its_generator_alone() -> None:
-    image = torch.zeros(2, 3, 60, 50)
-    before = torch.get_rng_state()
-    first, second, other = (random_map(image, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
-    assert torch.equal(before, torch.get_rng_state())
-    assert first.shape == (2, 1, 60, 50)
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1])
-    deciles = first.flatten().quantile(torch.linspace(0, 1, 11))
-    torch.testing.assert_close(deciles, torch.linspace(0, 1, 11), atol=0.05, rtol=0)
-    assert type(random_map(MetaTensor(image), torch.Generator())) is Tensor
 
 
 def naive_depth(foreground: Tensor, spacing_mm: tuple[float, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.metrics.overlap import MEASURES
-from unoise_monai.metrics.visibility import ZERO, Hiding, VisibilityScorer, distance_map, random_map, visible_voxels
+from unoise_monai.metrics.visibility import ZERO, Hiding, VisibilityScorer, distance_map, visible_voxels
 
 SPACING = (1.0, 2.5, 0.5)
 LEVELS = (0.0, 0.1, 0.3, 0.75, 1.0)
@@ -164,7 +164,10 @@ def test_chance_is_the_floor_and_the_label_the_ceiling() -> None:
     scorer = VisibilityScorer(
         Bright(), label, label, measures=("dice", "surface_distance"), spacing_mm=SPACING, batch=4
     )
-    maps = {"chance": random_map(label, torch.Generator().manual_seed(0)), "label": distance_map(label, SPACING)}
+    maps = {
+        "chance": torch.rand(label.shape, generator=torch.Generator().manual_seed(0)),
+        "label": distance_map(label, SPACING),
+    }
     shown = {name: scorer(importance) for name, importance in maps.items()}
     hidden = {name: scorer(importance, mode="deletion") for name, importance in maps.items()}
     assert shown["label"].curve("dice").area > shown["chance"].curve("dice").area + 0.2

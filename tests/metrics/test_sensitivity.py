@@ -3,6 +3,7 @@
 import math
 import re
 
+import captum.metrics
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -58,6 +59,22 @@ def test_equals_the_loop_over_perturbations(items: int) -> None:
             change = attributor(one + noise, total) - original
             largest = max(largest, float(change.square().sum().sqrt() / original.square().sum().sqrt()))
         assert float(found[item]) == pytest.approx(largest, rel=1e-4)
+
+
+def test_equals_captum() -> None:
+    image, attributor = randn(2, 2, 5, 6), Gradient(curved())
+    generator = seeded()
+
+    def perturb(images: Tensor) -> Tensor:
+        return images + 0.3 * (2 * torch.rand(images.shape[1:], generator=generator) - 1)
+
+    def explain(images: Tensor | tuple[Tensor]) -> Tensor | tuple[Tensor]:
+        with torch.enable_grad():
+            return (attributor(images[0], total),) if isinstance(images, tuple) else attributor(images, total)
+
+    expected = captum.metrics.sensitivity_max(explain, image, perturb, n_perturb_samples=4, max_examples_per_batch=2)
+    found = max_sensitivity(attributor, image, total, 0.3, 4, generator=seeded())
+    torch.testing.assert_close(found.float(), expected.float(), rtol=1e-4, atol=0)
 
 
 def test_a_map_of_another_memory_layout_gives_the_same() -> None:

@@ -31,7 +31,6 @@ from unoise_monai.metrics.visibility import (
     VisibilityScores,
     VisibleDice,
     distance_map,
-    random_map,
 )
 
 __all__ = [
@@ -65,7 +64,6 @@ __all__ = [
     "infidelity",
     "max_sensitivity",
     "measure_cost",
-    "random_map",
     "randomisation",
     "region_importance",
     "regions_over_cases",

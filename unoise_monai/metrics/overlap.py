@@ -34,13 +34,13 @@ def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
     """
     found, wanted = (torch.as_tensor(volume).as_subclass(Tensor).long() for volume in (segmentation, label))
     if found.shape != wanted.shape:
-        raise ValueError(f"segmentation and label must have one shape, got {found.shape} and {wanted.shape}")
-    sizes, counts = [], []
-    for name, volume in (("segmentation", found), ("label", wanted)):
-        counts.append(torch.bincount(volume.flatten(), minlength=classes))
-        sizes.append(len(counts[-1]))
-        if sizes[-1] > classes:
-            raise ValueError(f"{name} must hold classes below {classes}, got {sizes[-1] - 1}")
+        raise ValueError(
+            f"segmentation and label must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}"
+        )
+    counts = [torch.bincount(volume.flatten(), minlength=classes) for volume in (found, wanted)]
+    for name, count in zip(("segmentation", "label"), counts, strict=True):
+        if len(count) > classes:
+            raise ValueError(f"{name} must hold classes below {classes}, got {len(count) - 1}")
     both = torch.bincount(wanted[wanted == found], minlength=classes)
     dice = 2 * both.double() / (counts[0] + counts[1])
     return torch.where(counts[1] > 0, dice, torch.nan)[1:].tolist()

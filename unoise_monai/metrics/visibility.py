@@ -45,11 +45,7 @@ class VisibilityCurve(NamedTuple):
     def at(self, share: float) -> float:
         """Mean score at a visible share, linear between the points measured."""
         order = self.share.argsort()
-        x, y = self.share[order], self.mean_score[order]
-        right = int(torch.searchsorted(x, torch.tensor(share, dtype=x.dtype)).clamp(1, len(x) - 1))
-        width = x[right] - x[right - 1]
-        weight = (share - x[right - 1]) / width if width > 0 else torch.ones(())
-        return float(torch.lerp(y[right - 1], y[right], weight.clamp(0, 1).to(y.dtype)))
+        return float(np.interp(share, self.share[order].numpy(), self.mean_score[order].numpy()))
 
     @property
     def area(self) -> float:
@@ -116,20 +112,6 @@ def visible_voxels(
         return top if mode == "insertion" else ~top
 
     return visible
-
-
-def random_map(image: Image, generator: torch.Generator | None = None) -> VoxelMap:
-    """A map that knows nothing, uniform in [0, 1): the floor of a scoreboard.
-
-    Args:
-        image: ``(B, C, *spatial)``.
-        generator: on any device; the global state of the CPU where None.
-
-    Returns:
-        ``(B, 1, *spatial)`` float32, on the image's device.
-    """
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand((len(image), 1, *image.shape[2:]), generator=generator, device=device).to(image.device)
 
 
 def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
