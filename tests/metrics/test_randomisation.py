@@ -49,7 +49,7 @@ class Edges:
 
 
 class Output(Edges):
-    """The network's output; notes the weights of every call, and fails when told to."""
+    """The network's output; notes the weights of every call, and fails at one if asked to."""
 
     def __init__(self, network: nn.Module, fails_at: int = 99) -> None:
         super().__init__(network)

@@ -32,7 +32,7 @@ def by_name(rows: list[RegionRow]) -> dict[str, RegionRow]:
     return {row.name: row for row in rows}
 
 
-def naive_figures(pairs: list[tuple[float, str]], name: str) -> tuple[float, float, float]:
+def naive_results(pairs: list[tuple[float, str]], name: str) -> tuple[float, float, float]:
     """Share of the importance, its ratio to the share of the volume, and the mean importance."""
     inside = [value for value, own in pairs if own == name]
     share = sum(inside) / sum(value for value, _ in pairs)
@@ -57,7 +57,7 @@ def test_equals_the_loop_over_voxels(size: tuple[int, ...], block: int) -> None:
     assert set(rows) == {"liver", "spleen", "aorta", ELSEWHERE}
     for name, row in rows.items():
         assert (row.importance_share.mean, row.ratio.mean, row.density.mean) == pytest.approx(
-            naive_figures(pairs, name)
+            naive_results(pairs, name)
         )
         assert row.volume_share == pytest.approx(sum(own == name for _, own in pairs) / len(pairs))
         assert row.ratio.count == sum(any(own == name for _, own in one) for one in blocks)
@@ -71,8 +71,8 @@ def test_intervals_equal_a_loop_over_drawn_blocks() -> None:
     rng = np.random.default_rng(4)
     chosen = [[pair for k in rng.integers(12, size=12) for pair in blocks[k]] for _ in range(60)]
     for name, row in rows.items():
-        figures = np.array([naive_figures(pairs, name) for pairs in chosen])
-        low, high = np.quantile(figures, [0.1, 0.9], axis=0)
+        results = np.array([naive_results(pairs, name) for pairs in chosen])
+        low, high = np.quantile(results, [0.1, 0.9], axis=0)
         for k, interval in enumerate((row.importance_share, row.ratio, row.density)):
             assert (interval.low, interval.high) == pytest.approx((low[k], high[k]))
 
@@ -236,7 +236,7 @@ def case(seed: int, labels: int = 3, scale: float = 1.0) -> list[RegionRow]:
 
 
 @pytest.mark.parametrize("groups", [None, ["a", "b", "a", "c"]])
-def test_is_the_bootstrap_of_the_cases_own_figures(groups: list[str] | None) -> None:
+def test_is_the_bootstrap_of_the_cases_own_results(groups: list[str] | None) -> None:
     cases = [case(seed) for seed in range(4)]
     rows = regions_over_cases(cases, groups, level=0.9, draws=100, seed=3)
     assert {row.name for row in rows} == {"liver", "spleen", ELSEWHERE}

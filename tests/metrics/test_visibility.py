@@ -197,7 +197,7 @@ class Bright(nn.Module):
 
 
 def cohort(items: int, spatial: tuple[int, ...] = (6, 5), seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Image, random importance, label: what `Bright` says of the image, with some voxels wrong."""
+    """Image, random importance, label: the segmentation of the image by `Bright`, with some voxels wrong."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(0, 3, (items, 1, *spatial), generator=generator)
     wrong = torch.rand(label.shape, generator=generator) < 0.1
@@ -326,7 +326,7 @@ def test_network_and_inputs_come_back_as_they_were() -> None:
 @pytest.mark.parametrize("mode", ["insertion", "deletion"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_option_reaches_the_scores(mode: str, batch: int) -> None:
-    """Over two updates it is the mean of what `VisibilityScorer` says of each volume."""
+    """Over two updates it is the mean of `VisibilityScorer` over the volumes."""
     image, importance, label = cohort(3)
     options: dict = {"hiding": Hiding("noise", sigma=0.7), "spacing_mm": (1.0, 2.5)}
     metric = VisibleDice(Bright(), measure="surface_distance", mode=mode, batch=batch, **options)

@@ -1,4 +1,4 @@
-"""The tables say what the rows say, and what failed."""
+"""The tables hold the rows, and list what failed."""
 
 from __future__ import annotations
 

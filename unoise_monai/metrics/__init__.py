@@ -1,4 +1,4 @@
-"""What a map is worth, in numbers."""
+"""Scores of maps, and the metrics that they are made of."""
 
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.cost import Cost, measure_cost

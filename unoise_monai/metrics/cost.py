@@ -59,7 +59,7 @@ def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iter
 
     Args:
         network: whose passes are counted; it comes back as it was.
-        image: ``(B, C, *spatial)``, tells the voxels of a pass, and the device.
+        image: ``(B, C, *spatial)``; its size is that of a pass, its device the one that is watched.
         memory: whether to measure it.
 
     Yields:
@@ -138,6 +138,6 @@ def _note_peaks(device: torch.device) -> None:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told, or the clock would stop too early."""
+    """Until all queued work is done, or the clock would stop too early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

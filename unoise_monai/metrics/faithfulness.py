@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_finite
+from unoise_monai.metrics.overlap import check_grid
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, VoxelMap
 
@@ -125,11 +126,11 @@ def infidelity(
     nothing: its ``unexplained`` is 1; a constant map predicts by the sum of ``I``.
 
     The perturbations go up and down, the score with them. A map without signs, such as the absolute gradient, Grad-CAM
-    or a learned importance, cannot tell the two apart: it comes near 1, however right its places are, unless the score
+    or a learned importance, cannot distinguish the two: it comes near 1, however right its places are, unless the score
     answers nearly everywhere in one direction. Contributions against a baseline have to be divided by the voxel's
     distance to it (`Attributor.contributes`).
     As ``sigma`` goes to 0, the gradient comes to predict all: a small one favours gradients by construction. A large
-    one leaves the range in which a map, whose prediction is linear in ``I``, could tell much.
+    one leaves the range in which a map, whose prediction is linear in ``I``, could predict much.
 
     Args:
         score: from images ``(n, C, *spatial)`` to one number an item, ``(n,)``. Where it is not a module, its network
@@ -215,9 +216,7 @@ def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") 
     Raises:
         ValueError: when it is not one channel on the image's grid, or holds NaN or infinite values.
     """
-    expected = (image.shape[0], 1, *image.shape[2:])
-    if tuple(attribution.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(attribution.shape)}")
+    check_grid(name, attribution, image)
     check_finite(attribution, name)
     # Squares of small values, and differences of large ones, need the digits.
     return attribution.detach().as_subclass(Tensor).double()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unoise_monai.checks import check_choice
 from unoise_monai.networks.modes import probabilities, segmentation
-from unoise_monai.types import LabelMap, Logits, VoxelMap
+from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
 
 def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
@@ -66,7 +66,7 @@ def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
 def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
     """Dice of the predicted probability of every foreground class; NaN where the label has none of it.
 
-    ``2 sum(p y) / (sum p + sum y)``: it tells a doubtful voxel from a sure one, which the hard Dice does not.
+    ``2 sum(p y) / (sum p + sum y)``: a doubtful voxel counts less than a sure one, unlike in the hard Dice.
 
     Shape:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
@@ -168,6 +168,17 @@ def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
         raise ValueError(f"spacing_mm must be finite numbers above 0, got {tuple(spacing_mm)}")
     if axes is not None and len(spacing_mm) != axes:
         raise ValueError(f"spacing_mm must have one number for each of {axes} axes, got {tuple(spacing_mm)}")
+
+
+def check_grid(name: str, volume: Tensor, image: Image) -> None:
+    """Refuse a volume that is not one channel on the image's grid, ``(B, 1, *spatial)``.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    expected = (len(image), 1, *image.shape[2:])
+    if tuple(volume.shape) != expected:
+        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
 
 
 WINDOW = 11

@@ -109,7 +109,7 @@ class MapScore(ABC):
     better: ClassVar[str] = "high"
     """``"high"`` or ``"low"``: which values are good, of the columns whose direction is not given."""
     faithfulness: ClassVar[bool] = False
-    """Whether its ranks count for the overall rank, for it says how faithful a map is to the network."""
+    """Whether its ranks count for the overall rank, since it measures how faithful a map is to the network."""
     needs: ClassVar[Sequence[str]] = ()
     """Some of `NEEDS`. Where one is missing the score is left out: ``"label"``, the case's own label;
     ``"contribution"``, values with signs; ``"attributor"``, the method again; ``"truth"``, that of a phantom;
@@ -305,7 +305,7 @@ class Randomisation(MapScore):
 
 @dataclass(frozen=True)
 class PhantomTruth(MapScore):
-    """What a map says of a phantom, where it is known which voxels decide (`truth_scores`)."""
+    """How well a map finds the voxels of a phantom that are known to decide (`truth_scores`)."""
 
     name = "truth"
     needs = ("truth",)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import baseline
 from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.metrics.overlap import MEASURES, check_measures, check_spacing
+from unoise_monai.metrics.overlap import MEASURES, check_grid, check_measures, check_spacing
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
@@ -251,7 +251,7 @@ class VisibilityScorer:
         check_measures(measures, spacing_mm, image.ndim - 2)
         check_batch(batch)
         check_finite(image, "image")
-        _check_grid("label", label, image)
+        check_grid("label", label, image)
         self.predict, self.hiding, self.measures = predict, hiding, tuple(measures)
         self.spacing_mm, self.batch = spacing_mm, batch
         self.image = image.detach().as_subclass(Tensor)
@@ -277,7 +277,7 @@ class VisibilityScorer:
             ValueError: when a level lies outside [0, 1] or there is none, or ``mode`` or ``order`` is unknown.
         """
         check_levels(levels)
-        _check_grid("importance", importance, self.image)
+        check_grid("importance", importance, self.image)
         check_finite(importance, "importance")
         importance = importance.detach().as_subclass(Tensor).to(self.image.device)
         visible = visible_voxels(importance, order, mode)
@@ -328,12 +328,6 @@ def check_batch(batch: int) -> None:
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-
-
-def _check_grid(name: str, volume: Tensor, image: Image) -> None:
-    expected = (len(image), 1, *image.shape[2:])
-    if tuple(volume.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
 
 
 def _end(share: Tensor) -> bool | None:

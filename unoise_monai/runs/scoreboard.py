@@ -115,7 +115,7 @@ def _means(tables: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[
 
 
 def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
-    """The scores of faithfulness, of several that say the same the first."""
+    """The scores of faithfulness, of several that are the same in every method only the first."""
 
     def same(one: str, other: str) -> bool:
         pairs = [(found[one].mean, found[other].mean) for found in means.values()]
