@@ -11,7 +11,6 @@ import pytest
 
 from unoise_monai.runs.scoreboard import method_rows
 
-
 SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "scoreboard_hippocampus_mr_unoise.csv"
 
 

@@ -305,20 +305,14 @@ class Subject(NamedTuple):
 
     def scored_map(self, importance: VoxelMap, **method: Any) -> ScoredMap:
         """A map of the case, for scores; ``method`` is what else a `ScoredMap` holds."""
-        return ScoredMap(
-            importance=importance,
-            image=self.volumes.image,
-            network=self.network,
-            logits=self.logits,
-            label=self.label,
-            where=self.outline > 0,
-            target=foreground_sum(self.logits),
-            spacing_mm=self.volumes.spacing_mm,
-            labelled=self.volumes.label is not None,
-            truth=self.truth,
-            case_cache=self.shared,
-            **method,
-        )
+        given = (self.volumes.image, self.network, self.logits, self.label, self.outline > 0)
+        known: dict[str, Any] = {
+            "labelled": self.volumes.label is not None,
+            "truth": self.truth,
+            "case_cache": self.shared,
+        }
+        target, spacing_mm = foreground_sum(self.logits), self.volumes.spacing_mm
+        return ScoredMap(importance, *given, target, spacing_mm, **known, **method)
 
 
 def prepare(case: Case, task: SegmentationTask, volume: VolumeNetwork, truth_dir: Path | None = None) -> Subject:

@@ -60,28 +60,37 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
     """
     if not results:
         raise ValueError("results must be at least one, got none")
-    by_method = {
-        name: [result for result in results if result["method"] == name]
-        for name in dict.fromkeys(result["method"] for result in results)
-    }
-    scores = _names(_scores(result) for result in results)
-    means = {name: _means([_scores(result) for result in found], scores) for name, found in by_method.items()}
-    under = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
-    measured = _names(areas for found in under.values() for areas in found)
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        by_method.setdefault(result["method"], []).append(result)
+    scores = {name: [_scores(result) for result in found] for name, found in by_method.items()}
+    areas = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
+    # Columns in the order in which the results come.
+    columns = dict.fromkeys(name for result in results for name in _scores(result))
+    further = dict.fromkeys(name for found in areas.values() for one in found for name in one)
+    means = {name: _means(found, columns) for name, found in scores.items()}
     ranked = [name for name in by_method if name not in CONTROLS]
-    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
-    counted = _counted(scores, means)
-    rows = [
-        _row(
-            name,
-            found,
-            means[name],
-            _means(under[name], measured),
-            counted,
-            {score: ranks[score][name] for score in scores if name in ranks[score]},
+    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in columns}
+    counted = _counted(columns, means)
+    rows = []
+    for name, found in by_method.items():
+        done = [result for result in found if "failed" not in result]
+        own = {score: ranks[score][name] for score in columns if name in ranks[score]}
+        rows.append(
+            MethodRow(
+                method=name,
+                cases=len(done),
+                failed=len(found) - len(done),
+                scores=means[name],
+                areas=_means(areas[name], further),
+                ranks=own,
+                overall=_mean([own.get(score) for score in counted]),
+                seconds=_mean([result.get("seconds") for result in done]),
+                forward_passes=_mean([result.get("forward_passes") for result in done]),
+                backward_passes=_mean([result.get("backward_passes") for result in done]),
+                peak_gb=_mean([result.get("peak_gb") for result in done]),
+            )
         )
-        for name, found in by_method.items()
-    ]
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
 
 
@@ -105,16 +114,16 @@ def _scores(result: Mapping[str, Any]) -> Mapping[str, float]:
     return {} if "failed" in result else result.get("scores", {})
 
 
-def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All of several tables, in the order in which they come."""
-    return list(dict.fromkeys(name for table in tables for name in table))
+def _mean(values: Sequence[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else math.nan
 
 
-def _means(tables: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Interval]:
+def _means(tables: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, Interval]:
     return {name: bootstrap_mean([table.get(name, math.nan) for table in tables]) for name in names}
 
 
-def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+def _counted(scores: Iterable[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
     """The scores of faithfulness, of several that are the same in every method only the first."""
 
     def same(one: str, other: str) -> bool:
@@ -127,36 +136,6 @@ def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]])
         if found and found.score.faithfulness and not any(same(score, other) for other in counted):
             counted.append(score)
     return counted
-
-
-def _row(
-    method: str,
-    results: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Interval],
-    areas: Mapping[str, Interval],
-    counted: Sequence[str],
-    ranks: Mapping[str, float],
-) -> MethodRow:
-    done = [result for result in results if "failed" not in result]
-    faithful = [ranks[name] for name in counted if name in ranks]
-
-    def mean(name: str) -> float:
-        values = [result[name] for result in done if result.get(name) is not None]
-        return float(np.mean(values)) if values else math.nan
-
-    return MethodRow(
-        method=method,
-        cases=len(done),
-        failed=len(results) - len(done),
-        scores=scores,
-        areas=areas,
-        ranks=ranks,
-        overall=float(np.mean(faithful)) if faithful else math.nan,
-        seconds=mean("seconds"),
-        forward_passes=mean("forward_passes"),
-        backward_passes=mean("backward_passes"),
-        peak_gb=mean("peak_gb"),
-    )
 
 
 def _ranks(means: Mapping[str, float], score: str) -> dict[str, float]:
