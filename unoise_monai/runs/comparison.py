@@ -305,14 +305,20 @@ class Subject(NamedTuple):
 
     def scored_map(self, importance: VoxelMap, **method: Any) -> ScoredMap:
         """A map of the case, for scores; ``method`` is what else a `ScoredMap` holds."""
-        given = (self.volumes.image, self.network, self.logits, self.label, self.outline > 0)
-        known: dict[str, Any] = {
-            "labelled": self.volumes.label is not None,
-            "truth": self.truth,
-            "case_cache": self.shared,
-        }
-        target, spacing_mm = foreground_sum(self.logits), self.volumes.spacing_mm
-        return ScoredMap(importance, *given, target, spacing_mm, **known, **method)
+        return ScoredMap(
+            importance,
+            self.volumes.image,
+            self.network,
+            self.logits,
+            self.label,
+            where=self.outline > 0,
+            target=foreground_sum(self.logits),
+            spacing_mm=self.volumes.spacing_mm,
+            labelled=self.volumes.label is not None,
+            truth=self.truth,
+            case_cache=self.shared,
+            **method,
+        )
 
 
 def prepare(case: Case, task: SegmentationTask, volume: VolumeNetwork, truth_dir: Path | None = None) -> Subject:
@@ -468,8 +474,7 @@ class Comparison:
         """The map, what is to be said of it, and whether it is scored by what takes many passes."""
         if method == CEILING:
             return subject.scored_map(distance_map(subject.label, subject.volumes.spacing_mm)), {}, robust
-        image, target = subject.volumes.image, foreground_sum(subject.logits)
-        attributor = self.attributor(method)
+        attributor, image, target = self.attributor(method), subject.volumes.image, foreground_sum(subject.logits)
         with attributing(attributor.network):
             attributor.volume.copies(image, attributor.differentiates)
         with measure_cost(attributor.network, image) as cost:
