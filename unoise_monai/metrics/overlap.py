@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance
 from monai.metrics.regression import SSIMMetric
@@ -32,7 +33,12 @@ def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
     Raises:
         ValueError: when the two are not of one shape, or hold another class.
     """
-    found, wanted = (torch.as_tensor(volume).as_subclass(Tensor).long() for volume in (segmentation, label))
+    found, wanted = (
+        volume.as_subclass(Tensor).long()
+        if isinstance(volume, Tensor)
+        else torch.from_numpy(np.array(volume, np.int64))
+        for volume in (segmentation, label)
+    )
     if found.shape != wanted.shape:
         raise ValueError(
             f"segmentation and label must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}"
@@ -72,7 +78,7 @@ def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
     """
     predicted = probabilities(logits.as_subclass(Tensor)).flatten(2)
-    truth = segmentation_pair(logits.as_subclass(Tensor), label.as_subclass(Tensor))[1][:, 1:].flatten(2)
+    truth = one_hot(label.as_subclass(Tensor).long(), num_classes=max(logits.shape[1], 2))[:, 1:].flatten(2)
     predicted = predicted if predicted.shape[1] == 1 else predicted[:, 1:]
     voxels = truth.sum(dim=2)
     dice = 2 * (predicted * truth).sum(dim=2) / (predicted.sum(dim=2) + voxels)
@@ -198,7 +204,7 @@ def rank_correlation(first: VoxelMap, second: VoxelMap, where: VoxelMap | None =
     counts = torch.ones_like(first, dtype=torch.bool) if where is None else where
     scores = []
     for one, other, counted in zip(first, second, counts, strict=True):
-        pair = [volume[counted].detach().cpu().numpy() for volume in (one, other)]
+        pair = [volume[counted].detach().double().cpu().numpy() for volume in (one, other)]
         flat = [bool((values == values[:1]).all()) for values in pair]
         scores.append(float(all(flat)) if any(flat) else float(spearmanr(*pair).statistic))
     return torch.tensor(scores, dtype=torch.float64, device=first.device)

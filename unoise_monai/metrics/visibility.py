@@ -311,21 +311,13 @@ class VisibilityScorer:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse levels outside [0, 1], and none at all.
-
-    Raises:
-        ValueError: when there is no level, or one lies outside.
-    """
+    """Refuse, by a `ValueError`, levels outside [0, 1], and none at all."""
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
 
 
 def check_batch(batch: int) -> None:
-    """Refuse a number of levels a pass that is below 1.
-
-    Raises:
-        ValueError: when it is.
-    """
+    """Refuse, by a `ValueError`, a number of levels a pass that is below 1."""
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
 
