@@ -280,6 +280,16 @@ def test_a_further_score_of_the_same_name_takes_the_place_of_the_default() -> No
     assert MapScorer(shares=(0, 1)).all_scores[0] == Visibility(shares=(0, 1))
 
 
+def test_a_class_that_is_defined_again_takes_the_place_of_the_former() -> None:
+    define(name="again", columns=("again_a", "again_b"))
+    define(name="again", columns={"again_b": "low", "again_c*": "high"})
+    assert direction("again_a") is None
+    assert (direction("again_b").better, direction("again_c3").better) == ("low", "high")
+    with pytest.raises(ValueError, match="got 'again_b' in other and again"):
+        define(name="other", columns=("other", "again_b"))
+    assert direction("other") is None
+
+
 def define(**body: Any) -> type:
     return type("Own", (MapScore,), {"__call__": lambda *_: {"else": 0.0}, **body})
 

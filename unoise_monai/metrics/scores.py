@@ -128,11 +128,13 @@ class MapScore(ABC):
             check_choice("better", better, ("high", "low"))
         for need in cls.needs:
             check_choice("needs", need, NEEDS)
-        for column, better in cls.columns.items():
+        for column in cls.columns:
             other = direction(column)
             if other is not None and other.score.name != cls.name:
                 raise ValueError(f"columns must be of one score, got {column!r} in {cls.name} and {other.score.name}")
-            _COLUMNS[column] = Direction(cls, better)
+        for column in [column for column, found in _COLUMNS.items() if found.score.name == cls.name]:
+            del _COLUMNS[column]
+        _COLUMNS.update({column: Direction(cls, better) for column, better in cls.columns.items()})
 
     @abstractmethod
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
