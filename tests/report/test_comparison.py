@@ -16,7 +16,7 @@ from unoise_monai.runs.comparison import load_case
 from unoise_monai.attribution import registry
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.data import SegmentationTask
-from unoise_monai.metrics.visibility import Hiding
+from unoise_monai.metrics import Hiding, Randomisation
 from unoise_monai.runs import Comparison, MapScorer, find_cases
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -276,7 +276,7 @@ def test_robustness_is_asked_where_the_network_segments(
     segmenter: ExplainedSegmenter, task: SegmentationTask, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr(MapScorer, "robustness", lambda *given: asked.append(given[4]) or {})
+    monkeypatch.setattr(Randomisation, "__call__", lambda _, subject: asked.append(subject.where) or {})
     run = comparison(segmenter, task, cohort, tmp_path, methods=["saliency"], cases=find_cases(cohort, choice=1))
     run.run()
     volumes = load_case(run.cases[0], task, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""How sure a mean over cases is: percentile bootstrap intervals, whole patients drawn where cases belong together."""
+"""Percentile bootstrap intervals of means over cases; whole patients are drawn where cases belong together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def bootstrap_mean(
 
     Each draw takes as many cases as there are, with replacement. Cases of one patient are no independent evidence: with
     ``groups``, each draw takes whole patients, and its mean is that of all their cases. NaN values (a class that a case
-    lacks) are left out first. The bounds are NaN of fewer than two cases or patients: they say nothing of the spread.
+    lacks) are left out first. With fewer than two cases or patients the bounds are NaN.
 
     Args:
         values: one number a case, ``(N,)``.

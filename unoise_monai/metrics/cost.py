@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from unoise_monai.inference.memory import LiveTensors
@@ -58,7 +59,7 @@ def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iter
 
     Args:
         network: whose passes are counted; it comes back as it was.
-        image: ``(B, C, *spatial)``, tells the voxels of a pass, and the device.
+        image: ``(B, C, *spatial)``; its size is that of a pass, its device the one that is watched.
         memory: whether to measure it.
 
     Yields:
@@ -72,14 +73,14 @@ def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iter
     handles: list[RemovableHandle] = []
 
     def forward(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        taken = next(_tensors((args, kwargs)), None)
+        taken = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
         if taken is None:
             raise ValueError(
                 f"network must be called with an image, got no tensor in a call of {type(module).__name__}"
             )
         voxels = len(taken) * math.prod(taken.shape[2:])
         cost.forward_voxels += voxels
-        given = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        given = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if given:
             # Several outputs are one pass back, whichever gradient comes first.
             handles.append(register_multi_grad_hook(given, partial(backward, voxels), mode="any"))
@@ -137,15 +138,6 @@ def _note_peaks(device: torch.device) -> None:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told, or the clock would stop too early."""
+    """Until all queued work is done, or the clock would stop too early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list, Mapping)):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-import captum.metrics
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_finite
+from unoise_monai.metrics.overlap import check_grid
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, VoxelMap
 
@@ -29,8 +29,8 @@ class GaussianPerturbation:
         box: None, or the voxels a side of the box; cut to shorter sides of the volume.
 
     Shape:
-        called with images ``(items * copies, C, *spatial)``, the copies of an item in a row as Captum has them, to
-        the perturbation ``I`` and ``images - I``.
+        called with images ``(items * copies, C, *spatial)``, the copies of an item in a row, to the
+        perturbation ``I`` and ``images - I``, as Captum wants them.
 
     Raises:
         ValueError: when ``sigma`` is not above 0, or ``box`` below 1.
@@ -70,36 +70,6 @@ class GaussianPerturbation:
         return torch.stack([noise, inside])
 
 
-@dataclass(frozen=True)
-class UniformPerturbation:
-    """Noise drawn evenly from ``[-radius, radius]``, the ball of the maximum norm, on every voxel.
-
-    Args:
-        items: of the batch.
-        radius: in units of normalised intensity.
-        generator: draws, whatever the device of the images.
-
-    Shape:
-        called with images ``(items * copies, C, *spatial)`` to perturbed ones.
-
-    Raises:
-        ValueError: when ``radius`` is not above 0.
-    """
-
-    items: int
-    radius: float
-    generator: torch.Generator
-
-    def __post_init__(self) -> None:
-        check_positive("radius", self.radius)
-
-    def __call__(self, images: Image) -> Image:
-        return images + draw_copies(images, self.items, self.noise)
-
-    def noise(self, shape: torch.Size) -> Tensor:
-        return self.radius * (2 * torch.rand(shape, generator=self.generator, device=self.generator.device) - 1)
-
-
 def draw_copies(images: Image, items: int, draw: Callable[[torch.Size], Tensor]) -> Tensor:
     """A draw for each copy of an item, the same for every item: one by one, so that no pass size changes them."""
     drawn = torch.stack([draw(images.shape[1:]) for _ in range(len(images) // items)]).to(images.device)
@@ -119,7 +89,7 @@ def check_positive(name: str, value: float) -> None:
 Score: TypeAlias = Callable[[Image], Tensor]
 
 
-class Infidelity(NamedTuple):
+class InfidelityResult(NamedTuple):
     """Of one map, for each item."""
 
     value: Tensor
@@ -147,8 +117,8 @@ def infidelity(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> Infidelity:
-    """Infidelity of one map: ``E[(scale * I . map - (score(x) - score(x - I)))^2]``, by Captum.
+) -> InfidelityResult:
+    """Infidelity of one map: ``E[(scale * I . map - (score(x) - score(x - I)))^2]``.
 
     Yeh et al., "On the (in)fidelity and sensitivity of explanations", 2019, Definition 2.1; Fazel et al.,
     "Interpretability of U-Net model in the segmentation of medical images", Eq. 3. The scale is the one that fits best,
@@ -156,11 +126,11 @@ def infidelity(
     nothing: its ``unexplained`` is 1; a constant map predicts by the sum of ``I``.
 
     The perturbations go up and down, the score with them. A map without signs, such as the absolute gradient, Grad-CAM
-    or a learned importance, cannot tell the two apart: it comes near 1, however right its places are, unless the score
+    or a learned importance, cannot distinguish the two: it comes near 1, however right its places are, unless the score
     answers nearly everywhere in one direction. Contributions against a baseline have to be divided by the voxel's
     distance to it (`Attributor.contributes`).
     As ``sigma`` goes to 0, the gradient comes to predict all: a small one favours gradients by construction. A large
-    one leaves the range in which a map, whose prediction is linear in ``I``, could tell much.
+    one leaves the range in which a map, whose prediction is linear in ``I``, could predict much.
 
     Args:
         score: from images ``(n, C, *spatial)`` to one number an item, ``(n,)``. Where it is not a module, its network
@@ -196,7 +166,7 @@ def infidelities(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> dict[str, Infidelity]:
+) -> dict[str, InfidelityResult]:
     """Infidelity of several maps of one image against the same perturbations, in the passes of one. See `infidelity`.
 
     Raises:
@@ -209,26 +179,35 @@ def infidelities(
     maps = {name: checked_map(attribution, image) for name, attribution in attributions.items()}
     check_finite(image, "image")
     image = image.detach().as_subclass(Tensor)
-    start = generator.get_state()
-    results = {}
+    changes: list[Tensor] = []
+    predictions: dict[str, list[Tensor]] = {name: [] for name in maps}
     with evaluating(score) if isinstance(score, nn.Module) else torch.no_grad():
-        scores = _Scores(score, image)
-        for name, values in maps.items():
-            generator.set_state(start)
-            scores.position = 0
-            found = captum.metrics.infidelity(
-                scores,
-                perturb,
-                image,
-                values.expand_as(image),
-                n_perturb_samples=samples,
-                max_examples_per_batch=min(copies, samples) * len(image),
-                normalize=True,
-            )
-            change = scores.squared_change()
-            # Captum expands the square, which rounding may take a little out of what is possible.
-            results[name] = Infidelity(found.clamp_min(0).minimum(change), change)
-    return results
+        clean = _scores(score, image)[:, None]
+        for first in range(0, samples, copies):
+            count = min(copies, samples - first)
+            perturbation, perturbed = perturb(image.repeat_interleave(count, dim=0))
+            changes.append(clean - _scores(score, perturbed).view(-1, count))
+            perturbation = perturbation.double().sum(dim=1, keepdim=True).unflatten(0, (len(image), count))
+            for name, values in maps.items():
+                predictions[name].append((perturbation * values[:, None]).flatten(2).sum(dim=2))
+    change = torch.cat(changes, dim=1)
+    return {name: _at_the_best_scale(torch.cat(found, dim=1), change) for name, found in predictions.items()}
+
+
+def _scores(score: Score, images: Image) -> Tensor:
+    scores = score(images)
+    if scores.shape != images.shape[:1]:
+        raise ValueError(f"score must give one number an item, ({len(images)},), got {tuple(scores.shape)}")
+    check_finite(scores, "score")
+    return scores.detach().as_subclass(Tensor).double()
+
+
+def _at_the_best_scale(predicted: Tensor, change: Tensor) -> InfidelityResult:
+    """Of predicted and real changes, ``(B, samples)``; the scale is that of least squares, 0 of a map of zeros."""
+    scale = (predicted * change).sum(dim=1, keepdim=True) / predicted.square().sum(dim=1, keepdim=True)
+    squared_change = change.square().mean(dim=1)
+    value = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
+    return InfidelityResult(value.minimum(squared_change), squared_change)
 
 
 def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") -> VoxelMap:
@@ -237,42 +216,10 @@ def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") 
     Raises:
         ValueError: when it is not one channel on the image's grid, or holds NaN or infinite values.
     """
-    expected = (image.shape[0], 1, *image.shape[2:])
-    if tuple(attribution.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(attribution.shape)}")
+    check_grid(name, attribution, image)
     check_finite(attribution, name)
     # Squares of small values, and differences of large ones, need the digits.
     return attribution.detach().as_subclass(Tensor).double()
-
-
-class _Scores:
-    """Scores of the clean image and of its perturbed copies; a further map gets what the first one had computed."""
-
-    def __init__(self, score: Score, image: Image) -> None:
-        self.score, self.image = score, image
-        self.clean = self.ask(image)
-        self.passes: list[Tensor] = []
-        self.position = 0
-
-    def __call__(self, images: Image) -> Tensor:
-        # Captum asks for the clean image again with every pass.
-        if images is self.image:
-            return self.clean
-        if self.position == len(self.passes):
-            self.passes.append(self.ask(images))
-        self.position += 1
-        return self.passes[self.position - 1]
-
-    def ask(self, images: Image) -> Tensor:
-        scores = self.score(images)
-        if scores.shape != images.shape[:1]:
-            raise ValueError(f"score must give one number an item, ({len(images)},), got {tuple(scores.shape)}")
-        check_finite(scores, "score")
-        return scores.detach().as_subclass(Tensor).double()
-
-    def squared_change(self) -> Tensor:
-        perturbed = torch.cat([scores.view(len(self.image), -1) for scores in self.passes], dim=1)
-        return (self.clean[:, None] - perturbed).square().mean(dim=1)
 
 
 def max_sensitivity(
@@ -284,7 +231,7 @@ def max_sensitivity(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """The largest change of the map over random small changes of the image, relative to the map, by Captum; ``(B,)``.
+    """The largest change of the map over random small changes of the image, relative to the map, ``(B,)``.
 
     Yeh et al., "On the (in)fidelity and sensitivity of explanations", 2019, Definition 3.1; Fazel et al.,
     "Interpretability of U-Net model in the segmentation of medical images", Eq. 4: ``max |map(y) - map(x)|`` over ``y``
@@ -309,31 +256,26 @@ def max_sensitivity(
         ValueError: when ``radius`` is not above 0, ``samples`` below 1, or a map not one channel on the image's grid;
             when image or map hold NaN or infinite values.
     """
+    check_positive("radius", radius)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    perturb = UniformPerturbation(len(image), radius, generator)
     check_finite(image, "image")
-    nothing: list[Tensor] = []
+    plain = image.detach().as_subclass(Tensor)
 
-    # Captum hands the image itself over in a tuple and wants its map in one, and calls without gradients, which a
-    # method may need.
-    def explain(images: Image | tuple[Image]) -> VoxelMap | tuple[VoxelMap]:
-        if isinstance(images, tuple):
-            original = plain_map(images[0])
-            nothing.append(~original.flatten(1).any(dim=1))
-            return (original,)
-        return plain_map(images)
-
-    def plain_map(images: Image) -> VoxelMap:
+    def explain(images: Image) -> VoxelMap:
         placed = MetaTensor(images).copy_meta_from(image) if isinstance(image, MetaTensor) else images
         with torch.enable_grad():
-            return checked_map(attributor(placed, target), images, "the attributor's map").contiguous()
+            return checked_map(attributor(placed, target), images, "the attributor's map")
 
-    found = captum.metrics.sensitivity_max(
-        explain,
-        image.detach().as_subclass(Tensor),
-        perturb,
-        n_perturb_samples=samples,
-        max_examples_per_batch=len(image),
+    def noise(shape: torch.Size) -> Tensor:
+        return radius * (2 * torch.rand(shape, generator=generator, device=generator.device) - 1)
+
+    original = explain(plain)
+    norm, largest = (
+        original.flatten(1).norm(dim=1),
+        torch.zeros(len(plain), dtype=torch.float64, device=original.device),
     )
-    return found.masked_fill(nothing[0], torch.nan)
+    for _ in range(samples):
+        change = explain(plain + draw_copies(plain, len(plain), noise)) - original
+        largest = largest.maximum(change.flatten(1).norm(dim=1))
+    return (largest / norm).masked_fill(norm == 0, torch.nan)

@@ -6,17 +6,50 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_iou
+from monai.metrics import compute_average_surface_distance
 from monai.metrics.regression import SSIMMetric
 from monai.networks.utils import one_hot
 from monai.transforms.utils import rescale_array
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from unoise_monai.checks import check_choice
 from unoise_monai.networks.modes import probabilities, segmentation
-from unoise_monai.types import LabelMap, Logits, VoxelMap
+from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
+
+
+def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
+    """Dice of every foreground class, ``2 |A and B| / (|A| + |B|)``; NaN where the label has none of it.
+
+    Args:
+        segmentation: class indices, an array or tensor of any shape.
+        label: likewise.
+        classes: how many, the background among them.
+
+    Raises:
+        ValueError: when the two are not of one shape, or hold another class.
+    """
+    found, wanted = (
+        volume.as_subclass(Tensor).long()
+        if isinstance(volume, Tensor)
+        else torch.from_numpy(np.array(volume, np.int64))
+        for volume in (segmentation, label)
+    )
+    if found.shape != wanted.shape:
+        raise ValueError(
+            f"segmentation and label must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}"
+        )
+    counts = [torch.bincount(volume.flatten(), minlength=classes) for volume in (found, wanted)]
+    for name, count in zip(("segmentation", "label"), counts, strict=True):
+        if len(count) > classes:
+            raise ValueError(f"{name} must hold classes below {classes}, got {len(count) - 1}")
+    both = torch.bincount(wanted[wanted == found], minlength=classes)
+    dice = 2 * both.double() / (counts[0] + counts[1])
+    return torch.where(counts[1] > 0, dice, torch.nan)[1:].tolist()
 
 
 def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:
@@ -25,7 +58,9 @@ def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:
     Shape:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
     """
-    return compute_dice(*segmentation_pair(logits, label), include_background=False, ignore_empty=True)
+    classes = max(logits.shape[1], 2)
+    scores = [dice_per_class(*pair, classes) for pair in zip(segmentation(logits), label, strict=True)]
+    return torch.tensor(scores, device=logits.device)
 
 
 def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
@@ -37,28 +72,27 @@ def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
 def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
     """Dice of the predicted probability of every foreground class; NaN where the label has none of it.
 
-    ``2 sum(p y) / (sum p + sum y)``: it tells a doubtful voxel from a sure one, which the hard Dice does not.
+    ``2 sum(p y) / (sum p + sum y)``: a doubtful voxel counts less than a sure one, unlike in the hard Dice.
 
     Shape:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
     """
-    shares = probabilities(logits.as_subclass(Tensor)).flatten(2)
-    predicted = shares if shares.shape[1] == 1 else shares[:, 1:]
-    classes = torch.arange(1, predicted.shape[1] + 1, device=logits.device)
-    truth = (label.as_subclass(Tensor).flatten(2) == classes.view(1, -1, 1)).to(predicted.dtype)
+    predicted = probabilities(logits.as_subclass(Tensor)).flatten(2)
+    truth = one_hot(label.as_subclass(Tensor).long(), num_classes=max(logits.shape[1], 2))[:, 1:].flatten(2)
+    predicted = predicted if predicted.shape[1] == 1 else predicted[:, 1:]
     voxels = truth.sum(dim=2)
     dice = 2 * (predicted * truth).sum(dim=2) / (predicted.sum(dim=2) + voxels)
     return torch.where(voxels > 0, dice, torch.nan)
 
 
 def foreground_iou(logits: Logits, label: LabelMap) -> Tensor:
-    """Intersection over union of every foreground class; NaN where the label has none of it.
+    """Intersection over union of every foreground class, ``Dice / (2 - Dice)``; NaN where the label has none of it.
 
     Shape:
         ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
     """
-    pair = segmentation_pair(logits.as_subclass(Tensor), label.as_subclass(Tensor))
-    return compute_iou(*pair, include_background=False, ignore_empty=True)
+    dice = foreground_dice(logits, label)
+    return dice / (2 - dice)
 
 
 def surface_distance(logits: Logits, label: LabelMap, spacing_mm: Sequence[float]) -> Tensor:
@@ -142,6 +176,17 @@ def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
         raise ValueError(f"spacing_mm must have one number for each of {axes} axes, got {tuple(spacing_mm)}")
 
 
+def check_grid(name: str, volume: Tensor, image: Image) -> None:
+    """Refuse a volume that is not one channel on the image's grid, ``(B, 1, *spatial)``.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    expected = (len(image), 1, *image.shape[2:])
+    if tuple(volume.shape) != expected:
+        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
+
+
 WINDOW = 11
 """Voxels a side of the Gaussian window of `structural_similarity`, as MONAI and Wang et al. have it."""
 
@@ -157,9 +202,12 @@ def rank_correlation(first: VoxelMap, second: VoxelMap, where: VoxelMap | None =
         where: the voxels that count, bool ``(B, 1, *spatial)``; None for all.
     """
     counts = torch.ones_like(first, dtype=torch.bool) if where is None else where
-    return torch.stack(
-        [_correlation(_ranks(a[c]), _ranks(b[c])) for a, b, c in zip(first, second, counts, strict=True)]
-    )
+    scores = []
+    for one, other, counted in zip(first, second, counts, strict=True):
+        pair = [volume[counted].detach().double().cpu().numpy() for volume in (one, other)]
+        flat = [bool((values == values[:1]).all()) for values in pair]
+        scores.append(float(all(flat)) if any(flat) else float(spearmanr(*pair).statistic))
+    return torch.tensor(scores, dtype=torch.float64, device=first.device)
 
 
 def structural_similarity(first: VoxelMap, second: VoxelMap) -> Tensor:
@@ -172,19 +220,3 @@ def structural_similarity(first: VoxelMap, second: VoxelMap) -> Tensor:
     metric = SSIMMetric(first.ndim - 2, data_range=1.0, win_size=window, reduction="none")
     scaled = [torch.stack([rescale_array(item, 0.0, 1.0, dtype=None) for item in maps]) for maps in (second, first)]
     return metric(*scaled).flatten().double()
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks of values ``(N,)``, about their mean."""
-    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    counts = counts.double()
-    ranks = counts.cumsum(0) - (counts - 1) / 2
-    # Halves of integers, so those of a constant map are exactly 0.
-    return ranks[group] - (len(values) + 1) / 2
-
-
-def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    norms = torch.stack([first.norm(), second.norm()])
-    if not bool(norms.all()):
-        return (norms == 0).all().double()
-    return (first @ second / norms.prod()).clamp(-1, 1)

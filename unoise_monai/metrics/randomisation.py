@@ -101,7 +101,7 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
-class Randomisation(NamedTuple):
+class RandomisationResult(NamedTuple):
     """The map of a network that is random from its last layer down, compared with the map of the trained one."""
 
     layers: tuple[str, ...]
@@ -124,7 +124,7 @@ def randomisation(
     network: nn.Module | None = None,
     steps: int | None = None,
     limit: float = 0.5,
-) -> Randomisation:
+) -> RandomisationResult:
     """Compare a map with those of the same network, its weights made random layer by layer, from the last to the first.
 
     Adebayo et al., "Sanity checks for saliency maps", 2018, section 3.1, cascading randomisation. A map that stays as
@@ -179,4 +179,6 @@ def randomisation(
             names.append(layers[step[-1]][0][0] or type(network).__name__)
             correlations.append(rank_correlation(original, changed, where))
             similarities.append(structural_similarity(original, changed))
-    return Randomisation(tuple(names), torch.stack(correlations), torch.stack(similarities), correlations[-1] > limit)
+    return RandomisationResult(
+        tuple(names), torch.stack(correlations), torch.stack(similarities), correlations[-1] > limit
+    )

@@ -61,9 +61,9 @@ def region_importance(
 
     The intervals are a block bootstrap (Künsch, "The jackknife and the bootstrap for general stationary observations",
     1989; here of disjoint blocks): neighbouring voxels are alike, so whole cubes of ``block`` voxels a side are drawn,
-    not voxels. They say how much a figure depends on single places of *this* map, nothing of other patients; they are
-    too narrow where the map is smooth over more than a block, and of a region in few blocks (``count`` tells how many
-    it touches; of a single one the bounds are NaN).
+    not voxels. They show how much a result depends on single places of *this* map, not how it varies over patients.
+    They are too narrow where the map is smooth over more than a block, and of a region in few blocks (``count`` is the
+    number it touches; with a single one the bounds are NaN).
 
     Args:
         importance: ``(1, 1, *spatial)``, at least 0: signed values would cancel out, so take what is meant, their
@@ -96,8 +96,8 @@ def region_importance(
     regions = list(dict.fromkeys([ELSEWHERE, *names.values()]))
     sums, voxels = _block_sums(importance, _region_of(labels, regions, names), len(regions), block)
     touched = (voxels > 0).sum(axis=0)
-    case = _figures(sums.sum(axis=0), voxels.sum(axis=0))
-    drawn = _figures(*np.split(resampled_sums(np.concatenate([sums, voxels], axis=1), draws, seed), 2, axis=1))
+    case = _fractions(sums.sum(axis=0), voxels.sum(axis=0))
+    drawn = _fractions(*np.split(resampled_sums(np.concatenate([sums, voxels], axis=1), draws, seed), 2, axis=1))
     rows = []
     for k in np.flatnonzero(touched):
         share, ratio, density = (
@@ -143,7 +143,7 @@ def _block_sums(importance: Tensor, region: NDArray[np.int64], regions: int, blo
     return sums.reshape(-1, regions), voxels.reshape(-1, regions)
 
 
-def _figures(sums: NDArray, voxels: NDArray) -> list[tuple[NDArray, NDArray]]:
+def _fractions(sums: NDArray, voxels: NDArray) -> list[tuple[NDArray, NDArray]]:
     """Numerator and denominator of the share of importance, of its ratio to the volume's, and of the density."""
     total, room = (np.broadcast_to(part.sum(axis=-1, keepdims=True), part.shape) for part in (sums, voxels))
     return [(sums, total), (sums * room, voxels * total), (sums, voxels)]
@@ -180,7 +180,7 @@ def regions_over_cases(
     seed: int = 0,
     order: str = "ratio",
 ) -> list[RegionRow]:
-    """The mean over cases of each region's figures, with intervals over cases, the region that matters most first.
+    """The mean over cases of each region's results, with intervals over cases, the region that matters most first.
 
     A case without the region, or whose map is 0 everywhere, is left out of that region's means and counted as missing.
     Densities average only where all maps are on one scale, as those of a noise model are.
@@ -205,8 +205,8 @@ def regions_over_cases(
         rows = [table.get(name) for table in tables]
         there = [row for row in rows if row is not None]
 
-        def mean(figure: Callable[[RegionRow], Interval], rows: list[RegionRow | None] = rows) -> Interval:
-            values = [math.nan if row is None else figure(row).mean for row in rows]
+        def mean(part: Callable[[RegionRow], Interval], rows: list[RegionRow | None] = rows) -> Interval:
+            values = [math.nan if row is None else part(row).mean for row in rows]
             return bootstrap_mean(values, level, draws, seed, groups)
 
         result.append(
@@ -224,11 +224,11 @@ def regions_over_cases(
 
 
 DECIDING = (Truth.TARGET, Truth.LANDMARK)
-"""What tells the target: itself, and the landmarks beside it."""
+"""What a network recognises the target by: itself, and the landmarks beside it."""
 
 
 class TruthScores(NamedTuple):
-    """What `truth_scores` says of each item, float64."""
+    """The results of `truth_scores` for each item, float64."""
 
     tissues: tuple[int, ...]
     """Of the T columns."""

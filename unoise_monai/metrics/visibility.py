@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK
 import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import evenly_divisible_all_gather
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import baseline
 from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.metrics.overlap import MEASURES, check_measures, check_spacing
+from unoise_monai.metrics.overlap import MEASURES, check_grid, check_measures, check_spacing
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
@@ -44,11 +45,7 @@ class VisibilityCurve(NamedTuple):
     def at(self, share: float) -> float:
         """Mean score at a visible share, linear between the points measured."""
         order = self.share.argsort()
-        x, y = self.share[order], self.mean_score[order]
-        right = int(torch.searchsorted(x, torch.tensor(share, dtype=x.dtype)).clamp(1, len(x) - 1))
-        width = x[right] - x[right - 1]
-        weight = (share - x[right - 1]) / width if width > 0 else torch.ones(())
-        return float(torch.lerp(y[right - 1], y[right], weight.clamp(0, 1).to(y.dtype)))
+        return float(np.interp(share, self.share[order].numpy(), self.mean_score[order].numpy()))
 
     @property
     def area(self) -> float:
@@ -117,20 +114,6 @@ def visible_voxels(
     return visible
 
 
-def random_map(image: Image, generator: torch.Generator | None = None) -> VoxelMap:
-    """A map that knows nothing, uniform in [0, 1): the floor of a scoreboard.
-
-    Args:
-        image: ``(B, C, *spatial)``.
-        generator: on any device; the global state of the CPU where None.
-
-    Returns:
-        ``(B, 1, *spatial)`` float32, on the image's device.
-    """
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand((len(image), 1, *image.shape[2:]), generator=generator, device=device).to(image.device)
-
-
 def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
     """A map that knows the answer, minus the distance to the foreground: the ceiling of a scoreboard.
 
@@ -149,21 +132,20 @@ def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
         ValueError: when ``spacing_mm`` is not one finite number above 0 an axis.
     """
     check_spacing(spacing_mm, label.ndim - 2)
-    foreground = (label.as_subclass(Tensor) > 0)[:, 0]
-    return torch.stack([_depth(item, spacing_mm) for item in foreground])[:, None].to(label.device)
+    foreground = (label.as_subclass(Tensor) > 0)[:, 0].cpu().numpy()
+    depths = [_depth(item, [float(size) for size in spacing_mm]) for item in foreground]
+    return torch.from_numpy(np.stack(depths))[:, None].to(label.device)
 
 
-def _depth(mask: Tensor, spacing_mm: Sequence[float]) -> Tensor:
-    if not bool(mask.any()) or bool(mask.all()):
-        return torch.zeros(mask.shape)
-    # SimpleITK counts the axes from the last.
-    volume = SimpleITK.GetImageFromArray(mask.cpu().numpy().astype(np.uint8).T)
-    volume.SetSpacing([float(size) for size in spacing_mm])
-    distance_mm = SimpleITK.SignedMaurerDistanceMap(volume, False, False, True)
-    return torch.from_numpy(-np.ascontiguousarray(SimpleITK.GetArrayFromImage(distance_mm).T))
+def _depth(mask: NDArray[np.bool_], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
+    if not mask.any() or mask.all():
+        return np.zeros(mask.shape, np.float32)
+    rim = mask & binary_dilation(~mask, np.ones((3,) * mask.ndim, bool))
+    inside, outside = (distance_transform_edt(~seeds, spacing_mm) for seeds in (rim, mask))
+    return np.where(mask, inside, -outside).astype(np.float32)
 
 
-OPERATORS = ("zero", "mean", "value", "noise", "blur")
+OPERATORS = ("zero", "mean", "minimum", "value", "noise", "blur")
 _NEEDS = {"noise": "sigma", "blur": "sigma", "value": "value"}
 
 
@@ -172,10 +154,12 @@ class Hiding:
     """Hides voxels of an image; hashable, so that results can be kept by it.
 
     - ``"zero"``: 0 of normalised intensity. Koker et al., "U-Noise", 2021, section 4.3.
-    - ``"mean"``: each item's and channel's own mean intensity.
+    - ``"mean"``, ``"minimum"``: each item's and channel's own mean or lowest intensity.
     - ``"value"``: a constant, such as the -1 of tasks whose background is -1.
     - ``"noise"``: ``x + sigma * eps``, eps ~ N(0, 1), as U-Noise noises (Eq. 1); the voxel's own value shines through.
     - ``"blur"``: the Gaussian mean around the voxel, of the voxels inside the volume; coarse structure stays.
+
+    All but the noise are the images that attribution methods take as their `baseline`.
 
     The noise comes from a seed of its own, one volume of it for all items: every share, every map and every size of the
     batch meets the same noise.
@@ -218,17 +202,15 @@ class Hiding:
         return torch.where(visible.as_subclass(Tensor), image, self.fill(image))
 
     def fill(self, image: Image) -> Image:
-        """What every voxel of the image would become, ``(B, C, *spatial)``, or of one value an item and channel."""
+        """What every voxel of the image would become, ``(B, C, *spatial)``."""
         image = image.as_subclass(Tensor)
         if self.operator == "noise":
             # Drawn on the CPU: the same noise on every device.
             eps = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(self.seed))
             return image + float(self.sigma or 0) * eps.to(image)
-        if self.operator == "blur":
-            return baseline(image, "blurred", sigma=float(self.sigma or 0))
-        if self.operator == "mean":
-            return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
-        return image.new_full((1,) * image.ndim, self.value or 0.0)
+        if self.value is not None:
+            return baseline(image, self.value)
+        return baseline(image, "blurred" if self.operator == "blur" else self.operator, sigma=self.sigma or 1.0)
 
 
 ZERO = Hiding("zero")
@@ -269,7 +251,7 @@ class VisibilityScorer:
         check_measures(measures, spacing_mm, image.ndim - 2)
         check_batch(batch)
         check_finite(image, "image")
-        _check_grid("label", label, image)
+        check_grid("label", label, image)
         self.predict, self.hiding, self.measures = predict, hiding, tuple(measures)
         self.spacing_mm, self.batch = spacing_mm, batch
         self.image = image.detach().as_subclass(Tensor)
@@ -295,7 +277,7 @@ class VisibilityScorer:
             ValueError: when a level lies outside [0, 1] or there is none, or ``mode`` or ``order`` is unknown.
         """
         check_levels(levels)
-        _check_grid("importance", importance, self.image)
+        check_grid("importance", importance, self.image)
         check_finite(importance, "importance")
         importance = importance.detach().as_subclass(Tensor).to(self.image.device)
         visible = visible_voxels(importance, order, mode)
@@ -329,29 +311,15 @@ class VisibilityScorer:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse levels outside [0, 1], and none at all.
-
-    Raises:
-        ValueError: when there is no level, or one lies outside.
-    """
+    """Refuse, by a `ValueError`, levels outside [0, 1], and none at all."""
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
 
 
 def check_batch(batch: int) -> None:
-    """Refuse a number of levels a pass that is below 1.
-
-    Raises:
-        ValueError: when it is.
-    """
+    """Refuse, by a `ValueError`, a number of levels a pass that is below 1."""
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-
-
-def _check_grid(name: str, volume: Tensor, image: Image) -> None:
-    expected = (len(image), 1, *image.shape[2:])
-    if tuple(volume.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
 
 
 def _end(share: Tensor) -> bool | None:

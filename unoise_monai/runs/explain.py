@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
-from unoise_monai.attribution.base import Attributor, Score, signed
+from unoise_monai.attribution.base import Attributor, signed
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle
@@ -26,11 +26,12 @@ from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference.explain import Explainer
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
+from unoise_monai.metrics.scores import ScoredMap
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, segmentation
 from unoise_monai.runs.faults import Attempt, reason_for, with_less_memory
 from unoise_monai.runs.load import Loaded
-from unoise_monai.runs.scoring import MapScorer, per_intensity, truth_figures
+from unoise_monai.runs.scoring import per_intensity
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
 
@@ -191,32 +192,26 @@ class CaseExplainer:
 
     def _map(self, method: str, subject: _Subject, job: Job, attempt: Attempt) -> tuple[Tensor, dict[str, Any]]:
         """A method's map, and what its record says of it."""
-        image = subject.image.to(attempt.device)
         scorer = self.comparison.scorer
         if scorer is None:
-            values = self.attributor(method, attempt)(image, subject.target)
+            values = self.attributor(method, attempt)(subject.image.to(attempt.device), subject.target)
             return values.as_tensor().cpu(), {"notes": values.meta["attribution"][0]}
+        found: dict[str, Any]
         if method == CEILING:
-            importance = distance_map(subject.label, subject.spacing_mm)
-            found: dict[str, Any] = {}
-            scores: dict[str, float] = {}
+            scored = subject.scored_map(distance_map(subject.label, subject.spacing_mm))
+            found, many_passes = {}, job.robust
         else:
-            importance, found, scores = self._scored(method, subject, scorer, job, attempt)
-        curves, areas = subject.visibility(importance)
-        scores = {**areas, **scores}
-        if subject.truth is not None:
-            scores |= truth_figures(importance, subject.truth)
-        return importance.as_subclass(Tensor).cpu(), {
-            "label": "own segmentation" if subject.loaded.label is None else "label",
+            scored, found, many_passes = self._scored_map(method, subject, job, attempt)
+        return scored.importance.as_subclass(Tensor).cpu(), {
+            "label": "label" if scored.labelled else "own segmentation",
             **found,
-            "curves": curves,
-            "scores": {name: value for name, value in scores.items() if math.isfinite(value)},
+            **scorer(scored, many_passes),
         }
 
-    def _scored(
-        self, method: str, subject: _Subject, scorer: MapScorer, job: Job, attempt: Attempt
-    ) -> tuple[VoxelMap, dict[str, Any], dict[str, float]]:
-        """The map that ranks voxels, its costs, and the scores that need the method again."""
+    def _scored_map(
+        self, method: str, subject: _Subject, job: Job, attempt: Attempt
+    ) -> tuple[ScoredMap, dict[str, Any], bool]:
+        """A method's map, what it cost, and whether it is scored by what takes many passes."""
         image, target = subject.image, subject.target
         attributor = self.attributor(method, attempt, sign="signed")
         with attributing(attributor.network):
@@ -227,28 +222,24 @@ class CaseExplainer:
         importance = signed(contribution, type(attributor).default_sign)
         if attributor.contributes:
             contribution = per_intensity(contribution, image, attributor)
-        scores = scorer.faithfulness(Score(subject.volume, target), image, contribution)
-        peak_bytes = None
         passes = job.passes.get(method, cost.forward_passes + cost.backward_passes)
-        if job.robust and passes <= self.comparison.robust_passes:
-            again = self.attributor(method, attempt, sign=None)
-            scores |= scorer.robustness(again, image, target, subject.outline > 0)
+        many_passes = job.robust and passes <= self.comparison.robust_passes
+        peak_bytes = None
+        if many_passes:
             # Watching the memory takes time, so it is another run than the one that is timed.
             with measure_cost(attributor.network, image, memory=True) as watched:
                 attributor(image, target)
             peak_bytes = watched.peak_bytes
-        return (
-            importance,
-            {
-                "seconds": cost.seconds,
-                "peak_gb": None if peak_bytes is None else peak_bytes / 1e9,
-                "forward_passes": cost.forward_passes,
-                "backward_passes": cost.backward_passes,
-                "notes": values.meta["attribution"][0],
-                "constant": bool(importance.amax() == importance.amin()),
-            },
-            scores,
-        )
+        found = {
+            "seconds": cost.seconds,
+            "peak_gb": None if peak_bytes is None else peak_bytes / 1e9,
+            "forward_passes": cost.forward_passes,
+            "backward_passes": cost.backward_passes,
+            "notes": values.meta["attribution"][0],
+            "constant": bool(importance.amax() == importance.amin()),
+        }
+        again = self.attributor(method, attempt, sign=None)
+        return subject.scored_map(importance, contribution=contribution, attributor=again), found, many_passes
 
 
 class _Subject:
@@ -260,9 +251,9 @@ class _Subject:
 
     def __init__(self, explainer: CaseExplainer, loaded: Loaded, pred: MetaTensor) -> None:
         self.loaded = loaded
-        logits = pred.as_tensor()[None, :-1].float()
-        self.image = loaded.item["image"][None].to(logits.device)
-        self.target = foreground_sum(logits)
+        self.logits = pred.as_tensor()[None, :-1].float()
+        self.image = loaded.item["image"][None].to(self.logits.device)
+        self.target = foreground_sum(self.logits)
         comparison = explainer.comparison
         if comparison.scorer is None:
             return
@@ -271,15 +262,32 @@ class _Subject:
             explainer.bundle.explainer.network.utility, explainer.memory_gb, getattr(inferer, "precision", "auto")
         )
         self.spacing_mm = tuple(float(size) for size in loaded.item["image"].pixdim)
-        self.outline = segmentation(logits)
+        self.outline = segmentation(self.logits)
         self.label = self.outline if loaded.label is None else self._on_grid(torch.from_numpy(loaded.label))
-        self.visibility = comparison.scorer.visibility(self.volume, self.image, self.label, self.spacing_mm)
+        self.shared: dict[str, Any] = {}
         self.truth: LabelMap | None = None
         if comparison.truth_dir is not None:
             path = Path(comparison.truth_dir) / f"{loaded.case.name}.nii.gz"
             if not path.is_file():
                 raise FileNotFoundError(f"{loaded.case.name} must have a label map {path}, got none")
             self.truth = self._on_grid(LoadImage(image_only=True)(path))
+
+    def scored_map(self, importance: VoxelMap, **method: Any) -> ScoredMap:
+        """A map of the case, for scores; ``method`` is what else a `ScoredMap` holds."""
+        return ScoredMap(
+            importance,
+            self.image,
+            self.volume,
+            self.logits,
+            self.label,
+            where=self.outline > 0,
+            target=self.target,
+            spacing_mm=self.spacing_mm,
+            labelled=self.loaded.label is not None,
+            truth=self.truth,
+            case_cache=self.shared,
+            **method,
+        )
 
     def _on_grid(self, labels: Tensor) -> LabelMap:
         """Labels ``(X, Y, Z)`` on the file's grid, or with an affine of their own, brought to the network's."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.handlers.savers import to_numpy
+from unoise_monai.metrics.overlap import dice_per_class
 from unoise_monai.metrics.regions import region_importance
 from unoise_monai.runs.explain import Explained
 from unoise_monai.runs.records import Records, fingerprint
@@ -69,13 +70,8 @@ def case_figures(
         "importance_in_background": _mean(importance[~inside]),
     }
     if label is not None:
-        known = np.bincount(label.ravel(), minlength=len(classes))
-        both = np.bincount(label[label == segmentation].ravel(), minlength=len(classes))
-        dice = {
-            f"dice_{name}": 2 * int(both[k]) / int(counts[k] + known[k]) if known[k] else math.nan
-            for k, name in enumerate(classes)
-            if k
-        }
+        values = dice_per_class(segmentation, label, len(classes))
+        dice = {f"dice_{name}": value for name, value in zip(classes[1:], values, strict=True)}
         there = [value for value in dice.values() if not math.isnan(value)]
         figures |= {"dice": sum(there) / len(there) if there else math.nan, **dice}
     return figures

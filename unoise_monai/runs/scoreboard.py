@@ -13,30 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+from unoise_monai.metrics.scores import direction
 from unoise_monai.metrics.visibility import VisibilityCurve
 from unoise_monai.render.canvas import save_png
 from unoise_monai.render.curves import plot_costs, plot_visibility
 
 CONTROLS = ("random", "intensity", "edges", "label_distance")
 """Rankings that ask no network: shown beside the methods, and not ranked among them."""
-LOWER_IS_BETTER = (
-    "deletion",
-    "infidelity",
-    "sensitivity",
-    "randomisation",
-    "unchanged",
-    "truth_top_distractor",
-    "truth_top_irrelevant",
-    "truth_top_outside",
-)
-"""Beginnings of the scores that are better when low."""
-FAITHFULNESS = ("insertion", "deletion", "infidelity")
-"""Beginnings of the scores whose ranks make the overall rank: they say whether a map is faithful to the network."""
 SAME = 0.005
-"""Two scores that differ by no more in any method say the same and count once: zero is the mean of a z-scored image."""
+"""Scores that differ by no more in any method count once in the overall rank: zero is a z-scored image's mean."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +39,9 @@ class MethodRow:
     areas: Mapping[str, Interval]
     """Under the curves of the further measures, such as soft Dice, which are not ranked."""
     ranks: Mapping[str, float]
-    """For each score, 1 the best; equal means share their mean rank. Empty for controls."""
+    """For each score whose class is known, 1 the best; equal means share their mean rank. Empty for controls."""
     overall: float
-    """Mean rank over the scores of faithfulness; NaN for controls."""
+    """Mean rank over the scores of faithfulness (`MapScore.faithfulness`); NaN for controls."""
     seconds: float
     forward_passes: float
     backward_passes: float
@@ -71,28 +60,37 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
     """
     if not results:
         raise ValueError("results must be at least one, got none")
-    by_method = {
-        name: [result for result in results if result["method"] == name]
-        for name in dict.fromkeys(result["method"] for result in results)
-    }
-    scores = _names(_scores(result) for result in results)
-    means = {name: _means([_scores(result) for result in found], scores) for name, found in by_method.items()}
-    under = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
-    measured = _names(areas for found in under.values() for areas in found)
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        by_method.setdefault(result["method"], []).append(result)
+    scores = {name: [_scores(result) for result in found] for name, found in by_method.items()}
+    areas = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
+    # Columns in the order in which the results come.
+    columns = dict.fromkeys(name for result in results for name in _scores(result))
+    further = dict.fromkeys(name for found in areas.values() for one in found for name in one)
+    means = {name: _means(found, columns) for name, found in scores.items()}
     ranked = [name for name in by_method if name not in CONTROLS]
-    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
-    counted = _counted(scores, means)
-    rows = [
-        _row(
-            name,
-            found,
-            means[name],
-            _means(under[name], measured),
-            counted,
-            {score: ranks[score][name] for score in scores if name in ranks[score]},
+    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in columns}
+    counted = _counted(columns, means)
+    rows = []
+    for name, found in by_method.items():
+        done = [result for result in found if "failed" not in result]
+        own = {score: ranks[score][name] for score in columns if name in ranks[score]}
+        rows.append(
+            MethodRow(
+                method=name,
+                cases=len(done),
+                failed=len(found) - len(done),
+                scores=means[name],
+                areas=_means(areas[name], further),
+                ranks=own,
+                overall=_mean([own.get(score) for score in counted]),
+                seconds=_mean([result.get("seconds") for result in done]),
+                forward_passes=_mean([result.get("forward_passes") for result in done]),
+                backward_passes=_mean([result.get("backward_passes") for result in done]),
+                peak_gb=_mean([result.get("peak_gb") for result in done]),
+            )
         )
-        for name, found in by_method.items()
-    ]
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
 
 
@@ -116,17 +114,17 @@ def _scores(result: Mapping[str, Any]) -> Mapping[str, float]:
     return {} if "failed" in result else result.get("scores", {})
 
 
-def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All of several tables, in the order in which they come."""
-    return list(dict.fromkeys(name for table in tables for name in table))
+def _mean(values: Sequence[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else math.nan
 
 
-def _means(tables: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Interval]:
+def _means(tables: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, Interval]:
     return {name: bootstrap_mean([table.get(name, math.nan) for table in tables]) for name in names}
 
 
-def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
-    """The scores of faithfulness, of several that say the same the first."""
+def _counted(scores: Iterable[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    """The scores of faithfulness, of several that are the same in every method only the first."""
 
     def same(one: str, other: str) -> bool:
         pairs = [(found[one].mean, found[other].mean) for found in means.values()]
@@ -134,50 +132,20 @@ def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]])
 
     counted: list[str] = []
     for score in scores:
-        if score.startswith(FAITHFULNESS) and not any(same(score, other) for other in counted):
+        found = direction(score)
+        if found and found.score.faithfulness and not any(same(score, other) for other in counted):
             counted.append(score)
     return counted
 
 
-def _row(
-    method: str,
-    results: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Interval],
-    areas: Mapping[str, Interval],
-    counted: Sequence[str],
-    ranks: Mapping[str, float],
-) -> MethodRow:
-    done = [result for result in results if "failed" not in result]
-    faithful = [ranks[name] for name in counted if name in ranks]
-
-    def mean(name: str) -> float:
-        values = [result[name] for result in done if result.get(name) is not None]
-        return float(np.mean(values)) if values else math.nan
-
-    return MethodRow(
-        method=method,
-        cases=len(done),
-        failed=len(results) - len(done),
-        scores=scores,
-        areas=areas,
-        ranks=ranks,
-        overall=float(np.mean(faithful)) if faithful else math.nan,
-        seconds=mean("seconds"),
-        forward_passes=mean("forward_passes"),
-        backward_passes=mean("backward_passes"),
-        peak_gb=mean("peak_gb"),
-    )
-
-
 def _ranks(means: Mapping[str, float], score: str) -> dict[str, float]:
-    """1 for the best; equal values share their mean rank; NaN gets none."""
+    """1 for the best; equal values share their mean rank; NaN gets none, nor does a score whose class is not known."""
+    found = direction(score)
     there = {name: value for name, value in means.items() if math.isfinite(value)}
-    towards = 1 if score.startswith(LOWER_IS_BETTER) else -1
-    values = sorted(towards * value for value in there.values())
-    return {
-        name: (values.index(towards * value) + len(values) - values[::-1].index(towards * value) + 1) / 2
-        for name, value in there.items()
-    }
+    if found is None or not there:
+        return {}
+    ranks = rankdata([value if found.better == "low" else -value for value in there.values()])
+    return dict(zip(there, ranks.tolist(), strict=True))
 
 
 _NONE = Interval(math.nan, math.nan, math.nan, 0)
@@ -209,7 +177,7 @@ def csv_table(rows: Sequence[MethodRow]) -> str:
 def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any]]) -> str:
     """The best method first: overall rank, then each score's mean and 95% interval; what failed, below.
 
-    Means over fewer cases than there are say of how many.
+    A mean over fewer cases than there are is followed by their number.
     """
     scores = list(rows[0].scores)
     cohort = len({result["case"] for result in results})
@@ -224,7 +192,9 @@ def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any
     ]
     unchanged = [row.method for row in rows if row.scores.get("unchanged", _NONE).mean > 0]
     constant = sorted({result["method"] for result in results if result.get("constant")})
-    for title, names in (("Unchanged by random weights", unchanged), ("Constant maps", constant)):
+    unknown = [name for name in scores if direction(name) is None]
+    notes = (("Unchanged by random weights", unchanged), ("Constant maps", constant), ("Not ranked", unknown))
+    for title, names in notes:
         if names:
             lines += ["", f"{title}: {', '.join(names)}"]
     if failures:

@@ -1,150 +1,109 @@
-"""Everything that is measured of one map of one case."""
+"""Everything that is measured of one map of one case: a list of scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unoise_monai.attribution.base import Attributor, baselines
-from unoise_monai.attribution.targets import Target
-from unoise_monai.metrics.faithfulness import infidelity, max_sensitivity
-from unoise_monai.metrics.overlap import MEASURES, check_measures
-from unoise_monai.metrics.randomisation import randomisation
-from unoise_monai.metrics.regions import truth_scores
-from unoise_monai.metrics.visibility import Hiding, VisibilityScorer, VisibilityScores
-from unoise_monai.types import Image, LabelMap, VoxelMap
-
-MODES = ("insertion", "deletion")
-HIDINGS: Mapping[str, Hiding] = {
-    "zero": Hiding("zero"),
-    "mean": Hiding("mean"),
-    "noise": Hiding("noise", sigma=5.0),
-    "blur": Hiding("blur", sigma=4.0),
-}
-"""The four operators: zero, the mean, noise of sigma 5 in normalised intensity, a Gaussian blur of 4 voxels."""
+from unoise_monai.metrics.scores import (
+    HIDINGS,
+    Infidelity,
+    MapScore,
+    PhantomTruth,
+    Randomisation,
+    ScoredMap,
+    Sensitivity,
+    Visibility,
+)
+from unoise_monai.metrics.visibility import Hiding
+from unoise_monai.types import Image, VoxelMap
 
 
 @dataclass(frozen=True)
 class MapScorer:
     """What is measured of a map; the same for every method.
 
+    The first arguments are short for the options of the scores that are always there, `Visibility` and `PhantomTruth`,
+    and of those that can be left out, `Infidelity`, `Sensitivity` and `Randomisation`.
+
     Args:
-        hidings: by name, what hidden voxels become.
-        shares: of the voxels, visible; 0 and 1 are among them.
-        measures: of the segmentation, names of `MEASURES`; the first one's area is ranked.
-        infidelity_samples: perturbations, 0 for none; it is measured of the map with its signs.
-        infidelity_sigma: of the perturbations, in units of normalised intensity.
-        infidelity_box: side, in voxels, of the box that a perturbation fills; None for every voxel.
-        sensitivity_samples: maps of slightly changed images, 0 for none.
-        sensitivity_radius: of the changes, in units of normalised intensity.
-        randomisation_steps: maps of networks that are random from the last layer down, 0 for none.
+        hidings: of `Visibility`, like ``shares`` and ``measures``.
+        shares: of the voxels, visible.
+        measures: of the segmentation.
+        infidelity_samples: of `Infidelity`, like its ``sigma`` and ``box``; 0 leaves it out.
+        infidelity_sigma: in units of normalised intensity.
+        infidelity_box: in voxels.
+        sensitivity_samples: of `Sensitivity`, like its ``radius``; 0 leaves it out.
+        sensitivity_radius: in units of normalised intensity.
+        randomisation_steps: of `Randomisation`; 0 leaves it out.
         seed: of all draws; every method meets the same.
+        scores: further ones; one with the name of a score above takes its place.
 
     Raises:
-        ValueError: when there is no hiding, the shares lack 0 or 1, a measure is unknown, or of the first one low is
-            good, as of a distance.
+        ValueError: as the scores do, or when two of ``scores`` have one name.
     """
 
     hidings: Mapping[str, Hiding] = field(default_factory=lambda: dict(HIDINGS))
-    shares: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-    measures: Sequence[str] = ("dice", "soft_dice", "iou", "surface_distance")
-    infidelity_samples: int = 32
-    infidelity_sigma: float = 0.5
-    infidelity_box: int | None = 8
-    sensitivity_samples: int = 2
-    sensitivity_radius: float = 0.05
-    randomisation_steps: int = 3
+    shares: Sequence[float] = Visibility.shares
+    measures: Sequence[str] = Visibility.measures
+    infidelity_samples: int = Infidelity.samples
+    infidelity_sigma: float = Infidelity.sigma
+    infidelity_box: int | None = Infidelity.box
+    sensitivity_samples: int = Sensitivity.samples
+    sensitivity_radius: float = Sensitivity.radius
+    randomisation_steps: int = Randomisation.steps
     seed: int = 0
+    scores: Sequence[MapScore] = ()
 
     def __post_init__(self) -> None:
-        if not self.hidings:
-            raise ValueError("hidings must be at least one, got none")
-        check_measures(self.measures, spacing_mm=(1.0,))
-        if not MEASURES[self.measures[0]].higher_is_better:
-            better = tuple(name for name, measure in MEASURES.items() if measure.higher_is_better)
-            raise ValueError(f"the first of measures must be one of {better}, high is good, got {self.measures[0]!r}")
-        if not {0.0, 1.0} <= {float(share) for share in self.shares}:
-            raise ValueError(f"shares must hold 0 and 1, got {tuple(self.shares)}")
+        names = [score.name for score in self.scores]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scores must have a name each, got {names}")
+        _ = self.all_scores
 
-    def visibility(
-        self, network: nn.Module, image: Image, label: LabelMap, spacing_mm: Sequence[float]
-    ) -> Callable[[VoxelMap], tuple[dict[str, Any], dict[str, float]]]:
-        """A function from a map of this image to its curves and the areas under them."""
-        scorers = {
-            name: VisibilityScorer(network, image, label, hiding, self.measures, spacing_mm)
-            for name, hiding in self.hidings.items()
-        }
-
-        def score(importance: VoxelMap) -> tuple[dict[str, Any], dict[str, float]]:
-            curves: dict[str, Any] = {}
-            areas = {}
-            for name, scorer in scorers.items():
-                for mode in MODES:
-                    found = scorer(importance, self.shares, mode)
-                    curves.setdefault(name, {})[mode] = as_lists(found)
-                    areas[f"{mode}_{name}"] = found.curve(self.measures[0]).area
-            return curves, areas
-
-        return score
-
-    def faithfulness(self, score: nn.Module, image: Image, contribution: VoxelMap) -> dict[str, float]:
-        """Infidelity of a map with its signs, relative to the score's own changes: 0 to 1."""
-        if not self.infidelity_samples:
-            return {}
-        generator = torch.Generator().manual_seed(self.seed)
-        found = infidelity(
-            score,
-            image,
-            contribution,
-            self.infidelity_sigma,
-            self.infidelity_samples,
-            generator=generator,
-            box=self.infidelity_box,
-        )
-        return {"infidelity": float(found.unexplained)}
-
-    def robustness(self, attributor: Attributor, image: Image, target: Target, where: VoxelMap) -> dict[str, float]:
-        """How the map changes with the image and, in the voxels of ``where``, if any, with the network's weights."""
-        scores = {}
+    @cached_property
+    def all_scores(self) -> tuple[MapScore, ...]:
+        """The scores in the order of their columns."""
+        found: list[MapScore] = [Visibility(self.hidings, self.shares, self.measures)]
+        if self.infidelity_samples:
+            found.append(Infidelity(self.infidelity_samples, self.infidelity_sigma, self.infidelity_box))
         if self.sensitivity_samples:
-            generator = torch.Generator().manual_seed(self.seed)
-            scores["sensitivity"] = float(
-                max_sensitivity(
-                    attributor,
-                    image,
-                    target,
-                    self.sensitivity_radius,
-                    self.sensitivity_samples,
-                    generator=generator,
-                )
-            )
-        if self.randomisation_steps and bool(where.any()):
-            found = randomisation(attributor, image, target, where, seed=self.seed, steps=self.randomisation_steps)
-            scores["randomisation_correlation"] = float(found.correlation[-1, 0])
-            scores["randomisation_ssim"] = float(found.ssim[-1, 0])
-            scores["unchanged"] = float(found.unchanged[0])
-        return scores
+            found.append(Sensitivity(self.sensitivity_samples, self.sensitivity_radius))
+        if self.randomisation_steps:
+            found.append(Randomisation(self.randomisation_steps))
+        by_name = {score.name: score for score in (*found, PhantomTruth())}
+        return tuple((by_name | {score.name: score for score in self.scores}).values())
 
+    def __call__(self, subject: ScoredMap, many_passes: bool = True) -> dict[str, dict[str, Any]]:
+        """All scores of which the subject has what they need, as the record of a case holds them.
 
-def truth_figures(importance: VoxelMap, truth: LabelMap) -> dict[str, float]:
-    """What a map says of a phantom, where the answer is known: see `truth_scores`."""
-    found = truth_scores(importance, truth)
-    tops = {f"truth_top_{name}": float(found.top[0, column]) for column, name in enumerate(_TISSUES)}
-    return {"truth_average_precision": float(found.average_precision), **tops}
+        Args:
+            subject: the map; its ``seed`` and ``curves`` are not used.
+            many_passes: whether scores that need many passes are measured too.
 
+        Returns:
+            ``"curves"``, by operator and mode, and ``"scores"``, finite numbers by column.
 
-_TISSUES = ("outside", "target", "landmark", "distractor", "irrelevant")
-
-
-def as_lists(found: VisibilityScores) -> dict[str, list[float | None]]:
-    """Shares and the mean over classes of every measure, as JSON takes them: None for what could not be measured."""
-    curves = {"share": found.share[0], **{name: value[0].nanmean(dim=1) for name, value in found.score.items()}}
-    return {name: [float(v) if math.isfinite(v) else None for v in values.tolist()] for name, values in curves.items()}
+        Raises:
+            ValueError: when a score gives a column that its class does not name.
+        """
+        subject = replace(subject, seed=self.seed, curves={})
+        values: dict[str, float] = {}
+        for score in self.all_scores:
+            if all(many_passes if need == "many_passes" else subject.has(need) for need in score.needs):
+                found = score(subject)
+                unknown = [column for column in found if not score.gives(column)]
+                if unknown:
+                    raise ValueError(f"columns of {score.name} must be {list(score.columns)}, got {unknown}")
+                values |= found
+        return {"curves": subject.curves, "scores": {name: v for name, v in values.items() if math.isfinite(v)}}
 
 
 def per_intensity(values: VoxelMap, image: Image, attributor: Attributor | None = None) -> VoxelMap:
@@ -153,8 +112,8 @@ def per_intensity(values: VoxelMap, image: Image, attributor: Attributor | None 
     Args:
         values: ``(1, 1, *spatial)``.
         image: ``(1, C, *spatial)``.
-        attributor: whose they are, with its ``baseline``, or the mean of its ``baselines``, or those of the method that
-            it is made of; None for zero.
+        attributor: the method that gave them, with its ``baseline``, or the mean of its ``baselines``, or those of the
+            method within it; None for zero.
     """
     method = getattr(attributor, "inner", attributor)
     kinds = getattr(method, "baselines", None) or (getattr(method, "baseline", "zero"),)

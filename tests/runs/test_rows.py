@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unoise_monai.runs.scoreboard import method_rows
+
+SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "scoreboard_hippocampus_mr_unoise.csv"
 
 
 def result(method: str, case: str = "a", **scores: float) -> dict[str, Any]:
@@ -103,6 +107,21 @@ def test_areas_of_further_measures_are_means_without_ranks() -> None:
     assert found.mean == pytest.approx(((3 + 1) / 2 + (4 + 2) / 2) / 2)
     assert (found.count, found.missing) == (2, 1)
     assert rows["b"].areas["insertion_zero_surface_distance"].count == 0
+
+
+def test_the_shipped_ranks_follow_from_the_shipped_means() -> None:
+    with SHIPPED.open() as file:
+        table = list(csv.DictReader(file))
+    scores = [name.removesuffix("_rank") for name in table[0] if name.endswith("_rank") and name != "overall_rank"]
+    assert {"insertion_zero", "deletion_zero", "infidelity", "sensitivity", "unchanged"} <= set(scores)
+    results = [result(row["method"], **{name: float(row[name]) for name in scores if row[name]}) for row in table]
+    rows = {row.method: row for row in method_rows(results)}
+    for shipped in table:
+        row = rows[shipped["method"]]
+        assert {name: f"{rank:g}" for name, rank in row.ranks.items()} == {
+            name: shipped[f"{name}_rank"] for name in scores if shipped[f"{name}_rank"]
+        }
+        assert row.overall == pytest.approx(float(shipped["overall_rank"] or "nan"), rel=1e-5, nan_ok=True)
 
 
 def test_nothing_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The tables say what the rows say, and what failed."""
+"""The tables hold the rows, and list what failed."""
 
 from __future__ import annotations
 
@@ -56,3 +56,11 @@ def test_means_over_fewer_cases_than_there_are_say_so() -> None:
     third = {**RESULTS[0], "case": "c", "scores": {"insertion_zero": 0.9}}
     lines = markdown_table(method_rows([*RESULTS, third]), [*RESULTS, third]).splitlines()
     assert lines[2].endswith("| 0.700 (0.500-0.900) | 1.000 (1.000-1.000), 2 of 3 |")
+
+
+def test_a_score_whose_class_is_not_imported_is_shown_and_not_ranked() -> None:
+    results = [{**one, "scores": {**one["scores"], "unheard_of": 0.5}} for one in RESULTS[:2]]
+    rows = method_rows(results)
+    assert rows[0].scores["unheard_of"].mean == 0.5
+    assert "unheard_of" not in rows[0].ranks
+    assert "Not ranked: unheard_of" in markdown_table(rows, results).splitlines()
