@@ -1,4 +1,4 @@
-"""Cases: what they are called, which files they have, and what messages may tell of them."""
+"""Cases: their names, their files, and what messages may repeat of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any, TypeAlias
 
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, kind_of
+from unoise_monai.data.headers import DICOM, EXTENSIONS, VOLUMES, CaseError, kind_of
 
 LONGEST = 100
 """Bytes of a safe name: files add their quantity and extension, and most file systems end at 255."""
@@ -141,8 +142,8 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class CohortCase:
-    """One volume to explain.
+class Case:
+    """One volume, to train on or to explain, and the maps that belong to it.
 
     Args:
         name: what files and tables call it: a safe file name, unlike any other's in the cohort.
@@ -164,6 +165,26 @@ class CohortCase:
     series: bool = False
     problem: str = ""
 
+    @property
+    def fault(self) -> str:
+        """The whole sentence of a ``problem``, else empty."""
+        return self.problem and f"{'DICOM series' if self.series else f'file {self.shown}'} {self.problem}"
+
+    def item(self) -> Item:
+        """What MONAI's dictionary transforms take, see `Item`; `LoadCased` refuses one with a ``fault``."""
+        image = [str(file) for file in self.files] if self.series else str(next(iter(self.files), self.shown))
+        item: Item = {"case": self.name, "image": image}
+        if self.label is not None:
+            item["label"] = str(self.label)
+        return item | ({"fault": self.fault} if self.problem else {})
+
+
+Item: TypeAlias = dict[str, Any]
+"""``case`` (its name), ``image`` (a path, or a list of them for the slices of a series) and, where there is one,
+``label`` (a path)."""
+# Their names before, until all callers have changed.
+CohortCase = Case
+
 
 def stem(file_name: str) -> str:
     """A file's name without the extension of a volume."""
@@ -171,7 +192,7 @@ def stem(file_name: str) -> str:
     return file_name[: len(file_name) - len(extension)]
 
 
-def scrub(text: str, case: CohortCase) -> str:
+def scrub(text: str, case: Case) -> str:
     """A message without the paths of a case's files: ``shown`` stands for them.
 
     Where ``shown`` is the case's name, because the path may tell who the patient is, the names of the files and their
@@ -196,7 +217,6 @@ def scrub(text: str, case: CohortCase) -> str:
     return re.sub(rf"[^\s'\":]*/{re.escape(case.name)}\.nii\b", lambda _: case.shown, text) if case.series else text
 
 
-VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
 STATE = ".unoise"
 """Folder of an output that holds the run's own state."""
 DICOM_MAGIC = b"DICM"

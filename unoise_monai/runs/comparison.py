@@ -25,8 +25,9 @@ from unoise_monai.attribution.base import Attributor, Score, signed
 from unoise_monai.attribution.registry import make_attributor, method_names
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.checks import check_choice
-from unoise_monai.data.datasets import PARTS, split_cases
-from unoise_monai.data.finding import Case, find_images, list_cases
+from unoise_monai.data.cases import Item as Case
+from unoise_monai.data.datasets import choose_cases
+from unoise_monai.data.finding import find_images, list_cases
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing
 from unoise_monai.handlers.savers import on_scan_grid, save_nifti, to_numpy
@@ -93,27 +94,12 @@ def find_cases(
     """
     path = Path(path)
     labelled = (lister is not list_cases and path.is_dir()) or (path / "dataset.json").is_file()
-    cases = lister(path) if labelled else find_images(path)
-    if part is not None:
-        check_choice("part", part, PARTS)
-        if split_file is None or not labelled:
-            raise ValueError(f"part must be null where there is no split of labelled cases, got {part!r} for {path}")
-        cases = split_cases(cases, split_file)[part]
-    if choice is None:
-        return cases
-    if isinstance(choice, int):
-        if choice < 1:
-            raise ValueError(f"cases must be at least 1, got {choice}")
-        return cases[:choice]
-    choice = [choice] if isinstance(choice, str) else choice
-    by_name = {case["case"]: case for case in cases}
-    missing = [name for name in choice if name not in by_name]
-    if missing:
-        raise ValueError(
-            f"cases must be named as in {path}, got {missing[:3]}; there are {len(by_name)}, such as "
-            f"{list(by_name)[:3]}"
-        )
-    return [by_name[name] for name in choice]
+    cases = choose_cases(lister(path) if labelled else find_images(path), split_file, part, choice)
+    # The rest of this module knows a series by its folder, which `LoadCased` refuses where it holds several.
+    return [
+        {**case, "image": case["image"] if isinstance(case["image"], str) else str(Path(case["image"][0]).parent)}
+        for case in cases
+    ]
 
 
 @dataclass(frozen=True)

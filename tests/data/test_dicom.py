@@ -11,16 +11,16 @@ import SimpleITK
 from dicom_slices import DATE, PATIENT, PATIENT_ID, SPACING_MM, TURN, UID, slices, write_series
 from nibabel.affines import apply_affine
 
-from unoise_monai.data.cases import CohortCase, scrub
+from unoise_monai.data.cases import Case, scrub
 from unoise_monai.data.dicom import volume_file
-from unoise_monai.data.finding import find_cohort
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.finding import find_cases
+from unoise_monai.data.headers import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom_series"
 
 
-def only(folder: Path) -> CohortCase:
-    (case,) = find_cohort(folder)
+def only(folder: Path) -> Case:
+    (case,) = find_cases(folder)
     return case
 
 
@@ -167,9 +167,9 @@ def test_damaged_slices(tmp_path: Path) -> None:
 
 def test_files_and_problems_pass_through(tmp_path: Path) -> None:
     file = tmp_path / "scan.nii"
-    assert volume_file(CohortCase("scan", (file,), "scan.nii"), tmp_path / "never") == file
+    assert volume_file(Case("scan", (file,), "scan.nii"), tmp_path / "never") == file
     with pytest.raises(CaseError, match=r"^case scan: file a/scan.nii must lie elsewhere$"):
-        volume_file(CohortCase("scan", (), "a/scan.nii", problem="must lie elsewhere"), tmp_path)
+        volume_file(Case("scan", (), "a/scan.nii", problem="must lie elsewhere"), tmp_path)
 
 
 def test_the_patient_is_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
