@@ -61,7 +61,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert cases["out"].files == ()
     with pytest.raises(CaseError, match=r"case out: file out.nii must lie within the input's folder"):
         LOAD(cases["out"].item())
-    with pytest.raises(CaseError, match="case broken: image file .*broken.nrrd is unreadable: it has no whole header"):
+    with pytest.raises(CaseError, match=r"case broken: image file .*broken.nrrd is unreadable: it has no whole header"):
         LOAD(cases["broken"].item())
 
 

@@ -49,7 +49,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Item]:
 
 
 def list_cases(folder: str | os.PathLike[str], section: str = "training", check_headers: bool = True) -> list[Item]:
-    """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``).
+    """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ...), in its order.
 
     Args:
         folder: the task's folder.
@@ -65,7 +65,7 @@ def list_cases(folder: str | os.PathLike[str], section: str = "training", check_
         if times > 1:
             name = stem(files[0].name)
             raise CaseError(f"{root / INDEX} must list each case once under '{section}', got {name} {times} times")
-    items = [case.item() for case in sorted(cases, key=lambda case: case.name)]
+    items = [case.item() for case in cases]
     for item in items if check_headers else ():
         check_item(item)
     return items

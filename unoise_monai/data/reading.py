@@ -124,8 +124,10 @@ def _slices(source: Source) -> tuple[list[Path], Path]:
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels and affine as nibabel gives them. MONAI takes the q-form's affine where ``pixdim`` differs by 1e-5, and what
-    is written on that grid would not lie on the file's."""
+    """Voxels and affine as nibabel gives them.
+
+    MONAI takes the q-form's affine where ``pixdim`` differs by 1e-5: what is written there lies beside the file's grid.
+    """
     if path.name.lower().endswith(".gz"):
         # To the checksum, which nibabel, stopping at the last voxel, never sees.
         with gzip.open(path) as file:

@@ -308,12 +308,14 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
         items = [item for item in items if "label" in item]
         if not items:
             raise CaseError(f"folder {folder} must hold volumes with labels, got {len(unlabelled)} without")
+    for item in items if check_headers else ():
+        check_item(item)
     for item in unlabelled if missing_labels == "make" else ():
         path = semi_automatic_path(item["image"])
         item["label"] = str(path if path.is_file() else label_vessels(item))
         logger.warning("case %s: its label is semi-automatic, %s", item["case"], item["label"])
-    for item in items if check_headers else ():
-        check_item(item)
+        if check_headers:
+            check_item(item)
     return items
 
 
