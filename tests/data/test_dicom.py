@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import SimpleITK
 from dicom_slices import DATE, PATIENT, PATIENT_ID, SPACING_MM, TURN, UID, slices, write_series
-from nibabel.affines import apply_affine
 
 from unoise_monai.data.cases import Case, scrub
 from unoise_monai.data.dicom import volume_file
@@ -63,16 +62,6 @@ def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(image.dataobj), slices().T)
     np.testing.assert_allclose(image.affine[:3, 3], np.diag([-1, -1, 1]) @ origin, atol=1e-5)
     np.testing.assert_allclose(image.affine, as_itk(tmp_path / "in")[1], atol=1e-5)
-
-
-def test_a_tilted_gantry(tmp_path: Path) -> None:
-    """Slices that are shifted within their planes: every voxel lies where its slice's header says."""
-    step = 2.0 * TURN[:, 2] + 0.5 * TURN[:, 1]
-    write_series(tmp_path / "in", step_mm=step.tolist())
-    affine = nib.load(volume_file(only(tmp_path / "in"), tmp_path)).affine
-    for number in range(6):
-        lps = np.array([10.0, -20.0, 30.0]) + number * step + TURN[:, :2] @ (np.array(SPACING_MM) * (4, 7))
-        np.testing.assert_allclose(apply_affine(affine, (4, 7, number)), np.diag([-1, -1, 1]) @ lps, atol=1e-5)
 
 
 def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
     Args:
         names: safe ones.
-        sources: what tells them apart, such as their paths; of those that are alike, which one it is tells.
+        sources: what distinguishes them, such as their paths; where these are alike too, their order does.
     """
     times, seen = Counter(map(_folded, names)), Counter[tuple[str, str]]()
     distinct = []
@@ -149,9 +149,9 @@ class Case:
         name: what files and tables call it: a safe file name, unlike any other's in the cohort.
         files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
             unless it is that something is not there.
-        shown: what messages and tables call its file: its path below the input, or, where that may tell who the
-            patient is (DICOM, and cases made anonymous), its name.
-        label: its segmentation by hand, where there is one.
+        shown: what messages and tables call its file: its path below the input, or, where that may name the patient
+            (DICOM, and cases made anonymous), its own name.
+        label: its label map, where there is one.
         organs: a label map of its organs, where there is one.
         series: whether its files are the slices of a DICOM series.
         problem: why it cannot be loaded, where the search has seen that already; the end of a sentence.
@@ -195,8 +195,8 @@ def stem(file_name: str) -> str:
 def scrub(text: str, case: Case) -> str:
     """A message without the paths of a case's files: ``shown`` stands for them.
 
-    Where ``shown`` is the case's name, because the path may tell who the patient is, the names of the files and their
-    folders go, too, and the path of the file that a series was copied to.
+    Where ``shown`` is the case's name, because the path may name the patient, the names of the files and their folders
+    go, too, and the path of the file that a series was copied to.
     """
     private = case.shown == case.name
     words: dict[str, str] = {}
@@ -209,8 +209,9 @@ def scrub(text: str, case: Case) -> str:
     # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too; those of
     # other files may be patients'.
     words |= {repr(word)[1:-1]: own for word, own in words.items()}
-    told = (word for word in words if len(word) > 1 and not (case.series and word.isdigit()))
-    longest_first = sorted(told, key=len, reverse=True)
+    longest_first = sorted(
+        (word for word in words if len(word) > 1 and not (case.series and word.isdigit())), key=len, reverse=True
+    )
     if longest_first:
         found = "|".join(map(re.escape, longest_first))
         text = re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: words[match[0]], text)

@@ -42,7 +42,7 @@ def split_cases(
 
     Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
     and stay together. A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients;
-    Task04 has a patient's left and right hippocampus as two cases and does not tell which belong together. Every case
+    Task04 has a patient's left and right hippocampus as two cases and does not say which belong together. Every case
     lands in one part; training and validation get at least one patient each, unless ``validation_share`` is 0. A single
     patient serves as both, with a warning. Cases that a saved split does not know were never trained on: they join its
     test part.

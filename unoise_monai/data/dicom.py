@@ -84,8 +84,8 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
     """One case for each series among DICOM files, whatever folders they lie in.
 
     Files without a picture, such as reports and indices, are left out. A file that cannot be read fails its series, of
-    which a slice would be missing. Where it does not tell which that is, it fails all that have slices in its folder,
-    and is a case by itself where none have.
+    which a slice would be missing; where its series is not known, all that have slices in its folder; where none have,
+    it is a case by itself.
     """
     slices: dict[str, list[Slice]] = defaultdict(list)
     problems: dict[str, str] = {}
@@ -102,8 +102,8 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
             head = _head(entry.path)
             if (kind := BROKEN_CLASS.search(head)) and NO_SCAN.fullmatch(kind[1]):
                 continue
-            if told := BROKEN_UID.search(head):
-                problems[told[1].decode().rstrip(".")] = UNREADABLE
+            if broken := BROKEN_UID.search(head):
+                problems[broken[1].decode().rstrip(".")] = UNREADABLE
             else:
                 orphans[folder] = UNREADABLE
     for folder, problem in orphans.items():

@@ -269,10 +269,10 @@ def _distinguishing(places: Sequence[PurePath]) -> list[str]:
     for parts in paths:
         same = alike[safe_name(parts[-1]).casefold()]
         if len({len(each) for each in same}) == 1:
-            told = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
+            differing = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
         else:
-            told = list(parts[:-1])
-        names.append("_".join((*told, parts[-1])) if len(same) > 1 else parts[-1])
+            differing = list(parts[:-1])
+        names.append("_".join((*differing, parts[-1])) if len(same) > 1 else parts[-1])
     return names
 
 

@@ -186,7 +186,7 @@ SEMI_AUTOMATIC = "_desc-semiauto_mask"
 """How the name of a semi-automatic label ends, before the extension."""
 
 DESCRIPTION = "semi-automatic vessel label, not hand-made"
-"""What the header's ``descrip`` says."""
+"""The header's ``descrip``."""
 
 
 def label_vessels(item: Item) -> Path:
@@ -205,6 +205,8 @@ def label_vessels(item: Item) -> Path:
         CaseError: when the volume is bad, see `LoadCased`, has one value only, or shows no vessel.
     """
     source, path = _place(item["image"]), semi_automatic_path(item["image"])
+    # A series' folder tends to bear the patient's name.
+    name = "DICOM series" if source.is_dir() else f"image file {source}"
     if path.exists():
         raise FileExistsError(f"a semi-automatic label must not take the place of a file, got {path}")
     loaded = LoadCased(["image"], labels=2)({key: value for key, value in item.items() if key != "label"})
@@ -212,9 +214,9 @@ def label_vessels(item: Item) -> Path:
     try:
         label = vessel_label(image, voxel_sizes(affine).tolist())
     except ValueError as error:
-        raise CaseError(f"case {loaded['case']}: image file {source} cannot be labelled: {error}") from error
+        raise CaseError(f"case {loaded['case']}: {name} cannot be labelled: {error}") from error
     if not label.any():
-        raise CaseError(f"case {loaded['case']}: image file {source} must show vessels to label, got none")
+        raise CaseError(f"case {loaded['case']}: {name} must show vessels to label, got none")
     # The notice first: a label must never lie there without it.
     with atomic_path(path.with_name(f"{stem(path.name)}.json")) as temporary:
         temporary.write_text(json.dumps(_sidecar(source), indent=2) + "\n", encoding="utf-8")
