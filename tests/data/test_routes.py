@@ -16,7 +16,7 @@ from nibabel.affines import apply_affine
 from unoise_monai.data.cases import scrub
 from unoise_monai.data.finding import find_cases, find_items
 from unoise_monai.data.headers import CaseError
-from unoise_monai.data.reading import LoadCased
+from unoise_monai.data.reading import LoadCased, case_name
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing, training_transforms
 from unoise_monai.inference.explain import Explainer
@@ -102,8 +102,11 @@ def test_refused_as_found_in_a_folder_and_no_message_names_it(tmp_path: Path, na
 
 def test_two_series_in_a_folder_are_two_cases(tmp_path: Path) -> None:
     two_series(tmp_path)
-    depths = {LOAD(item)["image"].shape[-1] for item in find_items(tmp_path)}
-    assert depths == {6, 3}
+    items = find_items(tmp_path)
+    volumes = [LOAD(item)["image"] for item in items]
+    assert {volume.shape[-1] for volume in volumes} == {6, 3}
+    # What is written is called after the path, and must not replace each other.
+    assert [case_name(volume.meta["filename_or_obj"]) for volume in volumes] == [item["case"] for item in items]
 
 
 def test_a_tilted_gantry_stays_tilted(tmp_path: Path) -> None:

@@ -201,7 +201,8 @@ class LoadCased(MapTransform):
         spacing_mm: the voxel size that volumes will be resampled to: the result must fit in memory, too.
 
     Shape:
-        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32.
+        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32. Its ``meta["filename_or_obj"]`` is the file or, of a
+        series, the folder; where that holds other files, too, the folder and the case's name, a path that is not there.
 
     Raises:
         CaseError: when the search for cases found a fault; see `load_volume`; when a volume holds NaN or infinite
@@ -227,6 +228,9 @@ class LoadCased(MapTransform):
                 volume = load_volume(d[key], self.spacing_mm)
                 if fault := self._fault(case, key, volume):
                     raise CaseError(f"{_described(d[key])} {fault}")
+            if not isinstance(d[key], (str, os.PathLike)) and not _fills_its_folder(d[key]):
+                # Two series of one folder must not be taken for one: what is written is called after this path.
+                volume.meta["filename_or_obj"] = str(Path(volume.meta["filename_or_obj"]) / case)
             grids[key], d[key] = grid_of(volume), volume[None]
         _check_label_grid({**data, "case": case}, grids)
         return d
@@ -267,6 +271,12 @@ def _naming(case: str, key: Hashable) -> Iterator[None]:
     except CaseError as error:
         kind = f"{key} " if str(error).startswith("f") else ""
         raise CaseError(f"case {case}: {kind}{error}") from error
+
+
+def _fills_its_folder(slices: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether slices are all the files of the first one's folder, but for hidden ones."""
+    paths = {Path(each) for each in slices}
+    return paths == {file for file in Path(slices[0]).parent.iterdir() if not file.name.startswith(".")}
 
 
 def _described(source: Source) -> str:
