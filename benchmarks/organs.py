@@ -25,7 +25,7 @@ from visibility import PHANTOMS, ROOT, machine
 
 from unoise_monai.attribution.targets import Region, foreground_sum
 from unoise_monai.data import SegmentationTask
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference
 from unoise_monai.metrics.regions import RegionRow, region_importance, regions_over_cases
 from unoise_monai.networks.modes import segmentation

@@ -34,7 +34,7 @@ from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.layers import find_layers
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import border_mean
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.faithfulness import GaussianPerturbation, infidelities, max_sensitivity

@@ -30,7 +30,7 @@ from visibility import PHANTOMS, ROOT, machine
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import Target, foreground_sum
 from unoise_monai.data import SegmentationTask
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
 from unoise_monai.metrics.regions import average_precision, truth_scores

@@ -33,7 +33,7 @@ from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.layers import every_layer
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.handlers.savers import to_numpy
 from unoise_monai.inference.tiling import VolumeNetwork

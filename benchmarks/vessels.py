@@ -22,7 +22,7 @@ import torch
 from visibility import ROOT, TRAIN_UTILITY, machine, run, task_of
 
 from unoise_monai.data import list_cases, preprocessing
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice

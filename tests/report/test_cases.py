@@ -36,21 +36,6 @@ def test_volumes_without_labels_and_other_listers(cohort: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"part": "all"}, "part must be one of 'training', 'validation', 'test', got 'all'"),
-        ({"part": "test"}, "part must be null where there is no split of labelled cases, got 'test'"),
-        ({"choice": 0}, "cases must be at least 1, got 0"),
-        ({"choice": ["nobody"]}, "cases must be named as in .*got \\['nobody'\\]"),
-        ({"choice": "nobody"}, "cases must be named as in .*got \\['nobody'\\]"),
-    ],
-)
-def test_refusals(cohort: Path, options: dict, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        find_cases(cohort, **options)
-
-
 def test_a_map_comes_back_to_the_file_s_grid(cohort: Path, task: SegmentationTask) -> None:
     case = list_cases(cohort)[0]
     volumes = load_case(case, task, CPU)

@@ -1,13 +1,16 @@
 """Volumes in: tasks, cases, splits, preprocessing."""
 
-from unoise_monai.data.datasets import CaseDataset, case_dataset, split_cases
-from unoise_monai.data.finding import download_task, find_images, list_cases
-from unoise_monai.data.reading import CaseError, LoadCased, case_name
+from unoise_monai.data.cases import Case
+from unoise_monai.data.datasets import CaseDataset, case_dataset, choose_cases, split_cases
+from unoise_monai.data.finding import download_task, find_cases, find_images, find_items, list_cases
+from unoise_monai.data.headers import CaseError
+from unoise_monai.data.reading import LoadCased, case_name, load_volume
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import N4BiasCorrectiond, preprocessing, training_transforms
 from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_label
 
 __all__ = [
+    "Case",
     "CaseDataset",
     "CaseError",
     "LoadCased",
@@ -15,12 +18,16 @@ __all__ = [
     "SegmentationTask",
     "case_dataset",
     "case_name",
+    "choose_cases",
     "download_task",
     "find_angiograms",
+    "find_cases",
     "find_images",
+    "find_items",
     "label_vessels",
     "list_cases",
     "list_vessel_cases",
+    "load_volume",
     "preprocessing",
     "split_cases",
     "training_transforms",

@@ -1,4 +1,4 @@
-"""Cases: what they are called, which files they have, and what messages may tell of them."""
+"""Cases: their names, their files, and what messages may repeat of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any, TypeAlias
 
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, kind_of
+from unoise_monai.data.headers import DICOM, EXTENSIONS, VOLUMES, CaseError, kind_of
 
 LONGEST = 100
 """Bytes of a safe name: files add their quantity and extension, and most file systems end at 255."""
@@ -54,7 +55,7 @@ def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
     Args:
         names: safe ones.
-        sources: what tells them apart, such as their paths; of those that are alike, which one it is tells.
+        sources: what distinguishes them, such as their paths; where these are alike too, their order does.
     """
     times, seen = Counter(map(_folded, names)), Counter[tuple[str, str]]()
     distinct = []
@@ -141,16 +142,16 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class CohortCase:
-    """One volume to explain.
+class Case:
+    """One volume, to train on or to explain, and the maps that belong to it.
 
     Args:
         name: what files and tables call it: a safe file name, unlike any other's in the cohort.
         files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
             unless it is that something is not there.
-        shown: what messages and tables call its file: its path below the input, or, where that may tell who the
-            patient is (DICOM, and cases made anonymous), its name.
-        label: its segmentation by hand, where there is one.
+        shown: what messages and tables call its file: its path below the input, or, where that may name the patient
+            (DICOM, and cases made anonymous), its own name.
+        label: its label map, where there is one.
         organs: a label map of its organs, where there is one.
         series: whether its files are the slices of a DICOM series.
         problem: why it cannot be loaded, where the search has seen that already; the end of a sentence.
@@ -164,6 +165,26 @@ class CohortCase:
     series: bool = False
     problem: str = ""
 
+    @property
+    def fault(self) -> str:
+        """The whole sentence of a ``problem``, else empty."""
+        return self.problem and f"{'DICOM series' if self.series else f'file {self.shown}'} {self.problem}"
+
+    def item(self) -> Item:
+        """What MONAI's dictionary transforms take, see `Item`; `LoadCased` refuses one with a ``fault``."""
+        image = [str(file) for file in self.files] if self.series else str(next(iter(self.files), self.shown))
+        item: Item = {"case": self.name, "image": image}
+        if self.label is not None:
+            item["label"] = str(self.label)
+        return item | ({"fault": self.fault} if self.problem else {})
+
+
+Item: TypeAlias = dict[str, Any]
+"""``case`` (its name), ``image`` (a path, or a list of them for the slices of a series) and, where there is one,
+``label`` (a path)."""
+# Their names before, until all callers have changed.
+CohortCase = Case
+
 
 def stem(file_name: str) -> str:
     """A file's name without the extension of a volume."""
@@ -171,11 +192,11 @@ def stem(file_name: str) -> str:
     return file_name[: len(file_name) - len(extension)]
 
 
-def scrub(text: str, case: CohortCase) -> str:
+def scrub(text: str, case: Case) -> str:
     """A message without the paths of a case's files: ``shown`` stands for them.
 
-    Where ``shown`` is the case's name, because the path may tell who the patient is, the names of the files and their
-    folders go, too, and the path of the file that a series was copied to.
+    Where ``shown`` is the case's name, because the path may name the patient, the names of the files and their folders
+    go, too, and the path of the file that a series was copied to.
     """
     private = case.shown == case.name
     words: dict[str, str] = {}
@@ -188,15 +209,15 @@ def scrub(text: str, case: CohortCase) -> str:
     # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too; those of
     # other files may be patients'.
     words |= {repr(word)[1:-1]: own for word, own in words.items()}
-    told = (word for word in words if len(word) > 1 and not (case.series and word.isdigit()))
-    longest_first = sorted(told, key=len, reverse=True)
+    longest_first = sorted(
+        (word for word in words if len(word) > 1 and not (case.series and word.isdigit())), key=len, reverse=True
+    )
     if longest_first:
         found = "|".join(map(re.escape, longest_first))
         text = re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: words[match[0]], text)
     return re.sub(rf"[^\s'\":]*/{re.escape(case.name)}\.nii\b", lambda _: case.shown, text) if case.series else text
 
 
-VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
 STATE = ".unoise"
 """Folder of an output that holds the run's own state."""
 DICOM_MAGIC = b"DICM"

@@ -20,19 +20,19 @@ from monai.utils import TraceKeys, convert_to_tensor
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.data.finding import Case
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.cases import Item
+from unoise_monai.data.headers import CaseError
 
 logger = logging.getLogger(__name__)
 
-Split: TypeAlias = dict[str, list[Case]]
+Split: TypeAlias = dict[str, list[Item]]
 """The cases of each part: ``training``, ``validation``, ``test``."""
 
 PARTS = ("training", "validation", "test")
 
 
 def split_cases(
-    cases: Sequence[Case],
+    cases: Sequence[Item],
     path: str | Path,
     validation_share: float = 0.2,
     test_share: float = 0.1,
@@ -42,7 +42,7 @@ def split_cases(
 
     Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
     and stay together. A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients;
-    Task04 has a patient's left and right hippocampus as two cases and does not tell which belong together. Every case
+    Task04 has a patient's left and right hippocampus as two cases and does not say which belong together. Every case
     lands in one part; training and validation get at least one patient each, unless ``validation_share`` is 0. A single
     patient serves as both, with a warning. Cases that a saved split does not know were never trained on: they join its
     test part.
@@ -91,6 +91,47 @@ def split_cases(
     return split
 
 
+def choose_cases(
+    cases: Sequence[Item],
+    split_file: str | Path | None = None,
+    part: str | None = None,
+    choice: int | str | Sequence[str] | None = None,
+) -> list[Item]:
+    """Some of the cases: those of one part of a split, the first so many, or those of some names.
+
+    Args:
+        cases: what `find_items` or `list_cases` gave.
+        split_file: of the training, see `split_cases`; with ``part``, the cases of one of its parts, such as the
+            validation cases that no network was trained on.
+        part: ``"training"``, ``"validation"``, ``"test"``, or None for all.
+        choice: the first so many, or a case or several by name; None for all.
+
+    Raises:
+        ValueError: when ``part`` is unknown, or given for cases without labels or a split.
+        ValueError: when ``choice`` is below 1 or names a case that is not there.
+        CaseError: as `split_cases`.
+    """
+    if part is not None:
+        check_choice("part", part, PARTS)
+        if split_file is None or not any("label" in case for case in cases):
+            raise ValueError(f"part must be null where there is no split of labelled cases, got {part!r}")
+        cases = split_cases(cases, split_file)[part]
+    if choice is None:
+        return list(cases)
+    if isinstance(choice, int):
+        if choice < 1:
+            raise ValueError(f"choice must be at least 1, got {choice}")
+        return list(cases[:choice])
+    choice = [choice] if isinstance(choice, str) else choice
+    by_name = {case["case"]: case for case in cases}
+    if missing := [name for name in choice if name not in by_name]:
+        raise ValueError(
+            f"choice must name cases of the data, got {missing[:3]}; there are {len(by_name)}, such as "
+            f"{list(by_name)[:3]}"
+        )
+    return [by_name[name] for name in choice]
+
+
 def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
     patients: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
@@ -132,7 +173,7 @@ class CaseCache(PersistentDataset):
     folder for temporary ones, so that a process may read what another is still copying; here files appear whole.
     """
 
-    def __init__(self, cases: Sequence[Case], transform: Callable, cache_dir: str | Path) -> None:
+    def __init__(self, cases: Sequence[Item], transform: Callable, cache_dir: str | Path) -> None:
         super().__init__(
             list(cases), transform, Path(cache_dir), hash_transform=pickle_hashing, track_meta=True, weights_only=True
         )
@@ -150,7 +191,7 @@ class CaseCache(PersistentDataset):
 
 
 def case_dataset(
-    data: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
+    data: Sequence[Item], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
 ) -> Dataset:
     """The cases with their transforms, the deterministic ones computed once and kept.
 

@@ -6,19 +6,18 @@ import csv
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any, TypeAlias
+from typing import Any
 
 from monai.apps import DecathlonDataset
-from monai.data import load_decathlon_datalist
 
 from unoise_monai.data.cases import (
     STATE,
-    VOLUMES,
-    CohortCase,
+    Case,
     Entry,
+    Item,
     anonymised,
     distinct_names,
     look_at,
@@ -29,14 +28,27 @@ from unoise_monai.data.cases import (
     walk,
 )
 from unoise_monai.data.dicom import find_series
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, case_name, check_grids, kind_of
+from unoise_monai.data.headers import EXTENSIONS, VOLUMES, CaseError, kind_of
+from unoise_monai.data.reading import check_item
 
-Case: TypeAlias = dict[str, str]
-"""``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
+SECTIONS = ("training", "test")
+INDEX = "dataset.json"
 
 
-def list_cases(folder: str | Path, section: str = "training", check_headers: bool = True) -> list[Case]:
-    """The cases of a Decathlon folder (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``), in its order.
+def find_items(path: str | os.PathLike[str]) -> list[Item]:
+    """All cases of an input, see `find_cases`, as MONAI's dictionary transforms take them."""
+    return [case.item() for case in find_cases(path)]
+
+
+def find_images(path: str | os.PathLike[str]) -> list[Item]:
+    """`find_items`, but of a Decathlon folder the unlabelled cases alone, where there are any."""
+    items = find_items(path)
+    unlabelled = [item for item in items if "label" not in item] if (Path(path) / INDEX).is_file() else []
+    return unlabelled or items
+
+
+def list_cases(folder: str | os.PathLike[str], section: str = "training", check_headers: bool = True) -> list[Item]:
+    """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ...), in its order.
 
     Args:
         folder: the task's folder.
@@ -44,69 +56,24 @@ def list_cases(folder: str | Path, section: str = "training", check_headers: boo
         check_headers: read every header now, so that a bad file is refused before work starts.
 
     Raises:
-        CaseError: when dataset.json is missing or not JSON, lists nothing, or a case's file is missing or unreadable,
-            is not three-dimensional, or its image and label lie on different grids; when two cases share a name.
+        CaseError: when dataset.json is missing or not JSON, lists nothing, or a case twice; see `check_item`.
     """
-    index = Path(folder) / "dataset.json"
-    if not _read_index(index).get(section):
-        raise CaseError(f"{index} must list cases under '{section}', got none")
-    items = load_decathlon_datalist(index, data_list_key=section)
-    cases = [{"case": case_name(item["image"]), **{key: str(path) for key, path in item.items()}} for item in items]
-    for name, times in Counter(case["case"] for case in cases).items():
+    root = Path(folder).resolve()
+    cases = with_distinct_names(_decathlon(root, [section]))
+    for files, times in Counter(case.files for case in cases if case.files).items():
         if times > 1:
-            raise CaseError(f"{index} must list each case once under '{section}', got {name} {times} times")
-    if check_headers:
-        for case in cases:
-            check_grids(case)
-    return cases
-
-
-def find_images(path: str | Path) -> list[Case]:
-    """The images to explain: one file, every volume of a folder, or a Decathlon folder's unlabelled cases.
-
-    A Decathlon folder without unlabelled cases gives its labelled ones. The DICOM files of a folder are one series,
-    named after the folder. Hidden files, such as the ``._`` copies in the Decathlon's archives, are none.
-
-    Raises:
-        CaseError: when there is no such file or folder, no volume in it, or its dataset.json is not JSON.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [{"case": case_name(path), "image": str(path)}]
-    if not path.is_dir():
-        raise CaseError(f"images must be a file or a folder, got {path}, which does not exist")
-    if (path / "dataset.json").is_file():
-        tests = _read_index(path / "dataset.json").get("test")
-        return list_cases(path, "test" if tests else "training", check_headers=False)
-    files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(EXTENSIONS)]
-    volumes = [file for file in files if not file.name.startswith(".")]
-    if not volumes:
-        raise CaseError(f"folder {path} must hold volumes ({', '.join(EXTENSIONS)}), got none")
-    # The slices of a series are one volume, their folder.
-    volumes = list(dict.fromkeys(path if file.name.lower().endswith(DICOM) else file for file in volumes))
-    cases = [{"case": case_name(file), "image": str(file)} for file in volumes]
-    for name, times in Counter(case["case"] for case in cases).items():
-        if times > 1:
-            raise CaseError(f"folder {path} must hold one volume a case name, got {times} named {name}")
-    return cases
-
-
-def _read_index(index: Path) -> dict[str, Any]:
-    if not index.is_file():
-        raise CaseError(f"{index.parent} must be a Decathlon task folder with a dataset.json, got none")
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CaseError(f"{index} must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
-    return content
+            name = stem(files[0].name)
+            raise CaseError(f"{root / INDEX} must list each case once under '{section}', got {name} {times} times")
+    items = [case.item() for case in cases]
+    for item in items if check_headers else ():
+        check_item(item)
+    return items
 
 
 def download_task(name: str, root: str | Path) -> Path:
     """Fetch a task's archive (``Task04_Hippocampus``) to ``root``, and return its folder; nothing is fetched twice."""
     folder = Path(root) / name
-    if not (folder / "dataset.json").is_file():
+    if not (folder / INDEX).is_file():
         Path(root).mkdir(parents=True, exist_ok=True)
         DecathlonDataset(root_dir=str(root), task=name, section="training", download=True, cache_rate=0.0)
     return folder
@@ -116,7 +83,7 @@ COLUMNS = ("case", "image")
 NO_PICTURE = "must hold a picture, got a DICOM file without one"
 
 
-def read_table(path: Path) -> list[CohortCase]:
+def read_table(path: Path) -> list[Case]:
     """The cases of a table with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
 
     Paths are relative to the table, and may lead anywhere. An image is a volume, or a folder with one DICOM series.
@@ -143,12 +110,12 @@ def read_table(path: Path) -> list[CohortCase]:
     ]
 
 
-def _case_of_row(home: Path, row: dict[str, str], number: int) -> CohortCase:
+def _case_of_row(home: Path, row: dict[str, str], number: int) -> Case:
     image = PurePath(os.path.relpath(os.path.normpath(home / row["image"]), home))
     # Folders of slices, there or not, and slices tend to bear names.
     file = image.name if image.name.lower().endswith((*VOLUMES, ".img")) else ""
     name = safe_name(row["case"] or stem(file) or f"row {number}")
-    case = CohortCase(name, (), shown_path(image) if file else name)
+    case = Case(name, (), shown_path(image) if file else name)
     if not row["image"]:
         return replace(case, shown=f"of row {number}", problem="must be named, got an empty column image")
     label, organs = (home / row[key] if row.get(key) else None for key in ("label", "organs"))
@@ -162,7 +129,7 @@ def _case_of_row(home: Path, row: dict[str, str], number: int) -> CohortCase:
     return replace(one_file(path, case), label=label, organs=organs)
 
 
-def one_file(path: Path, case: CohortCase) -> CohortCase:
+def one_file(path: Path, case: Case) -> Case:
     """The case of a file that the user named: wherever a link of that name leads, is meant."""
     if path.suffix.lower() == ".img":
         path = path.with_suffix(".hdr")
@@ -173,7 +140,7 @@ def one_file(path: Path, case: CohortCase) -> CohortCase:
     return replace(case, files=entry.files, problem=entry.problem)
 
 
-def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str]) -> list[CohortCase]:
+def attach(cases: Sequence[Case], kind: str, path: str | os.PathLike[str]) -> list[Case]:
     """The cases with their label maps; one without keeps what it has.
 
     Args:
@@ -189,7 +156,7 @@ def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str])
     if maps.is_file():
         if len(cases) != 1:
             raise CaseError(f"{kind} must be a folder where there are many cases, got a file for {len(cases)}")
-        return [_with(cases[0], kind, Entry(maps, Path(maps.name)))]
+        return [with_map(cases[0], kind, Entry(maps, Path(maps.name)))]
     if not maps.is_dir():
         raise CaseError(f"{kind} must be a folder or a file, got {os.fspath(path)!r}, which is not there")
     found: dict[str, Entry] = {}
@@ -203,10 +170,11 @@ def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str])
     if not found.keys() & {case.name for case in cases}:
         example = f"{cases[0].name}{VOLUMES[0]}"
         raise CaseError(f"{kind} must have a map of at least one case, such as {example!r}, got none that fits")
-    return [_with(case, kind, found.get(case.name)) for case in cases]
+    return [with_map(case, kind, found.get(case.name)) for case in cases]
 
 
-def _with(case: CohortCase, kind: str, entry: Entry | None) -> CohortCase:
+def with_map(case: Case, kind: str, entry: Entry | None) -> Case:
+    """The case with a map as its ``"label"`` or ``"organs"``; with a problem where the map must not be read."""
     if entry is None:
         return case
     if entry.problem:
@@ -220,12 +188,12 @@ def _with(case: CohortCase, kind: str, entry: Entry | None) -> CohortCase:
 WILDCARDS = "*?["
 
 
-def find_cohort(
+def find_cases(
     path: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
     organs: str | os.PathLike[str] | None = None,
     key: bytes | None = None,
-) -> list[CohortCase]:
+) -> list[Case]:
     """All cases of an input, sorted by name; a bad one among them fails when it is loaded, not here.
 
     A case is called as its file, without the extension. Where files in different folders share a name, the parts of
@@ -245,7 +213,7 @@ def find_cohort(
         CaseError: when a table lacks its columns or a Decathlon folder's index is broken.
         CaseError: when ``labels`` or ``organs`` don't exist or belong to no case, or one file is given for many cases.
     """
-    cases = _named(_found(Path(path)))
+    cases = with_distinct_names(_found(Path(path)))
     if not cases:
         raise CaseError(f"input must hold volumes ({', '.join(EXTENSIONS)}), got none in {os.fspath(path)!r}")
     cases = attach(cases, "label", labels) if labels is not None else cases
@@ -256,32 +224,38 @@ def find_cohort(
     return sorted(cases, key=lambda case: case.name)
 
 
-def _found(path: Path) -> list[CohortCase]:
+find_cohort = find_cases
+"""Its name before, until all callers have changed."""
+
+
+def _found(path: Path) -> list[Case]:
     """Cases with safe names, of which some may be alike."""
     if kind_of(path) == "folder":
         root = path.resolve()
         if (root / STATE).exists():
             raise CaseError(f"input must not be the output of a run, got {os.fspath(path)!r}")
-        return _decathlon(root) if (root / "dataset.json").is_file() else _volumes(walk(root))
+        return _decathlon(root) if (root / INDEX).is_file() else volumes_among(walk(root))
     if path.suffix.lower() == ".csv" and kind_of(path) == "file":
         return read_table(path)
     if os.path.lexists(path):
-        return [one_file(path.absolute(), CohortCase(safe_name(stem(path.name)), (), printable(path.name)))]
+        return [one_file(path.absolute(), Case(safe_name(stem(path.name)), (), printable(path.name)))]
     first = next((place for place, part in enumerate(path.parts) if any(each in part for each in WILDCARDS)), None)
     if first is None:
         raise CaseError(f"input must be a file, folder, pattern or table, got {os.fspath(path)!r}, which is not there")
-    return _volumes(walk(Path(*path.parts[:first]).resolve(), path.parts[first:]))
+    return volumes_among(walk(Path(*path.parts[:first]).resolve(), path.parts[first:]))
 
 
-def _volumes(entries: Sequence[Entry]) -> list[CohortCase]:
+def volumes_among(entries: Iterable[Entry]) -> list[Case]:
+    """The cases among the files of a tree, with safe names, of which some may be alike."""
+    entries = list(entries)
     volumes = [entry for entry in entries if entry.is_volume or entry.folder]
     names = _distinguishing([entry.place for entry in volumes])
     cases = [_case(name, entry) for name, entry in zip(names, volumes, strict=True)]
     return cases + find_series([entry for entry in entries if entry.is_slice and not entry.folder])
 
 
-def _case(name: str, entry: Entry) -> CohortCase:
-    return CohortCase(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
+def _case(name: str, entry: Entry) -> Case:
+    return Case(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
 
 
 def _distinguishing(places: Sequence[PurePath]) -> list[str]:
@@ -294,14 +268,14 @@ def _distinguishing(places: Sequence[PurePath]) -> list[str]:
     for parts in paths:
         same = alike[safe_name(parts[-1]).casefold()]
         if len({len(each) for each in same}) == 1:
-            told = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
+            differing = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
         else:
-            told = list(parts[:-1])
-        names.append("_".join((*told, parts[-1])) if len(same) > 1 else parts[-1])
+            differing = list(parts[:-1])
+        names.append("_".join((*differing, parts[-1])) if len(same) > 1 else parts[-1])
     return names
 
 
-def _named(cases: Sequence[CohortCase]) -> list[CohortCase]:
+def with_distinct_names(cases: Sequence[Case]) -> list[Case]:
     """Cases of which no two names are alike."""
     names = distinct_names([case.name for case in cases], [case.shown for case in cases])
     return [
@@ -310,31 +284,46 @@ def _named(cases: Sequence[CohortCase]) -> list[CohortCase]:
     ]
 
 
-def _decathlon(root: Path) -> list[CohortCase]:
+def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
+    """The cases of some sections of a Decathlon folder, of those that it has where none is given."""
+    index = root / INDEX
+    if not index.is_file():
+        raise CaseError(f"{root} must be a Decathlon task folder with a {INDEX}, got none")
     try:
-        index = json.loads((root / "dataset.json").read_text())
-    except ValueError:
-        index = None
-    sections = [name for name in ("training", "test") if isinstance(index, dict) and index.get(name)]
-    found = []
-    try:
-        # Where there is no section, the first one's absence is the error.
-        for section in sections or ["training"]:
-            found += list_cases(root, section, check_headers=False)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CaseError(f"dataset.json must list files under {sections}, got entries of another form") from error
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CaseError(f"{index} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
+    # Where there is no section, the first one's absence is the error.
+    sections = sections or [name for name in SECTIONS if content.get(name)] or SECTIONS[:1]
     cases = []
-    for item in found:
-        image = _inside(root, item["image"])
-        label = _inside(root, item["label"]) if "label" in item else None
-        case = _case(item["case"], image)
-        if label is not None and label.problem:
-            files = case.files if label.files else ()
-            case = replace(case, files=files, problem=case.problem or f"must have a label, which {label.problem}")
-        cases.append(case if label is None else replace(case, label=next(iter(label.files), None)))
+    for section in sections:
+        if not content.get(section):
+            raise CaseError(f"{index} must list cases under '{section}', got none")
+        entries = content[section] if isinstance(content[section], list) else [None]
+        cases += [_listed(root, section, entry) for entry in entries]
     return cases
 
 
+def _listed(root: Path, section: str, entry: Any) -> Case:
+    """The case of an entry of a Decathlon folder's index: a path, or paths under ``image`` and ``label``."""
+    item = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(item, dict) or not all(isinstance(item.get(key, ""), str) for key in ("image", "label")):
+        item = {}
+    if "image" not in item:
+        raise CaseError(f"{root / INDEX} must list files under '{section}', got entries of another form")
+    image = _inside(root, item["image"])
+    case = _case(stem(image.place.name), image)
+    if "label" not in item:
+        return case
+    label = _inside(root, item["label"])
+    if label.problem:
+        files = case.files if label.files else ()
+        case = replace(case, files=files, problem=case.problem or f"must have a label, which {label.problem}")
+    return replace(case, label=next(iter(label.files), None))
+
+
 def _inside(root: Path, path: str) -> Entry:
-    place = Path(os.path.relpath(path, root))
+    place = Path(os.path.relpath(root / path, root))
     return look_at(root, place) or Entry(root / place, place, "must be a file, got a folder")

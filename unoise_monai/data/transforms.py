@@ -143,14 +143,15 @@ def preprocessing(task: SegmentationTask, with_label: bool = True) -> CaseCompos
     """From a case's files to normalised volumes: RAS, the task's spacing, intensities near zero mean, unit variance.
 
     Shape:
-        a dict with paths under ``image`` (and ``label``) to one with `MetaTensor` ``(1, X, Y, Z)``, float32.
+        a dict with files or DICOM series under ``image`` (and ``label``) to one with `MetaTensor` ``(1, X, Y, Z)``,
+        float32.
 
     Raises:
         CaseError: when a volume is bad, see `LoadCased`.
     """
     keys = ["image", "label"] if with_label else ["image"]
     steps: list[Transform] = [
-        LoadCased(keys, labels=len(task.labels)),
+        LoadCased(keys, labels=len(task.labels), spacing_mm=task.spacing_mm),
         Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
         *([N4BiasCorrectiond("image")] if task.bias_correction else []),
         Spacingd(keys, pixdim=task.spacing_mm, mode=["bilinear", "nearest"][: len(keys)], allow_missing_keys=True),

@@ -24,7 +24,7 @@ from unoise_monai.data.cases import (
     series_name,
     shown_path,
 )
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError
 
 TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
 

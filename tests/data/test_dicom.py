@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import SimpleITK
 from dicom_slices import DATE, PATIENT, PATIENT_ID, SPACING_MM, TURN, UID, slices, write_series
-from nibabel.affines import apply_affine
 
-from unoise_monai.data.cases import CohortCase, scrub
+from unoise_monai.data.cases import Case, scrub
 from unoise_monai.data.dicom import volume_file
-from unoise_monai.data.finding import find_cohort
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.finding import find_cases
+from unoise_monai.data.headers import CaseError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom_series"
 
 
-def only(folder: Path) -> CohortCase:
-    (case,) = find_cohort(folder)
+def only(folder: Path) -> Case:
+    (case,) = find_cases(folder)
     return case
 
 
@@ -63,16 +62,6 @@ def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(image.dataobj), slices().T)
     np.testing.assert_allclose(image.affine[:3, 3], np.diag([-1, -1, 1]) @ origin, atol=1e-5)
     np.testing.assert_allclose(image.affine, as_itk(tmp_path / "in")[1], atol=1e-5)
-
-
-def test_a_tilted_gantry(tmp_path: Path) -> None:
-    """Slices that are shifted within their planes: every voxel lies where its slice's header says."""
-    step = 2.0 * TURN[:, 2] + 0.5 * TURN[:, 1]
-    write_series(tmp_path / "in", step_mm=step.tolist())
-    affine = nib.load(volume_file(only(tmp_path / "in"), tmp_path)).affine
-    for number in range(6):
-        lps = np.array([10.0, -20.0, 30.0]) + number * step + TURN[:, :2] @ (np.array(SPACING_MM) * (4, 7))
-        np.testing.assert_allclose(apply_affine(affine, (4, 7, number)), np.diag([-1, -1, 1]) @ lps, atol=1e-5)
 
 
 def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:
@@ -167,9 +156,9 @@ def test_damaged_slices(tmp_path: Path) -> None:
 
 def test_files_and_problems_pass_through(tmp_path: Path) -> None:
     file = tmp_path / "scan.nii"
-    assert volume_file(CohortCase("scan", (file,), "scan.nii"), tmp_path / "never") == file
+    assert volume_file(Case("scan", (file,), "scan.nii"), tmp_path / "never") == file
     with pytest.raises(CaseError, match=r"^case scan: file a/scan.nii must lie elsewhere$"):
-        volume_file(CohortCase("scan", (), "a/scan.nii", problem="must lie elsewhere"), tmp_path)
+        volume_file(Case("scan", (), "a/scan.nii", problem="must lie elsewhere"), tmp_path)
 
 
 def test_the_patient_is_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

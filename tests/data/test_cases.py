@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.data.cases import CohortCase, scrub, stem
+from unoise_monai.data.cases import Case, scrub, stem
 
 HOME = Path("/data/clinic/Schmidt^Hannelore")
-FILE = CohortCase("ct", (HOME / "ct.nii.gz",), "Schmidt^Hannelore/ct.nii.gz", label=Path("/labels/ct.nii.gz"))
-SERIES = CohortCase("series-1", (HOME / "Schmidt01", HOME / "10"), "series-1", series=True)
-BARE = CohortCase("case-2", (HOME / "12345678.hdr",), "case-2")
-HIDDEN = CohortCase("case-1", (HOME / "Schmidt.nii.gz",), "case-1", organs=Path("/maps/Schmidt.nii.gz"))
+FILE = Case("ct", (HOME / "ct.nii.gz",), "Schmidt^Hannelore/ct.nii.gz", label=Path("/labels/ct.nii.gz"))
+SERIES = Case("series-1", (HOME / "Schmidt01", HOME / "10"), "series-1", series=True)
+BARE = Case("case-2", (HOME / "12345678.hdr",), "case-2")
+HIDDEN = Case("case-1", (HOME / "Schmidt.nii.gz",), "case-1", organs=Path("/maps/Schmidt.nii.gz"))
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.NII", "scan.hdr", "scan.img", "scan.dcm", "scan"])
@@ -49,7 +49,7 @@ def test_cases_are_pickled() -> None:
         (HIDDEN, "organs /maps/Schmidt.nii.gz of Schmidt", "organs case-1 of case-1"),
     ],
 )
-def test_scrub(case: CohortCase, text: str, clean: str) -> None:
+def test_scrub(case: Case, text: str, clean: str) -> None:
     assert scrub(text, case) == clean
 
 
@@ -59,7 +59,7 @@ def test_paths_as_errors_print_them(tmp_path: Path) -> None:
     (tmp_path / "real" / "a\nb.nii").touch()
     (tmp_path / "link").symlink_to("real")
     path = tmp_path / "link" / "a\nb.nii"
-    case = CohortCase("x", (path,), "link/a?b.nii")
+    case = Case("x", (path,), "link/a?b.nii")
     for error in (FileNotFoundError(2, "gone", str(path)), OSError(5, "bad", str(path.resolve()))):
         assert str(tmp_path) not in scrub(str(error), case)
         assert "link/a?b.nii" in scrub(str(error), case)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from dicom_slices import PATIENT, SPACING_MM, TURN, UID, slices, without_picture, write_series
 
-from unoise_monai.data.cases import CohortCase, series_name, walk
+from unoise_monai.data.cases import Case, series_name, walk
 from unoise_monai.data.dicom import find_series, read_slice
 
 OTHER = f"{UID}.77"
 
 
-def found(folder: Path) -> dict[str, CohortCase]:
+def found(folder: Path) -> dict[str, Case]:
     return {case.name: case for case in find_series([entry for entry in walk(folder) if entry.is_slice])}
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.data.cases import CohortCase, safe_name
+from unoise_monai.data.cases import Case, safe_name
 from unoise_monai.data.finding import attach
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError
 
-CASES = [CohortCase(name, (Path(f"/in/{name}.nii"),), f"{name}.nii") for name in ("a", "b", safe_name("c\n"))]
+CASES = [Case(name, (Path(f"/in/{name}.nii"),), f"{name}.nii") for name in ("a", "b", safe_name("c\n"))]
 
 
 def test_from_a_folder(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_from_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     a, b, c = attach(CASES, "label", tmp_path)
     assert (a.label, b.label, c.label) == (tmp_path / "a.nii.gz", None, tmp_path / "c\n.nrrd")
-    assert attach([a, b], "organs", tmp_path)[0] == CohortCase(
+    assert attach([a, b], "organs", tmp_path)[0] == Case(
         "a", a.files, a.shown, label=a.label, organs=tmp_path / "a.nii.gz"
     )
 
@@ -33,7 +33,7 @@ def test_from_a_file(tmp_path: Path) -> None:
 
 def test_a_label_that_was_there_stays(tmp_path: Path) -> None:
     (tmp_path / "a.nii").touch()
-    had = CohortCase("b", (), "b", label=Path("/b.nii"))
+    had = Case("b", (), "b", label=Path("/b.nii"))
     assert attach([CASES[0], had], "label", tmp_path)[1] == had
 
 

@@ -10,7 +10,7 @@ from dicom_slices import UID, without_picture, write_series
 
 from unoise_monai.data.cases import series_name
 from unoise_monai.data.finding import read_table
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError
 
 
 def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -23,13 +23,16 @@ from hypothesis import strategies as st
 from monai.transforms import Invertd
 from nibabel.affines import apply_affine, from_matvec
 
-from unoise_monai.data import reading as validation
-from unoise_monai.data.headers import check_header
-from unoise_monai.data.reading import CaseError, LoadCased
+from unoise_monai.data.headers import CaseError, check_header
+from unoise_monai.data.reading import LoadCased
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing
+from unoise_monai.inference.explain import Explainer
+from unoise_monai.networks import UNet
+from unoise_monai.unoise import ExplainedSegmenter
 
 TASK = SegmentationTask("MR", ("background", "organ"), (1.0, 1.0, 1.0), (16, 16, 16))
+LOAD = LoadCased(["image"], labels=2, spacing_mm=TASK.spacing_mm)
 SECONDS = 60
 """For one file."""
 EXAMPLES = 150
@@ -43,6 +46,7 @@ FAMILIES = (
     bad_volumes.specials,
     bad_texts.texts,
 )
+SAMPLE = [bad for family in FAMILIES for bad in [each for each in family() if each.refused][::40]]
 CORPUS = [bad for family in FAMILIES for bad in family()]
 
 
@@ -81,8 +85,7 @@ def read(path: Path) -> str:
     """How the loading chain refuses a file; empty where its result is right."""
     try:
         with no_hang():
-            check_header(path, TASK.spacing_mm)
-            volume = LoadCased(["image"], labels=2)({"case": "scan", "image": str(path)})["image"]
+            volume = LOAD({"case": "scan", "image": str(path)})["image"]
             item = preprocessing(TASK, with_label=False)({"case": "scan", "image": str(path)})
     except CaseError as error:
         return str(error)
@@ -108,6 +111,19 @@ def test_corpus(bad: Bad, tmp_path: Path) -> None:
     elif bad.name.endswith("flipped, gzip"):
         # The checksum lets nothing through but what was there.
         np.testing.assert_array_equal(naive(path)[0], bad_volumes.VOXELS)
+
+
+@pytest.mark.parametrize("bad", SAMPLE, ids=lambda bad: bad.name)
+def test_every_route_refuses_alike(bad: Bad, tmp_path: Path) -> None:
+    path = bad.write(tmp_path)
+    explainer = Explainer(ExplainedSegmenter(UNet(3, 1, 2, 2, 2), UNet(3, 1, 1, 2, 2)), TASK)
+    item = {"image": str(path)}
+    messages = set()
+    for route in (LOAD, preprocessing(TASK), lambda item: explainer(item["image"])):
+        with pytest.raises(CaseError) as caught, no_hang():
+            route(item)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
 
 
 def test_sheared_volumes_are_resampled_right(tmp_path: Path) -> None:
@@ -170,9 +186,9 @@ def test_any_header(tmp_path: Path, changes: dict[int, bytes], packed: bool) -> 
 def test_a_hang_is_no_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes through what catches every error of a reader."""
     path = bad_volumes.written(tmp_path, "scan.nii")
-    monkeypatch.setattr(validation, "load_volume", lambda path: time.sleep(10))
+    monkeypatch.setattr(nib, "load", lambda path: time.sleep(10))
     with pytest.raises(Hang), no_hang(0.05):
-        LoadCased(["image"], labels=2)({"case": "scan", "image": str(path)})
+        LOAD({"case": "scan", "image": str(path)})
 
 
 def test_there_are_enough() -> None:
