@@ -16,11 +16,10 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
 from unoise_monai.bundle import Bundle, build_preprocessing
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.data.dicom import volume_file
-from unoise_monai.data.headers import check_header
-from unoise_monai.data.nifti import GRID_LIMIT
-from unoise_monai.data.reading import CaseError, LoadCased, load_volume
+from unoise_monai.data.headers import CaseError
+from unoise_monai.data.reading import LoadCased, check_same_grid, grid_of, load_volume
 from unoise_monai.runs.records import ORGAN_NAMES, fingerprint, inputs_of
 
 LARGEST_ORGAN = 2**15
@@ -30,7 +29,7 @@ LARGEST_ORGAN = 2**15
 class Loaded:
     """One case, read; the preprocessed image and the volumes on the grid of its file."""
 
-    case: CohortCase
+    case: Case
     item: dict[str, Any]
     """As the bundle's ``preprocessing`` makes it."""
     scan: MetaTensor
@@ -64,46 +63,33 @@ class CaseReader:
         # A chain may hold what cannot be sent; without a configuration it has to be.
         return {**self.__dict__, "_chain": None if self.config else self._chain}
 
-    def __call__(self, case: CohortCase) -> Loaded:
+    def __call__(self, case: Case) -> Loaded:
         """Read and preprocess a case.
 
         Raises:
-            CaseError: when the search has found a problem, a file has vanished since, a volume is bad, see
-                `check_header` and `LoadCased`, or the organ map is not on its grid.
+            CaseError: when the search has found a problem, or a volume is bad, see `LoadCased`; when the organ map is
+                not on the image's grid.
         """
         start = time.perf_counter()
-        if case.problem:
-            raise CaseError(case.problem)
-        for kind, paths in (("image", case.files), ("label", (case.label,)), ("organ", (case.organs,))):
-            for path in filter(None, paths):
-                if not path.exists():
-                    raise CaseError(
-                        f"case {case.name}: {kind} file {path} must be there until it is read, and has vanished"
-                    )
-                if not case.series or path not in case.files:
-                    check_header(path, self.spacing_mm)
+        volumes = LoadCased(["image", "label"], self.labels, self.spacing_mm)(case.item())
         source = fingerprint(inputs_of(case))
-        if self._chain is None:
-            self._chain = build_preprocessing(self.config or {})
-        with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-            files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
-            if case.series:
-                check_header(files["image"], self.spacing_mm)
-            volumes = LoadCased(list(files), labels=self.labels)(
-                {"case": case.name, **{key: str(path) for key, path in files.items()}}
-            )
-            scan: MetaTensor = volumes["image"]
-            item = self._chain({"case": case.name, "image": self._image(files["image"], scan)})
+        scan: MetaTensor = volumes["image"]
         label = _whole_numbers(volumes["label"]) if "label" in volumes else None
         if label is not None and self.merge_labels:
             label = (label > 0).astype(np.int64)
         organs, names = (None, {}) if case.organs is None else _organs(case, case.organs, scan)
+        item = self._preprocess(case, scan)
         return Loaded(case, item, scan, label, organs, names, source, time.perf_counter() - start)
 
-    def _image(self, path: Path, scan: MetaTensor) -> Any:
-        """What the chain begins with: the volume where it takes one that is read already, else its file."""
+    def _preprocess(self, case: Case, scan: MetaTensor) -> dict[str, Any]:
+        if self._chain is None:
+            self._chain = build_preprocessing(self.config or {})
         steps = getattr(self._chain, "transforms", ())
-        return scan.clone() if steps and isinstance(steps[0], LoadCased) else str(path)
+        if steps and isinstance(steps[0], LoadCased):
+            return dict(self._chain({"case": case.name, "image": scan.clone()}))
+        # A chain that reads for itself is given one file, of a DICOM series, too.
+        with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
+            return dict(self._chain({"case": case.name, "image": str(volume_file(case, Path(folder)))}))
 
 
 def portable(loaded: Loaded) -> Loaded:
@@ -117,14 +103,9 @@ def portable(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def _organs(case: CohortCase, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:
+def _organs(case: Case, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64], dict[int, str]]:
     volume = load_volume(path)[None]
-    rule = f"case {case.name}: organ map must lie on the image's grid"
-    if volume.shape != scan.shape:
-        raise CaseError(f"{rule}, got shape {tuple(volume.shape[1:])} for an image of {tuple(scan.shape[1:])}")
-    apart = float((volume.affine - scan.affine).abs().max())
-    if apart > GRID_LIMIT:
-        raise CaseError(f"{rule}, got an affine that differs by {apart:.3g}")
+    check_same_grid(f"case {case.name}: organ map", grid_of(volume[0]), "the image", grid_of(scan[0]))
     labels = _whole_numbers(volume)
     if not 0 <= labels.min() <= labels.max() <= LARGEST_ORGAN:
         raise CaseError(
