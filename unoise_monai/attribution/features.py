@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.perturbation import PerturbationAttributor
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_finite
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.types import Image, LabelMap
@@ -114,14 +115,12 @@ class FeatureAttributor(PerturbationAttributor):
     """An attribution that gives every voxel the value of its feature, a supervoxel or a label of the user's own.
 
     Args:
-        network: see `Attributor`.
         labels: the features, ``(1, 1, *spatial)`` for every item, each value one, 0 too; such as organs, or
             `supervoxels` within organs. None for supervoxels of each image.
         size: of supervoxels, voxels a side.
         compactness: of supervoxels, see `supervoxels`.
         per_voxel: spread a feature's value over its voxels, so that they add up to it, in place of giving it to each:
             large features then don't outrank small ones for their size.
-        **options: see `PerturbationAttributor`.
 
     ``notes`` of the map hold the number of ``features``.
 
@@ -170,6 +169,7 @@ class FeatureAttributor(PerturbationAttributor):
         return torch.cat([score(features.keeping(kept[rows.start : rows.stop])).cpu() for rows in batches]).double()
 
 
+@register
 class FeatureAblation(FeatureAttributor):
     """How far the score falls when a supervoxel, or an organ of a label map, is hidden.
 
@@ -198,6 +198,7 @@ BYTES = 17
 """Of a feature of a sample: what is kept, a bool, and float64 in the model's matrix and in its solver's copy."""
 
 
+@register
 class Lime(FeatureAttributor):
     """What each supervoxel adds to the score, by a linear model of random combinations that are close to the image.
 
@@ -210,11 +211,9 @@ class Lime(FeatureAttributor):
     of the score's (weighted) variance that it accounts for.
 
     Args:
-        network: see `Attributor`.
         samples: how many, the whole image being the first.
         kernel_width: of the weights, in units of the cosine distance.
         ridge: penalty on the squared values; 0 for least squares.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2, ``kernel_width`` is not above 0, or ``ridge`` is negative.
@@ -252,6 +251,7 @@ class Lime(FeatureAttributor):
         return values
 
 
+@register
 class KernelShap(FeatureAttributor):
     """What each supervoxel adds to the score: its Shapley value, the mean gain over all orders in which they come.
 
@@ -266,10 +266,8 @@ class KernelShap(FeatureAttributor):
     an additive model accounts for, which is high, too, where samples are too few.
 
     Args:
-        network: see `Attributor`.
         samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
             authors' code.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2.

@@ -14,9 +14,10 @@ import torch
 from monai.networks.blocks import activation
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.base import Call, Score, probe_side, watching
 from unoise_monai.attribution.gradient import GradientAttributor
-from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
+from unoise_monai.attribution.registry import register
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image
 
@@ -205,36 +206,33 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
     watched = {
         path: module for path, module in network.named_modules() if isinstance(module, RECTIFIERS + _GATES_AND_POOLS)
     }
-    calls: Counter[nn.Module] = Counter()
+    calls: Counter[str] = Counter()
     made: set[Any] = set()
 
-    def remember(module: nn.Module, inputs: Any, output: Any) -> None:
-        calls[module] += 1
+    def remember(call: Call) -> None:
+        calls[call.path] += 1
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
         # Some are written with functions of their own, such as a sigmoid.
-        made.update(_nodes((output[0] if isinstance(output, tuple) else output).grad_fn, inputs[0].grad_fn))
+        made.update(_nodes(output.grad_fn, call.inputs[0].grad_fn))
 
-    with attributing(network):
-        for module in watched.values():
-            module.register_forward_hook(remember)
+    with attributing(network), watching(watched, remember):
         logits = volume.predict(_block(volume, image).requires_grad_())
     found = Counter(_operation(node) for node in _nodes(logits.grad_fn) if node not in made)
     return Activations(
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, RECTIFIERS)},
+        {path: module for path, module in watched.items() if calls[path] and isinstance(module, RECTIFIERS)},
         {operation: count for operation, count in found.items() if operation and operation not in _POOLING + _GATES},
         {operation: count for operation, count in found.items() if operation in _POOLING},
-        tuple(path for path, module in watched.items() if calls[module] > 1),
+        tuple(path for path, module in watched.items() if calls[path] > 1),
         {operation: count for operation, count in found.items() if operation in _GATES},
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, _POOLS)},
+        {path: module for path, module in watched.items() if calls[path] and isinstance(module, _POOLS)},
     )
 
 
 def _block(volume: VolumeNetwork, image: Image) -> Image:
     block = volume.pad(image[:1].detach())
     if volume.rule.stride is not None:
-        # Of more than one voxel at the coarsest level, which instance norm needs.
-        side = volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
         for axis in range(2, block.ndim):
-            block = block.narrow(axis, 0, min(side, block.shape[axis]))
+            block = block.narrow(axis, 0, min(probe_side(volume), block.shape[axis]))
     return block.clone()
 
 
@@ -263,10 +261,8 @@ class ClippedGradient(GradientAttributor):
     """A gradient with a rule of its own at the ReLUs.
 
     Args:
-        network: see `Attributor`.
         substitute: apply the rule to activation modules of other kinds too, such as PReLU, for which it was not made;
             ``notes["substituted"]`` counts them. Else such networks are refused.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: in the call, when the network has other activations than ReLU and ``substitute`` is False, or has
@@ -307,6 +303,7 @@ def clipping(network: nn.Module, substitute: bool, clipped: Callable[[Tensor, Te
         yield
 
 
+@register
 class GuidedBackprop(ClippedGradient):
     """The gradient without what turns negative on its way back: only what speaks for the target, ReLU by ReLU.
 
@@ -322,6 +319,7 @@ class GuidedBackprop(ClippedGradient):
         return gradient.clamp_min(0)
 
 
+@register
 class Deconvolution(ClippedGradient):
     """What comes from above, without its negative part, in place of the gradient of each ReLU.
 

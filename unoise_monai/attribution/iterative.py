@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline
 from unoise_monai.attribution.composed import SmoothGrad
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import ClassProbability, Target, class_sum
 from unoise_monai.checks import check_finite, check_fraction
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -221,6 +222,7 @@ class Round(NamedTuple):
     """Of the class, once this region is hidden, too: the mean over the voxels that the whole image gave to it."""
 
 
+@register
 class IterativeROI(Attributor):
     """Hides the region that the network looks at, asks where it looks now, and so on, until it finds the class no more.
 
@@ -235,7 +237,6 @@ class IterativeROI(Attributor):
     depends on the hidden value, of which the network may make an edge.
 
     Args:
-        network: see `Attributor`.
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
             ``precision``; None for SmoothGrad of guided backpropagation, as in the paper, which refuses networks with
             other activations than ReLU unless a partial says ``method_options={"substitute": True}``.
@@ -246,7 +247,6 @@ class IterativeROI(Attributor):
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work. The network itself stays as it is.
         seed: of the default saliency, and of noise as ``hidden``.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
@@ -313,8 +313,8 @@ class IterativeROI(Attributor):
                 check_classes(truth, logits)
             return self._unveil(plain, logits, class_sum(logits, label), truth)
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        plain = image.detach()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        plain = images.detach()
         logits = self._logits(score.volume, plain)
         rounds = self._unveil(plain, logits, score.target)
         score.notes["probability"] = ClassProbability.of(score.target, logits)(logits)

@@ -17,10 +17,11 @@ from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, signed
+from unoise_monai.attribution.base import Attributor, Call, Score, probe_side, signed, watching
 from unoise_monai.attribution.guided import own_output
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import Target
-from unoise_monai.inference.tiling import PROBE_SIDE, Slices, VolumeNetwork
+from unoise_monai.inference.tiling import Slices, VolumeNetwork
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, Logits, VoxelMap
 
@@ -128,24 +129,16 @@ def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
         raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
     size = list(image.shape[2:])
     if volume.rule.stride is not None:
-        # Two strides, as instance norm refuses a single voxel.
-        size = [volume.stride * max(2, -(-PROBE_SIDE // volume.stride))] * len(size)
+        size = [probe_side(volume)] * len(size)
     watch = _Watch(image.ndim)
-    handles = []
-    try:
-        for path, module in volume.network.named_modules():
-            handles.append(module.register_forward_pre_hook(watch.enter))
-            handles.append(module.register_forward_hook(partial(watch.leave, path)))
-        with evaluating(volume.network):
-            volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = dict(volume.network.named_modules())
+    with evaluating(volume.network), watching(modules, watch.leave, watch.enter):
+        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
     return watch.once()
 
 
 class _Watch:
-    """Hooks that write down what modules give.
+    """Writes down what modules give.
 
     Left out is what has no place: a module that runs more than once, outputs without the image's axes, or pooled to a
     single voxel, as squeeze and excitation does; and the sum or concatenation of MONAI's `SkipConnection`.
@@ -161,18 +154,19 @@ class _Watch:
         self.skips = 0
         """How many of those are a `SkipConnection`."""
 
-    def enter(self, module: nn.Module, inputs: Any) -> None:
+    def enter(self, path: str, module: nn.Module) -> None:
         self.coarsest.append(math.inf)
         self.skips += isinstance(module, SkipConnection)
 
-    def leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(self, call: Call) -> None:
+        path, output = call.path, call.output
         within, voxels = self.coarsest.pop(), self.voxels(output)
-        skip = isinstance(module, SkipConnection)
+        skip = isinstance(call.module, SkipConnection)
         self.skips -= skip
         self.calls[path] += 1
         self.logits = output if not path else None
         if voxels < math.inf and not skip:
-            spans = within < min([voxels, *map(self.voxels, inputs)])
+            spans = within < min([voxels, *map(self.voxels, call.inputs)])
             order, depth, grid = len(self.outputs), len(self.coarsest) - 1 - self.skips, tuple(output.shape[2:])
             made = _Output(order, path, depth, grid, output.shape[1], spans, logits=False)
             self.outputs.append((weakref.ref(output), made))
@@ -311,7 +305,7 @@ def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
     return tuple(slice(one.start // factor, one.stop // factor) for one, factor in zip(slices, factors, strict=True))
 
 
-class LayerAttributor(CheckedAttributor):
+class LayerAttributor(Attributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
     The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
@@ -319,14 +313,13 @@ class LayerAttributor(CheckedAttributor):
     not fit ``memory_gb``, the layer's grid is put together from windows (`over_windows`).
 
     Args:
-        network: see `Attributor`.
         layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: in the call, when the network has no such layer.
     """
 
+    needs = ("layer",)
     clips = True
 
     def __init__(self, network: nn.Module, layer: str = "bottleneck", **options: Any) -> None:
@@ -351,6 +344,7 @@ class LayerAttributor(CheckedAttributor):
         return on_image(signed(values.detach(), self.sign), score.volume.pad(image).shape[2:], image)
 
 
+@register
 class LayerActivation(LayerAttributor):
     """How strongly a layer responds: the mean magnitude of its features. What it responds to, whatever the target.
 
@@ -384,7 +378,6 @@ def every_layer(
 
     Args:
         method: a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`.
-        network: see `Attributor`.
         image: ``(B, C, *spatial)``.
         target: see `Attributor`.
         **options: of ``method``, but for ``layer``.
