@@ -20,7 +20,7 @@ from unoise_monai.attribution import (
     SoftDice,
     foreground_sum,
 )
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, seeded, signed
+from unoise_monai.attribution.base import Attributor, Score, seeded, signed
 from unoise_monai.inference.tiling import VolumeNetwork
 
 
@@ -30,12 +30,12 @@ class Gradient(Attributor):
     name = "gradient"
     default_sign = "signed"
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        score.notes["score"] = float(score(image).detach())
-        return torch.autograd.grad(score(image).sum(), image)[0]
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        score.notes["score"] = float(score(images).detach())
+        return torch.autograd.grad(score(images).sum(), images)[0]
 
 
-class Checked(CheckedAttributor):
+class Checked(Attributor):
     """Refuses what is not made for it."""
 
     name = "checked"
@@ -50,7 +50,7 @@ class Checked(CheckedAttributor):
 class Failing(Gradient):
     """Fails half way, with a hook left and the network in training."""
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
+    def maps(self, images: Tensor, score: Score) -> Tensor:
         self.network.head.register_forward_hook(lambda *_: None)
         self.network.train()
         raise RuntimeError("half way")

@@ -126,9 +126,9 @@ class Recording(Attributor):
     name = "recording"
     seen: list[Tensor]
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        self.seen.append(image.detach().clone())
-        return (image == image.amax()).float().detach() if len(self.seen) < 4 else torch.zeros_like(image[:, :1])
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        self.seen.append(images.detach().clone())
+        return (images == images.amax()).float().detach() if len(self.seen) < 4 else torch.zeros_like(images[:, :1])
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from unoise_monai.attribution import perturbation
+from unoise_monai.attribution import base
 from unoise_monai.attribution.base import Baseline, Score, baseline
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
@@ -207,7 +207,7 @@ def test_no_more_copies_at_once_than_the_time_allows(
 ) -> None:
     """On a clock that goes on by a second a copy."""
     clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
-    monkeypatch.setattr(perturbation, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     score: Any = SimpleNamespace(copies=fitting, notes={})
     sizes = []
     for batch in Counting(nn.Identity(), time_limit_s=limit).batches(30, score):

@@ -57,7 +57,11 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     image = image.detach().as_subclass(Tensor)
     axes = tuple(range(2, image.ndim))
     if isinstance(kind, Tensor):
-        return _expanded(kind, image)
+        try:
+            return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
+        except RuntimeError as error:
+            got = tuple(kind.shape)
+            raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
     if not isinstance(kind, str):
         return torch.full_like(image, kind)
     if kind == "mean":
@@ -82,11 +86,7 @@ def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> 
 
 
 def check_baseline(kind: Baseline, name: str = "baseline") -> None:
-    """Refuse what is no baseline.
-
-    Raises:
-        ValueError: when it is neither one of `BASELINES` nor of finite values.
-    """
+    """Refuse what is neither one of `BASELINES` nor of finite values, with a ValueError."""
     if isinstance(kind, str):
         check_choice(name, kind, BASELINES)
     else:
@@ -94,11 +94,7 @@ def check_baseline(kind: Baseline, name: str = "baseline") -> None:
 
 
 def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
-    """The baselines of a distribution, one or more.
-
-    Raises:
-        ValueError: when there is none, they are one name, or one of them is no baseline.
-    """
+    """The baselines of a distribution; a ValueError where there is none, they are one name, or one is no baseline."""
     if isinstance(kinds, str) or not len(kinds):
         raise ValueError(f"baselines must be one or more of {', '.join(map(repr, BASELINES))}, got {kinds!r}")
     # Of a stack of images (b, C, *spatial), each is one.
@@ -106,14 +102,6 @@ def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
     for kind in images:
         check_baseline(kind)
     return tuple(images)
-
-
-def _expanded(kind: Tensor, image: Image) -> Image:
-    try:
-        return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
-    except RuntimeError as error:
-        got = tuple(kind.shape)
-        raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
 
 
 SIGNS = ("signed", "absolute", "positive")
@@ -129,24 +117,23 @@ class Score(nn.Module):
         volume: the network over whole volumes.
         target: from logits to one scalar an item, made for one item.
         copies: how many copies of the volume may go through at once.
+        windows: whether the images are windows on the network's grid, which go through in one pass.
 
     Shape:
-        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume.
+        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume or window.
 
     Raises:
         ValueError: in the call, when the target does not give one scalar an item.
     """
 
-    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1) -> None:
+    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:
         super().__init__()
-        self.volume = volume
-        self.target = target
-        self.copies = copies
+        self.volume, self.target, self.copies, self.windows = volume, target, copies, windows
         self.notes: dict[str, Any] = {}
         """What a method notes about its map, such as a convergence delta; it goes into the map's metadata."""
 
     def forward(self, images: Image) -> Tensor:
-        scores = self.target(self.volume(images))
+        scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
         if scores.shape != images.shape[:1]:
             raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
         return scores
@@ -310,11 +297,7 @@ def batches(
 
 
 def check_time_limit(time_limit_s: float | None) -> None:
-    """Refuse a limit that is not above 0.
-
-    Raises:
-        ValueError: when it is not.
-    """
+    """Refuse a limit that is not above 0, with a ValueError."""
     if time_limit_s is not None and not time_limit_s > 0:
         raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
 

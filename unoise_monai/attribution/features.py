@@ -79,11 +79,7 @@ def numbered(labels: LabelMap) -> tuple[LabelMap, int]:
 
 
 def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
-    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0.
-
-    Raises:
-        ValueError: when ``size`` is no such number, or one an axis, or ``compactness`` out of range.
-    """
+    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0."""
     if not all(isinstance(side, Integral) and side >= 1 for side in (size if isinstance(size, Sequence) else [size])):
         raise ValueError(f"size must be integers of at least 1, one or one an axis, got {size!r}")
     if not compactness > 0:
@@ -226,7 +222,8 @@ class Lime(FeatureAttributor):
         self, network: nn.Module, samples: int = 1000, kernel_width: float = 0.25, ridge: float = 1.0, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        _check_samples(samples)
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}")
         if not kernel_width > 0:
             raise ValueError(f"kernel_width must be above 0, got {kernel_width}")
         if not ridge >= 0:
@@ -278,8 +275,8 @@ class KernelShap(FeatureAttributor):
 
     def __init__(self, network: nn.Module, samples: int | None = None, **options: Any) -> None:
         super().__init__(network, **options)
-        if samples is not None:
-            _check_samples(samples)
+        if samples is not None and samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}")
         self.samples = samples
 
     def effects(self, features: Features, score: Score) -> Tensor:
@@ -324,11 +321,7 @@ def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
 
 
 def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
-    """Refuse a linear model that does not fit the memory, half of the free RAM where ``memory_gb`` is None.
-
-    Raises:
-        MemoryError: when it does not.
-    """
+    """Refuse a linear model that does not fit the memory (half of the free RAM by default), with a MemoryError."""
     need = BYTES * samples * features
     budget = default_budget(torch.device("cpu")) if memory_gb is None else memory_gb * 1e9
     if need > budget:
@@ -358,8 +351,3 @@ def _explained(observed: Tensor, weights: Tensor, left: Tensor) -> float | None:
     mean = (weights * observed).sum() / weights.sum()
     total = (weights * (observed - mean) ** 2).sum()
     return 1 - float(left.square().sum() / total) if float(total) > 0 else None
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")

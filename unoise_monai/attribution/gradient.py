@@ -1,8 +1,8 @@
 """Gradients: saliency, input x gradient, and integrals along a path.
 
-Of methods that explain a difference, ``notes["score_difference"]`` is the difference between the scores of the image and
-of the baseline, and ``notes["convergence_delta"]`` how far the sum of a map with ``sign="signed"`` is from it. The
-default sign, the magnitude, is for ranking voxels.
+For methods that explain a difference, ``notes["score_difference"]`` is that between the scores of the image and of the
+baseline, and ``notes["convergence_delta"]`` how far the sum of a map with ``sign="signed"`` is from it. The default
+sign, the magnitude, is for ranking voxels.
 """
 
 from __future__ import annotations

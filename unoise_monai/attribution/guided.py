@@ -104,32 +104,10 @@ RECTIFIERS: tuple[type[nn.Module], ...] = (
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _GATES_AND_POOLS = (nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS)
-_OPERATIONS = {
-    "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
-    "PreluKernel": "prelu",
-    "RreluWithNoise": "rrelu",
-    "Elu": "elu",
-    "Celu": "celu",
-    "Gelu": "gelu",
-    "Silu": "silu",
-    "Mish": "mish",
-    "Softplus": "softplus",
-    "Hardswish": "hardswish",
-    "Hardtanh": "hardtanh",
-    "Threshold": "threshold",
-    "Clamp": "clamp",
-    "ClampMin": "clamp",
-    "Maximum": "maximum",
-    "Fmax": "maximum",
-    "MaxPool2DWithIndices": "max_pool",
-    "MaxPool3DWithIndices": "max_pool",
-    "AdaptiveMaxPool2D": "adaptive_max_pool",
-    "AdaptiveMaxPool3D": "adaptive_max_pool",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Softmax": "softmax",
-}
+_RECTIFYING = (
+    *("relu", "leaky_relu", "prelu", "rrelu", "elu", "celu", "gelu", "silu", "mish", "softplus", "hardswish"),
+    *("hardtanh", "threshold", "clamp", "maximum", "fmax"),
+)
 _POOLING = ("max_pool", "adaptive_max_pool")
 _GATES = ("sigmoid", "tanh", "softmax")
 
@@ -220,7 +198,7 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
     found = Counter(_operation(node) for node in _nodes(logits.grad_fn) if node not in made)
     return Activations(
         {path: module for path, module in watched.items() if calls[path] and isinstance(module, RECTIFIERS)},
-        {operation: count for operation, count in found.items() if operation and operation not in _POOLING + _GATES},
+        {operation: count for operation, count in found.items() if operation in _RECTIFYING},
         {operation: count for operation, count in found.items() if operation in _POOLING},
         tuple(path for path, module in watched.items() if calls[path] > 1),
         {operation: count for operation, count in found.items() if operation in _GATES},
@@ -250,19 +228,21 @@ def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
 
 def _operation(node: Any) -> str | None:
     """The rectifying, gating or pooling operation that a node of the graph is; a clamp is one where it cuts at 0."""
-    operation = _OPERATIONS.get(node.name().partition("Backward")[0])
-    if operation == "clamp":
-        least = getattr(node, "_saved_min", None)
-        return operation if least is not None and bool(torch.as_tensor(least == 0).any()) else None
-    return operation
+    node_name = node.name().lower()
+    for operation in (*_RECTIFYING, *_POOLING, *_GATES):
+        if node_name.startswith(operation.replace("_", "")):
+            least = getattr(node, "_saved_min", None)
+            cuts = operation != "clamp" or (least is not None and bool(torch.as_tensor(least == 0).any()))
+            return operation if cuts else None
+    return None
 
 
 class ClippedGradient(GradientAttributor):
-    """A gradient with a rule of its own at the ReLUs.
+    """A gradient with a rule of its own at the ReLUs. One pass forward and back.
 
     Args:
         substitute: apply the rule to activation modules of other kinds too, such as PReLU, for which it was not made;
-            ``notes["substituted"]`` counts them. Else such networks are refused.
+            ``notes["substituted"]`` counts them.
 
     Raises:
         ValueError: in the call, when the network has other activations than ReLU and ``substitute`` is False, or has
@@ -307,9 +287,9 @@ def clipping(network: nn.Module, substitute: bool, clipped: Callable[[Tensor, Te
 class GuidedBackprop(ClippedGradient):
     """The gradient without what turns negative on its way back: only what speaks for the target, ReLU by ReLU.
 
-    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. One pass forward and back. Sharp,
-    and in part independent of the target: it partly recovers the image (Nie et al., 2018). Of a target that sums
-    voxels, it is not the sum of the voxels' maps, see `VoxelwiseMean`.
+    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. Sharp, and in part
+    independent of the target: it partly recovers the image (Nie et al., 2018). Of a target that sums voxels, it is not
+    the sum of the voxels' maps, see `VoxelwiseMean`.
     """
 
     name = "guided_backprop"
@@ -323,8 +303,8 @@ class GuidedBackprop(ClippedGradient):
 class Deconvolution(ClippedGradient):
     """What comes from above, without its negative part, in place of the gradient of each ReLU.
 
-    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. One pass forward and back. It does not
-    look at which ReLUs the image opened, so the image matters at the pooling alone.
+    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. It does not look at
+    which ReLUs the image opened, so the image matters at the pooling alone.
     """
 
     name = "deconvolution"

@@ -177,22 +177,14 @@ class FineTuning:
 
 
 def check_truth(truth: LabelMap, image: Image) -> None:
-    """Refuse a label on another grid than the image.
-
-    Raises:
-        ValueError: when it is not one channel on that grid.
-    """
+    """Refuse a label that is not one channel on the image's grid, with a ValueError."""
     expected = (len(image), 1, *image.shape[2:])
     if tuple(truth.shape) != expected:
         raise ValueError(f"truth must be one channel on the image's grid, {expected}, got {tuple(truth.shape)}")
 
 
 def check_classes(truth: LabelMap, logits: Logits) -> None:
-    """Refuse labels that are no class of the network.
-
-    Raises:
-        ValueError: when one is below 0 or above the last class.
-    """
+    """Refuse labels that are below 0 or above the last class of the network, with a ValueError."""
     last, lowest, highest = max(logits.shape[1], 2) - 1, int(truth.min()), int(truth.max())
     if lowest < 0 or highest > last:
         raise ValueError(f"truth must hold classes of the network, 0 to {last}, got {lowest} to {highest}")

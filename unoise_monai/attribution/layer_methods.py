@@ -8,9 +8,9 @@ each axis, and what lies between is interpolated.
 
 Contributions are a layer's shares of the target's difference between a baseline and the image. With ``sign="signed"``,
 their sum over the layer's grid of the padded volume is ``notes["score_difference"]`` up to
-``notes["convergence_delta"]``; up-sampling keeps a contribution's height, not the sum. The delta is small where all goes
-through the layer, as through a U-Net's first and last; for others it is what goes past them, by skip connections. Over
-windows, the target must be linear in the logits.
+``notes["convergence_delta"]``; up-sampling keeps a contribution's height, not the sum. The delta is small where
+everything passes the layer, as in a U-Net's first and last; elsewhere it is what goes past it, by skip connections.
+Over windows, the target must be linear in the logits.
 
 All refuse, in the call, a layer that the network does not have.
 """
@@ -38,7 +38,7 @@ from unoise_monai.attribution.base import (
 from unoise_monai.attribution.deeplift import DeepLift, rescaling
 from unoise_monai.attribution.gradient import RULES, note_convergence
 from unoise_monai.attribution.guided import GuidedBackprop, check_clipping, clipping
-from unoise_monai.attribution.layers import LayerAttributor, WindowScore, over_windows
+from unoise_monai.attribution.layers import LayerAttributor, over_windows
 from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -195,7 +195,7 @@ class LayerGuidedBackprop(LayerAttributor):
         (values,) = over_windows(partial(self._gradient, layer), score, image)
         return values
 
-    def _gradient(self, layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, ...]:
+    def _gradient(self, layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, ...]:
         gradient = captum.attr.LayerGradientXActivation(score, layer, multiply_by_inputs=False)
         with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
             return (signed(gradient.attribute(window).float(), self.sign),)
@@ -217,7 +217,7 @@ class LayerGuidedActivation(LayerGuidedBackprop):
         padded, values = score.volume.pad(image), values.to(image.device)
         return values if padded is image else torch.autograd.grad(padded, image, values)[0]
 
-    def _gradient(self, layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, ...]:
+    def _gradient(self, layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, ...]:
         with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
             (features,), _ = outputs_of(layer, lambda: score(window))
             return torch.autograd.grad(features.abs().sum(), window)
@@ -241,8 +241,6 @@ class LayerPath(LayerAttributor):
     method: ClassVar[Any]
     """Captum's class."""
     rules: ClassVar[tuple[str, ...]] = RULES
-    copies: ClassVar[int] = 1
-    """Copies of a window that a pass takes, at least."""
 
     def __init__(
         self,
@@ -263,7 +261,7 @@ class LayerPath(LayerAttributor):
         self.baseline, self.seed = baseline, seed
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        def measure(score: WindowScore, window: Image, start: Image) -> tuple[Tensor, Tensor]:
+        def measure(score: Score, window: Image, start: Image) -> tuple[Tensor, Tensor]:
             options = {"n_steps": self.steps, "method": self.rule, "internal_batch_size": score.copies}
             return _both_signs(self.method(score, layer).attribute(window, start, **options), self.sign)
 
@@ -343,6 +341,7 @@ class LayerDeepLift(LayerAttributor):
     """
 
     name = "layer_deep_lift"
+    copies = 2
 
     def __init__(
         self,
@@ -360,12 +359,12 @@ class LayerDeepLift(LayerAttributor):
         return super().check(image, volume) | self.deep_lift.check(image, volume)
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        def measure(score: WindowScore, window: Image, start: Image) -> tuple[Tensor, Tensor]:
+        def measure(score: Score, window: Image, start: Image) -> tuple[Tensor, Tensor]:
             with rescaling(score.volume.network, self.deep_lift.substitute):
                 return _both_signs(captum.attr.LayerDeepLift(score, layer).attribute(window, start), self.sign)
 
         start = baseline(image, self.deep_lift.baselines[0], seed=self.deep_lift.seed)
-        values, total = over_windows(measure, score, image, (start,), copies=2, linear=True)
+        values, total = over_windows(measure, score, image, (start,), self.copies, linear=True)
         with torch.no_grad():
             _note_difference(score, total.cpu(), score(image.detach()) - score(start))
         return values
@@ -383,7 +382,7 @@ def _note_difference(score: Score, total: Tensor, difference: Tensor) -> None:
     note_convergence(score, total, total.sum() - difference.cpu())
 
 
-def _features_and_gradients(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor, Tensor]:
+def _features_and_gradients(layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, Tensor]:
     # Not Captum's, which gives one or the other, at a pass forward each.
     (features,), scores = outputs_of(layer, lambda: score(window))
     (gradients,) = torch.autograd.grad(scores.sum(), features)

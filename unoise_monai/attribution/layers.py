@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import captum.attr
 import torch
@@ -183,34 +183,8 @@ class _Watch:
         return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
 
 
-class WindowScore(nn.Module):
-    """A scalar of the logits of a window, as a function of images on the network's grid: what Captum hooks.
-
-    Args:
-        volume: the network.
-        read: from the window's logits to one scalar an item.
-        copies: how many copies of the window may go through at once.
-
-    Shape:
-        ``(n, C, *window)`` to ``(n,)``.
-
-    Raises:
-        ValueError: in the call, when ``read`` does not give one scalar an item.
-    """
-
-    def __init__(self, volume: VolumeNetwork, read: Callable[[Logits], Tensor], copies: int = 1) -> None:
-        super().__init__()
-        self.volume, self.read, self.copies = volume, read, copies
-
-    def forward(self, images: Image) -> Tensor:
-        scores = self.read(self.volume.predict(images))
-        if scores.shape != images.shape[:1]:
-            raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
-        return scores
-
-
 Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]
-"""From a `WindowScore`, a window of the image and the same window of other volumes to tensors on a layer's grid."""
+"""From the `Score` of windows and the same window of the image and of other volumes to tensors on a layer's grid."""
 
 
 def over_windows(
@@ -224,7 +198,7 @@ def over_windows(
     ``clips=True``, which gives windows that reach so far.
 
     Args:
-        measure: called with a `WindowScore` and windows of ``image`` and ``others`` that require gradients, gives
+        measure: called with a `Score` and windows of ``image`` and ``others`` that require gradients, gives
             tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the network's stride.
         score: the target as a function of the volume.
         image: ``(1, C, *spatial)``.
@@ -246,12 +220,12 @@ def over_windows(
     tiles = volume.tiles(inputs[0].expand(copies, *inputs[0].shape[1:]))
     if tiles is None:
         within: Slices = tuple(slice(side) for side in image.shape[2:])
-        whole = WindowScore(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies))
+        whole = Score(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies), True)
         return tuple(part.detach().float() for part in measure(whole, *(one.requires_grad_() for one in inputs)))
     weights = _logit_weights(score, image, linear)
     stitched: list[Tensor] = []
     for window, core, inner in tiles:
-        weighted = WindowScore(volume, partial(_weighted, weights[(..., *window)]), copies)
+        weighted = Score(volume, partial(_weighted, weights[(..., *window)]), copies, windows=True)
         parts = measure(weighted, *(one[(..., *window)].clone().requires_grad_() for one in inputs))
         for index, part in enumerate(parts):
             factors = [_factor(one, side) for one, side in zip(window, part.shape[2:], strict=True)]
@@ -321,6 +295,8 @@ class LayerAttributor(Attributor):
 
     needs = ("layer",)
     clips = True
+    copies: ClassVar[int] = 1
+    """Copies of a window that a pass takes, at least."""
 
     def __init__(self, network: nn.Module, layer: str = "bottleneck", **options: Any) -> None:
         super().__init__(network, **options)
@@ -358,7 +334,7 @@ class LayerActivation(LayerAttributor):
         return features / features.shape[1]
 
 
-def activation(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor]:
+def activation(layer: nn.Module, score: Score, window: Image) -> tuple[Tensor]:
     """A layer's features of a window, ``(1, C', *grid)``, by Captum."""
     return (captum.attr.LayerActivation(score, layer).attribute(window),)
 
@@ -376,14 +352,8 @@ def every_layer(
 ) -> dict[str, VoxelMap]:
     """The maps of all layers that `find_layers` finds, by name, from the first to the last: for `layer_grid`.
 
-    Args:
-        method: a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`.
-        image: ``(B, C, *spatial)``.
-        target: see `Attributor`.
-        **options: of ``method``, but for ``layer``.
-
-    Returns:
-        Each map is ``(B, 1, *spatial)`` of the image, with its geometry.
+    ``method`` is a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`, and ``options`` its other
+    options. Each map is ``(B, 1, *spatial)`` of the image ``(B, C, *spatial)``, with its geometry.
     """
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     layers = find_layers(network, plain)
