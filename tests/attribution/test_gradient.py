@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from small import AFFINE, unet
+from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score, baseline, baselines, seeded
@@ -64,49 +62,6 @@ def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(maps.as_tensor(), (image * expected).sum(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("method", CLASSES)
-@pytest.mark.parametrize("size", [(9, 7), (5, 6, 4)])
-def test_a_batch_of_two_is_two_images(method: type[Attributor], size: tuple[int, ...]) -> None:
-    network, image = unet(len(size), channels=2), image_of(2, 2, *size)
-    attributor = make(method, network)
-    target = target_of(image)
-    maps = attributor(image, target)
-    assert maps.shape == (2, 1, *size)
-    singles = [attributor(image[at : at + 1], target.item(at)).as_tensor() for at in range(2)]
-    torch.testing.assert_close(maps.as_tensor(), torch.cat(singles))
-    assert float(maps.as_tensor().std()) > 0
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_geometry_goes_with_the_map(method: type[Attributor]) -> None:
-    network = unet(3)
-    image = MetaTensor(image_of(1, 1, 6, 4, 6), affine=AFFINE)
-    maps = make(method, network)(image, target_of(image))
-    torch.testing.assert_close(maps.affine, image.affine)
-    assert maps.meta["attribution"][0]["method"] == method.name
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_tiles_give_the_map_of_one_pass(method: type[Attributor]) -> None:
-    network, image = unet(2).eval(), image_of(1, 1, 119, 8)
-    target = target_of(image)
-    tiled = make(method, network, memory_gb=0.00025)
-    assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
-    maps = tiled(image, target).as_tensor()
-    whole = make(method, network)(image, target).as_tensor()
-    torch.testing.assert_close(maps, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_as_many_copies_as_fit_give_the_map_of_one_at_a_time(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 12, 10)
-    target = target_of(image)
-    many = make(method, network, memory_gb=0.0003)
-    assert 2 < many.volume.copies(image) < 8
-    alone = make(method, network)(image, target).as_tensor()
-    torch.testing.assert_close(many(image, target).as_tensor(), alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
-
-
 @pytest.mark.parametrize("method", GRADIENT_METHODS.values())
 @pytest.mark.parametrize("copies", [1, 7, 100])
 def test_images_that_go_through_at_once_keep_their_own_targets(method: type[GradientAttributor], copies: int) -> None:
@@ -132,87 +87,11 @@ def test_images_that_go_through_at_once_keep_their_own_targets(method: type[Grad
 
 
 @pytest.mark.parametrize("method", CLASSES)
-def test_bf16_is_near(method: type[Attributor]) -> None:
-    # In 3D, where autocast pools in float32 on a CPU.
-    network, image = unet(3), image_of(1, 1, 8, 8, 8)
-    target = target_of(image)
-    exact, near = (make(method, network, precision=name)(image, target).as_tensor() for name in ("fp32", "bf16"))
-    assert near.dtype == torch.float32
-    assert not torch.equal(near, exact)
-    assert float(torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1]) > 0.98
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_layers_that_write_in_place(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    target = target_of(image)
-    expected = make(method, network)(image, target).as_tensor()
-    relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
-    for module in relus:
-        module.inplace = True
-    torch.testing.assert_close(make(method, network)(image, target).as_tensor(), expected)
-    assert all(module.inplace for module in relus)
-
-
-@pytest.mark.parametrize("method", CLASSES)
 def test_one_channel_with_a_sigmoid(method: type[Attributor]) -> None:
     network, image = unet(2, classes=1), image_of(1, 1, 8, 8)
     maps = [make(method, network)(image, target_of(image, label)).as_tensor() for label in (0, 1)]
     assert float(maps[1].std()) > 0
     assert not torch.equal(*maps)
-
-
-def traces(network: nn.Module) -> list[Any]:
-    """All that a method could leave behind."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = [[list(getattr(module, name)) for name in names] for module in network.modules()]
-    attributes = [sorted(vars(module)) for module in network.modules()]
-    modes = [(module.training, getattr(module, "inplace", None)) for module in network.modules()]
-    return [hooks, attributes, modes, [(weight.requires_grad, weight.grad) for weight in network.parameters()]]
-
-
-class Failing:
-    """A target that fails when it is asked for the n-th time."""
-
-    def __init__(self, target: Target, calls: int) -> None:
-        self.target, self.calls = target, calls
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        self.calls -= 1
-        if self.calls == 0:
-            raise RuntimeError("half way")
-        return self.target(logits)
-
-
-@pytest.mark.parametrize("method", CLASSES)
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_network_and_the_random_state_are_left_as_they_were(method: type[Attributor], fails: bool) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    target = target_of(image)
-    network.train()
-    weights = {name: value.clone() for name, value in network.state_dict().items()}
-    before, pixels = traces(network), image.clone()
-    torch.manual_seed(9)
-    expected = torch.rand(2)
-    torch.manual_seed(9)
-    if fails:
-        with pytest.raises(RuntimeError, match="half way"):
-            make(method, network)(image, Failing(target, 1))
-    else:
-        make(method, network)(image, target)
-    assert torch.equal(torch.rand(2), expected)
-    assert traces(network) == before
-    assert torch.equal(image, pixels)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, weights[name])
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_no_warning_of_captum_s_hooks(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make(method, network)(image, target_of(image))
 
 
 def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -222,19 +222,6 @@ def test_fine_tuning_teaches_the_copy_what_is_left() -> None:
     assert nowhere[0].probability < plain[0].probability
 
 
-@pytest.mark.parametrize("size", [(9, 12), (6, 7, 8)])
-def test_a_batch_of_two_equals_two_singles(size: tuple[int, ...]) -> None:
-    network = unet(len(size), 2)
-    image = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0))
-    attributor = IterativeROI(network, NOISY, RegionOfInterest(threshold=0.3))
-    with torch.no_grad():
-        logits = attributor.volume(image)
-    both = attributor(image, class_sum(logits, 1))
-    singles = [attributor(image[i : i + 1], class_sum(logits[i : i + 1], 1)).as_tensor() for i in range(2)]
-    assert torch.equal(both.as_tensor(), torch.cat(singles))
-    assert not torch.equal(*singles)
-
-
 def test_seeds() -> None:
     network, image = unet(), torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(5)

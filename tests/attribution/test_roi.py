@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from small import unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from unoise_monai.attribution.iterative import (
     smoothed,
 )
 from unoise_monai.inference.tiling import VolumeNetwork
-from unoise_monai.networks import UNet
 
 
 def drawn(share: float, *size: int, seed: int = 0) -> Tensor:
@@ -135,16 +135,6 @@ def test_refusals(options: dict, says: str) -> None:
         RegionOfInterest(**options)
 
 
-def unet(spatial_dims: int, classes: int) -> UNet:
-    torch.manual_seed(0)
-    network = UNet(spatial_dims, 1, classes, depth=2, channel_factor=2)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-    return network.eval().requires_grad_(False)
-
-
 def sample(classes: int, *size: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (
@@ -216,7 +206,7 @@ def test_refusals_of_fine_tuning() -> None:
         FineTuning(steps=0)
     with pytest.raises(ValueError, match=r"lr must be a finite number above 0, got -0\.1"):
         FineTuning(lr=-0.1)
-    network = unet(2, 3)
+    network = unet(2, 3).requires_grad_(False)
     with pytest.raises(ValueError, match=r"truth must be one channel on the image's grid, \(1, 1, 8, 8\), got \(1, 1"):
         FineTuning()(network, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 6))
     assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -85,16 +85,6 @@ def test_clipped_gradients_of_voxels_are_not_those_of_the_region(method: str) ->
     assert float((maps - direct).norm()) > 0.05 * float(direct.norm())
 
 
-def test_in_tiles() -> None:
-    network, image = unet(2), image_of(1, 1, 119, 8)
-    mask = torch.zeros(1, 1, 119, 8)
-    mask[0, 0, [3, 50, 60, 118], [0, 4, 5, 7]] = 1
-    tiled = VoxelwiseMean(network, memory_gb=0.00025)
-    assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
-    whole = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
-    torch.testing.assert_close(tiled(image, Region(mask, 1)).as_tensor(), whole, rtol=1e-4, atol=1e-7)
-
-
 def test_a_region_that_sums_gives_the_sum() -> None:
     network, image, mask = unet(2), image_of(1, 1, 6, 6), torch.rand(1, 1, 6, 6) > 0.5
     mean = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
