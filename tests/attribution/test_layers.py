@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from monai.networks import nets
+from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
@@ -210,19 +211,6 @@ def test_the_network_stays_as_it_was(kind: type[UNet]) -> None:
 
 
 SIZES = {2: (151, 11), 3: (93, 5, 7)}
-
-
-def unet(dims: int, depth: int = 2) -> UNet:
-    """With a batch norm that does something."""
-    torch.manual_seed(dims)
-    network = UNet(dims, 1, 3, depth, channel_factor=1).eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.2, 1)
-    return network
 
 
 def picture(dims: int) -> Tensor:

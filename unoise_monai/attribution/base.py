@@ -140,7 +140,7 @@ class Score(nn.Module):
 
 
 class Attributor(ABC):
-    """A method that says how much each voxel of an image contributes to a target of a segmentation.
+    """A method that maps how much each voxel of an image contributes to a target of a segmentation.
 
     The network and the image come back untouched. The network runs in evaluation mode, in ``precision``; where a
     volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes a network and the options below;
@@ -150,7 +150,7 @@ class Attributor(ABC):
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
         sign: ``"signed"`` keeps the method's values, ``"absolute"`` their magnitude, ``"positive"`` what speaks for the
             target; taken of each channel, which are then summed. None for the method's own default.
-        memory_gb: what a pass may take, in 1e9 bytes, which also says how many copies of a volume go through at once;
+        memory_gb: what a pass may take, in 1e9 bytes, which also sets how many copies of a volume go at once;
             None for 80% of the free CUDA memory or half the free RAM.
         precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`; passes
             with gradients are in fp32 where that would be fp16.

@@ -142,13 +142,8 @@ class Activations:
     def check(self, method: str, substitute: bool, known: Known = is_relu) -> dict[str, int]:
         """Refuse a network whose activations a method's rule does not reach.
 
-        Args:
-            method: its name, for the message.
-            substitute: whether the rule is applied to activation modules that it was not made for.
-            known: whether it was made for a module.
-
-        Returns:
-            How many modules of which kind the rule is to be applied to as well; empty where there are none.
+        Returns how many modules of which kind ``substitute`` applies the rule to, although it is not ``known`` to be
+        made for them; empty where there are none.
 
         Raises:
             ValueError: when a rectifying operation has no module, or there are modules of other kinds than the known
@@ -171,8 +166,8 @@ class Activations:
 def activations(volume: VolumeNetwork, image: Image) -> Activations:
     """The activations of a network, from its modules and from the graph of a pass over a block of the image.
 
-    The block is small where the network tells its stride, else it is the image. Sigmoids and the like are gates and
-    rectify nothing, nor do ``x * sigmoid(x)`` and ``torch.where``, which cannot be told from gates and masks. The
+    The block is small where the network has a ``stride``, else it is the image. Sigmoids and the like are gates and
+    rectify nothing, nor do ``x * sigmoid(x)`` and ``torch.where``, which look like gates and masks. The
     larger of two counts, as the second may be 0 or a share of the first.
 
     Raises:

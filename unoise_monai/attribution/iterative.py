@@ -44,8 +44,8 @@ class RegionOfInterest:
 
     Args:
         level: share of the full saliency.
-        quantile: which saliency counts as full: 1 for the largest. Gradients have long tails, in which the largest says
-            little of the others.
+        quantile: which saliency counts as full: 1 for the largest. Gradients have long tails, whose largest
+            value is far from the others.
         box: odd number of voxels, one or one an axis; None for the paper's 11 in proportion, see `proportional_box`.
         passes: how often the mean and the threshold are taken, in the paper three times.
         threshold: of the mean. With 0.5, a voxel takes the value of most of its neighbours, as the paper words it: what
@@ -231,7 +231,7 @@ class IterativeROI(Attributor):
     Args:
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
             ``precision``; None for SmoothGrad of guided backpropagation, as in the paper, which refuses networks with
-            other activations than ReLU unless a partial says ``method_options={"substitute": True}``.
+            other activations than ReLU unless a partial gives ``method_options={"substitute": True}``.
         region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
         max_rounds: the most rounds, in the paper 5.
         min_probability: stops after the round that brings the class's probability below it.

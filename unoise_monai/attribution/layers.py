@@ -54,7 +54,7 @@ class _Output(NamedTuple):
 def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, Layer]:
     """Each resolution's last features on the way down and on the way up, in the order of the pass.
 
-    Watches the modules of one pass over zeros: a small block where the network tells its ``stride``, the image's own
+    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, the image's own
     size where it doesn't. The features of a stage are what its outermost modules give last before the next grid, but
     for the logits themselves. A network without a way up, such as a classifier's encoder, has no decoder.
 
@@ -324,7 +324,7 @@ class LayerAttributor(Attributor):
 class LayerActivation(LayerAttributor):
     """How strongly a layer responds: the mean magnitude of its features. What it responds to, whatever the target.
 
-    Two passes forward at most. It says where the features are large, not whether the segmentation uses them.
+    Two passes forward at most. It shows where the features are large, not whether the segmentation uses them.
     """
 
     name = "layer_activation"

@@ -40,9 +40,8 @@ class PerturbationAttributor(Attributor):
         baseline: what hidden voxels become, see `baseline`; an image of your own gives other settings.
         seed: of what is drawn; None draws from the global random state.
         progress: show a bar of the perturbed copies.
-        time_limit_s: seconds an item after which no further copy is begun. The map is then that of the copies so far,
-            drawn in an order that spreads over the volume; ``notes`` hold ``stopped_after_s``, and a warning is logged.
-            The first copy goes through alone, the others as many at once as should end in time.
+        time_limit_s: seconds an item after which no further copy is begun, see `batches`. The map is then that of the
+            copies so far, drawn in an order that spreads over the volume.
 
     ``notes`` of the map hold how many copies were ``planned`` and ``evaluated``.
 
@@ -98,8 +97,8 @@ class Occlusion(PerturbationAttributor):
     2D images and report the Dice that is left, which is ``window=15, stride=2`` with the target `unperturbed_dice`: the
     fall is 1 minus that Dice.
 
-    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot tell voxels closer
-    than the stride apart, and sees nothing of a structure that another, outside the window, makes up for.
+    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot distinguish
+    voxels closer than the stride, and sees nothing of a structure that another, outside the window, makes up for.
 
     Args:
         window: sides of the window, one number or one an axis.
