@@ -20,7 +20,7 @@ from unoise_monai.attribution import (
     SoftDice,
     foreground_sum,
 )
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, seeded, signed
+from unoise_monai.attribution.base import Attributor, Call, Score, outputs_of, seeded, signed, watching
 from unoise_monai.inference.tiling import VolumeNetwork
 
 
@@ -30,12 +30,12 @@ class Gradient(Attributor):
     name = "gradient"
     default_sign = "signed"
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        score.notes["score"] = float(score(image).detach())
-        return torch.autograd.grad(score(image).sum(), image)[0]
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        score.notes["score"] = float(score(images).detach())
+        return torch.autograd.grad(score(images).sum(), images)[0]
 
 
-class Checked(CheckedAttributor):
+class Checked(Attributor):
     """Refuses what is not made for it."""
 
     name = "checked"
@@ -50,7 +50,7 @@ class Checked(CheckedAttributor):
 class Failing(Gradient):
     """Fails half way, with a hook left and the network in training."""
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
+    def maps(self, images: Tensor, score: Score) -> Tensor:
         self.network.head.register_forward_hook(lambda *_: None)
         self.network.train()
         raise RuntimeError("half way")
@@ -207,3 +207,39 @@ def test_refusals() -> None:
         Gradient(network)(torch.full((1, 1, 1, 1), torch.nan), lambda logits: logits.sum())
     with pytest.raises(ValueError, match=r"target must give one scalar an item, \(1,\), got \(\)"):
         Gradient(network)(torch.zeros(1, 1, 8, 8), lambda logits: logits.sum())
+
+
+def test_watching_a_pass() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+            return factor * x
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(self.part(x, factor=3.0))
+
+    network, x, seen = Twice(), torch.ones(2), list[Any]()
+    modules = dict(network.named_modules())
+    with watching(modules, seen.append, lambda path, module: seen.append((path, module))):
+        result = network(x)
+    assert [each.path if isinstance(each, Call) else each for each in seen] == [
+        *(("", network), ("part", network.part), "part", ("part", network.part), "part", "")
+    ]
+    first, second, whole = (each for each in seen if isinstance(each, Call))
+    assert first.inputs[0] is x
+    assert (first.module, first.options, second.options) == (network.part, {"factor": 3.0}, {})
+    assert second.inputs[0] is first.output
+    assert whole.output is result
+    with watching({"": network.part}, lambda call: call.output + 1):
+        assert network(x).tolist() == [5, 5]
+    outputs, result = outputs_of(network.part, lambda: network(x))
+    assert [each.tolist() for each in outputs] == [[3, 3], [3, 3]]
+    with pytest.raises(RuntimeError, match="half way"), watching(modules, seen.append):
+        raise RuntimeError("half way")
+    for module in modules.values():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

@@ -1,19 +1,33 @@
-"""Clipped gradients against passes back by hand, and the networks on which they would be plain gradients."""
+"""Rules for the way back: which activations there are, which are refused, and maps against passes by hand."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 from monai.networks import nets
+from monai.networks.blocks import activation
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.guided import ClippedGradient, Deconvolution, GuidedBackprop
+from unoise_monai.attribution.guided import (
+    RECTIFIERS,
+    Activations,
+    ClippedGradient,
+    Deconvolution,
+    GuidedBackprop,
+    activations,
+    backward_rule,
+    own_inputs,
+    own_output,
+)
 from unoise_monai.attribution.targets import Region
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 
@@ -141,3 +155,287 @@ def test_guided_backprop_lets_only_positive_evidence_through() -> None:
     image = torch.ones(1, 1, 1, 1)
     maps = {label: GuidedBackprop(network)(image, Region(torch.ones(1, 1, 1, 1), label)) for label in (0, 1)}
     assert [float(maps[label]) for label in (0, 1)] == [2.0, 0.0]
+
+
+IMAGE = torch.zeros(1, 1, 16, 16)
+
+
+class Acting(nn.Module):
+    """Two convolutions with a function or a module between."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], calls: int = 1) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.act, self.calls, self.unused = act, calls, nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(self.calls):
+            x = F.interpolate(self.act(x), size=x.shape[2:])
+        return self.last(x)
+
+
+def found(network: nn.Module, image: Tensor = IMAGE) -> Activations:
+    return activations(VolumeNetwork(network), image)
+
+
+MODULES = [kind(0.0, 0.0) if kind is nn.Threshold else kind() for kind in RECTIFIERS]
+
+
+@pytest.mark.parametrize("module", [*MODULES, nn.ReLU6(), nn.ReLU(inplace=True)], ids=lambda m: type(m).__name__)
+def test_finds_a_module_and_no_function_behind_it(module: nn.Module) -> None:
+    assert found(Acting(module)) == Activations({"act": module}, {}, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (F.relu, "relu"),
+        (lambda x: F.relu_(x * 1), "relu"),
+        (F.relu6, "hardtanh"),
+        (lambda x: x.clamp(min=0), "clamp"),
+        (lambda x: x.clamp_min(0), "clamp"),
+        (F.leaky_relu, "leaky_relu"),
+        (lambda x: F.leaky_relu_(x * 1), "leaky_relu"),
+        (lambda x: F.prelu(x, torch.tensor([0.2])), "prelu"),
+        (F.rrelu, "rrelu"),
+        (F.elu, "elu"),
+        (lambda x: F.elu_(x * 1), "elu"),
+        (F.celu, "celu"),
+        (F.selu, "elu"),
+        (F.gelu, "gelu"),
+        (F.silu, "silu"),
+        (F.mish, "mish"),
+        (F.softplus, "softplus"),
+        (F.hardswish, "hardswish"),
+        (F.hardtanh, "hardtanh"),
+        (lambda x: F.threshold(x, 0, 0), "threshold"),
+        (lambda x: torch.maximum(x, torch.zeros(())), "maximum"),
+        (lambda x: torch.maximum(x, 0.1 * x), "maximum"),
+        (lambda x: torch.fmax(x, torch.zeros_like(x)), "fmax"),
+        (lambda x: x.clamp(min=torch.zeros(2, 1, 1)), "clamp"),
+        (lambda x: x.clamp_min(torch.tensor(0.0)), "clamp"),
+        (lambda x: x.clamp(0, 6), "clamp"),
+    ],
+)
+def test_finds_a_function(function: Callable[[Tensor], Tensor], name: str) -> None:
+    assert found(Acting(function, calls=2)).functional == {name: 2}
+
+
+@pytest.mark.parametrize(
+    ("gate", "gates"),
+    [
+        (torch.sigmoid, {"sigmoid": 2}),
+        (torch.tanh, {"tanh": 2}),
+        (lambda x: x.softmax(1), {"softmax": 2}),
+        (lambda x: x.clamp(-1, 1), {}),
+        (lambda x: x.clamp(torch.full((), -1.0), torch.ones(())), {}),
+        (abs, {}),
+    ],
+)
+def test_gates_rectify_nothing(gate: Callable[[Tensor], Tensor], gates: dict[str, int]) -> None:
+    assert found(Acting(gate, calls=2)) == Activations({}, {}, {}, (), gates)
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Tanh(), nn.Softmax(1)], ids=lambda m: type(m).__name__)
+def test_gates_with_a_module(gate: nn.Module) -> None:
+    assert found(Acting(gate)) == Activations({}, {}, {}, ())
+
+
+def test_a_module_that_calls_a_function_does_not_hide_it() -> None:
+    assert found(Acting(activation.GEGLU())).functional == {"gelu": 1}
+
+
+def test_maximum_pooling_without_a_module() -> None:
+    assert found(Acting(lambda x: F.max_pool2d(x, 2))).pooling == {"max_pool": 1}
+    assert found(Acting(lambda x: F.adaptive_max_pool2d(x, 4))).pooling == {"adaptive_max_pool": 1}
+    pool = nn.MaxPool2d(2)
+    assert found(Acting(pool)) == Activations({}, {}, {}, (), pools={"act": pool})
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()], ids=lambda m: type(m).__name__)
+def test_modules_that_are_called_again(module: nn.Module) -> None:
+    assert found(Acting(module, calls=3)).reused == ("act",)
+
+
+def test_the_networks_of_monai() -> None:
+    volume = torch.zeros(1, 1, 16, 16, 16)
+    plain = found(nets.UNet(3, 1, 2, (2, 4, 8, 16), (2, 2, 2), num_res_units=2), volume)
+    assert {type(module) for module in plain.modules.values()} == {nn.PReLU}
+    assert len(plain.modules) == 13
+    residual = found(nets.SegResNet(3, init_filters=8, in_channels=1), volume)
+    assert {type(module) for module in residual.modules.values()} == {nn.ReLU}
+    assert residual.reused
+    assert not residual.functional
+
+
+def test_a_small_block_where_the_stride_is_told() -> None:
+    seen: list[tuple[int, ...]] = []
+    network = UNet(2, 1, 2, depth=3, channel_factor=2)
+    handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    image = torch.rand(2, 1, 50, 9)
+    found(network, image)
+    network.stride = 16
+    found(network, image)
+    del network.stride
+    network.pools = nn.ModuleList([nn.Identity()] * 3)
+    network.decoder[0].up[0] = network.decoder[1].up[0] = nn.Identity()
+    found(network, image)
+    # A multiple of the stride, of two voxels at least at the coarsest level; else the image.
+    assert seen == [(1, 1, 16, 12), (1, 1, 32, 16), (1, 1, 50, 9)]
+    handle.remove()
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = UNet(2, 1, 2, depth=2, channel_factor=2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found(network, torch.rand(1, 1, 16, 16))
+    assert network.training
+    for module in network.modules():
+        assert not module._forward_hooks
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def check(network: nn.Module, substitute: bool = False) -> dict[str, int]:
+    return found(network).check("the_method", substitute)
+
+
+def test_counts_what_is_substituted() -> None:
+    network = Acting(nn.Sequential(nn.PReLU(), nn.ReLU(), nn.PReLU(), nn.ELU()))
+    assert check(network, substitute=True) == {"PReLU": 2, "ELU": 1}
+    assert check(Acting(nn.ReLU())) == check(Acting(nn.ReLU()), substitute=True) == {}
+
+
+def test_refuses_other_modules_unless_substituted() -> None:
+    with pytest.raises(ValueError, match=r"the_method has a rule for, got PReLU x 1, ELU x 1, the first at 'act\.0'"):
+        check(Acting(nn.Sequential(nn.PReLU(), nn.ELU())))
+
+
+@pytest.mark.parametrize("substitute", [False, True])
+def test_refuses_functions_and_scripts_in_any_case(substitute: bool) -> None:
+    network = Acting(lambda x: F.gelu(F.relu(F.relu(x))))
+    with pytest.raises(ValueError, match=r"activations as modules for the_method, got functional gelu x 1, relu x 2"):
+        check(network, substitute)
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()))
+    for network in (scripted, nn.Sequential(scripted)):
+        with pytest.raises(ValueError, match=r"network must be a plain module .* got a scripted one"):
+            check(network, substitute)
+
+
+def test_no_kind_is_another_one() -> None:
+    # A subclass would be counted by its parent's rule.
+    for kind, other in itertools.permutations(RECTIFIERS, 2):
+        assert not issubclass(kind, other) or (kind, other) == (activation.Mish, nn.Mish), (kind, other)
+
+
+class Skipping(nn.Module):
+    """An activation that is called twice, interleaved, on inputs that go round it too."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = 2 * x, 3 * x
+        # Branches on purpose in an order in which both inputs exist before either call.
+        one, two = self.act(first), self.act(second)
+        return 5 * one + 7 * two + 11 * first + 13 * second
+
+
+def gradient_by_hand(x: Tensor, back: tuple[Tensor, Tensor]) -> Tensor:
+    return 2 * (back[0] + 11) + 3 * (back[1] + 13)
+
+
+def test_each_call_has_its_own_gradients_and_skip_connections_theirs() -> None:
+    x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
+    network = Skipping(nn.ReLU())
+    seen = []
+
+    def rule(inputs: Tensor, output: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def backward(gradient: Tensor, upstream: Tensor) -> Tensor:
+            seen.append((inputs.clone(), output.clone(), gradient.clone(), upstream.clone()))
+            return 100 * upstream
+
+        return backward
+
+    with backward_rule([network.act], rule):
+        y = network(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, network(x))
+    torch.testing.assert_close(gradient, gradient_by_hand(x, (torch.full((3,), 500.0), torch.full((3,), 700.0))))
+    assert len(seen) == 2
+    for (inputs, output, plain, upstream), factor, weight in zip(reversed(seen), (2, 3), (5.0, 7.0), strict=True):
+        torch.testing.assert_close(inputs, factor * x.detach())
+        torch.testing.assert_close(output, (factor * x.detach()).relu())
+        torch.testing.assert_close(upstream, torch.full((3,), weight))
+        torch.testing.assert_close(plain, weight * (x.detach() > 0))
+
+
+def test_the_identity_rule_is_the_gradient() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    network = Skipping(nn.PReLU())
+    (expected,) = torch.autograd.grad(network(x).sum(), x)
+    with backward_rule([network.act], lambda inputs, output: lambda gradient, upstream: gradient):
+        (gradient,) = torch.autograd.grad(network(x).sum(), x)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), network(x.detach()))
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_number_formats_may_change_within_the_module() -> None:
+    class Widening(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double()
+
+    module, x = Widening(), torch.ones(2, requires_grad=True)
+    with backward_rule([module], lambda inputs, output: lambda gradient, upstream: 3 * upstream):
+        (gradient,) = torch.autograd.grad(module(x).sum(), x)
+    assert gradient.tolist() == [3, 3]
+    assert gradient.dtype == torch.float32
+
+
+def test_own_inputs_are_copies() -> None:
+    module, x = nn.ReLU(inplace=True), torch.tensor([-1.0, 1.0])
+    with own_inputs([module]):
+        module(x)
+        assert x.tolist() == [-1, 1]
+    with own_inputs([module], torch.float64):
+        assert module(x).dtype == torch.float64
+    module(x)
+    assert x.tolist() == [0, 1]
+
+
+def test_no_hook_is_left_after_a_failure() -> None:
+    module = nn.ReLU()
+
+    def fail() -> None:
+        with backward_rule([module], lambda inputs, output: lambda gradient, upstream: gradient):
+            assert module._forward_hooks
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert not module._forward_hooks
+    assert not module._forward_pre_hooks
+
+
+def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> None:
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    own, leaf = torch.full((1, 2), 5.0, requires_grad=True), torch.full((1, 2), 3.0, requires_grad=True)
+    layer.register_forward_hook(lambda *_: own)
+    with own_output(layer):
+        first = layer(x)
+        assert torch.equal(first, own)
+        handle = layer.register_forward_hook(lambda *_: leaf)
+        for _ in range(2):
+            output = layer(x)
+            output += 1
+            assert torch.equal(leaf, torch.full((1, 2), 3.0))
+            assert torch.equal(torch.autograd.grad(output.sum(), leaf)[0], torch.ones(1, 2))
+        handle.remove()
+    assert layer(x) is own
+    assert not layer._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="half way"), own_output(layer):
+        raise RuntimeError("half way")
+    assert (len(layer._forward_hooks), len(layer._forward_pre_hooks)) == (1, 0)

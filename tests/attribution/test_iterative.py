@@ -126,9 +126,9 @@ class Recording(Attributor):
     name = "recording"
     seen: list[Tensor]
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        self.seen.append(image.detach().clone())
-        return (image == image.amax()).float().detach() if len(self.seen) < 4 else torch.zeros_like(image[:, :1])
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        self.seen.append(images.detach().clone())
+        return (images == images.amax()).float().detach() if len(self.seen) < 4 else torch.zeros_like(images[:, :1])
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -220,19 +220,6 @@ def test_fine_tuning_teaches_the_copy_what_is_left() -> None:
     assert not torch.equal(own[1].saliency, plain[1].saliency)
     nowhere = lenient(fine_tune=FineTuning(steps=20, lr=1e-2)).rounds(image, 1, truth=torch.zeros(1, 1, 16, 16))
     assert nowhere[0].probability < plain[0].probability
-
-
-@pytest.mark.parametrize("size", [(9, 12), (6, 7, 8)])
-def test_a_batch_of_two_equals_two_singles(size: tuple[int, ...]) -> None:
-    network = unet(len(size), 2)
-    image = torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0))
-    attributor = IterativeROI(network, NOISY, RegionOfInterest(threshold=0.3))
-    with torch.no_grad():
-        logits = attributor.volume(image)
-    both = attributor(image, class_sum(logits, 1))
-    singles = [attributor(image[i : i + 1], class_sum(logits[i : i + 1], 1)).as_tensor() for i in range(2)]
-    assert torch.equal(both.as_tensor(), torch.cat(singles))
-    assert not torch.equal(*singles)
 
 
 def test_seeds() -> None:

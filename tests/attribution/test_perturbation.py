@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import perturbation
+from unoise_monai.attribution import base
 from unoise_monai.attribution.base import Baseline, Score, baseline
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
@@ -29,16 +29,6 @@ CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
 }
 METHODS = pytest.mark.parametrize("method", CHEAP)
 AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-
-
-def unet(spatial_dims: int = 3, in_channels: int = 1, out_channels: int = 3) -> UNet:
-    torch.manual_seed(0)
-    network = UNet(spatial_dims, in_channels, out_channels, depth=2, channel_factor=2)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
 
 
 def image_of(*shape: int) -> Tensor:
@@ -70,77 +60,6 @@ class Counting(PerturbationAttributor):
             score(image)
             seen[batch.start : batch.stop] += 1
         return seen.reshape(image[:, :1].shape)
-
-
-@METHODS
-@pytest.mark.parametrize(("classes", "shape"), [(3, (2, 1, 12, 8, 10)), (1, (2, 2, 16, 12)), (2, (2, 2, 8, 8, 12))])
-def test_a_map_for_each_item_and_nothing_changed(
-    method: type[PerturbationAttributor], classes: int, shape: tuple[int, ...]
-) -> None:
-    network, image = unet(len(shape) - 2, shape[1], classes), image_of(*shape)
-    target = target_of(image)
-    network.train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    scan = MetaTensor(image.clone(), affine=AFFINE)
-    attributor = method(network, **CHEAP[method])
-    maps = attributor(scan, target)
-    assert maps.shape == (2, 1, *shape[2:])
-    assert bool(maps.isfinite().all())
-    assert all(float(values.std()) > 0 for values in maps.as_tensor())
-    torch.testing.assert_close(maps.affine, scan.affine)
-    for item in range(2):
-        single = attributor(image[item : item + 1], target.item(item))
-        torch.testing.assert_close(maps.as_tensor()[item : item + 1], single.as_tensor())
-    assert torch.equal(scan.as_tensor(), image)
-    assert all(module.training for module in network.modules())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    notes = maps.meta["attribution"][0]
-    assert notes["method"] == attributor.name
-    assert notes["sign"] == "signed"
-    assert notes["evaluated"] == notes["planned"] > 1
-
-
-@METHODS
-def test_many_copies_at_once_give_the_same_map(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(), image_of(1, 1, 12, 10, 8)
-    target = target_of(image)
-    one, many = method(network, **CHEAP[method]), method(network, memory_gb=0.002, **CHEAP[method])
-    assert one.volume.copies(image) == 1
-    assert many.volume.copies(image) > 2
-    torch.testing.assert_close(many(image, target).as_tensor(), one(image, target).as_tensor(), rtol=1e-4, atol=1e-3)
-
-
-@METHODS
-def test_tiles_give_the_map_of_one_pass(method: type[PerturbationAttributor]) -> None:
-    network, image = unet().eval(), image_of(1, 1, 46, 18, 12)
-    options = {
-        Occlusion: {"window": 12, "stride": 12},
-        FeatureAblation: {"size": 12},
-        RISE: {"masks": 4, "cells": 2},
-        Lime: {"size": 12, "samples": 12},
-        KernelShap: {"size": 12, "samples": 12},
-    }[method]
-    target = target_of(image)
-    tiled = method(network, memory_gb=0.0013, **options)
-    with torch.no_grad():
-        tiles = tiled.volume.tiles(tiled.volume.pad(image))
-    assert tiles is not None
-    assert len(tiles) > 1
-    whole = method(network, **options)(image, target).as_tensor()
-    torch.testing.assert_close(tiled(image, target).as_tensor(), whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
-
-
-@METHODS
-def test_half_precision_is_close(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(), image_of(1, 1, 12, 8, 10)
-    target = target_of(image)
-    full, half = (
-        method(network, precision=precision, **CHEAP[method])(image, target).as_tensor().flatten()
-        for precision in ("fp32", "bf16")
-    )
-    assert not torch.equal(full, half)
-    assert float(torch.corrcoef(torch.stack([full, half]))[0, 1]) > 0.9
 
 
 @METHODS
@@ -207,7 +126,7 @@ def test_no_more_copies_at_once_than_the_time_allows(
 ) -> None:
     """On a clock that goes on by a second a copy."""
     clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
-    monkeypatch.setattr(perturbation, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     score: Any = SimpleNamespace(copies=fitting, notes={})
     sizes = []
     for batch in Counting(nn.Identity(), time_limit_s=limit).batches(30, score):

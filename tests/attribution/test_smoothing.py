@@ -12,7 +12,7 @@ from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import seeded
-from unoise_monai.attribution.composed import GRADIENT_METHODS, NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
+from unoise_monai.attribution.composed import NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
 from unoise_monai.attribution.gradient import IntegratedGradients
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
@@ -21,6 +21,7 @@ SIZE = (8, 6)
 IMAGE = torch.randn(1, 2, *SIZE, generator=torch.Generator().manual_seed(2))
 TARGET = Region(torch.ones(1, 1, *SIZE), 1, mean=False)
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}}
+GRADIENT_METHODS = NoisyMaps.methods()
 CLASSES = [SmoothGrad, SmoothGradSquared, VarGrad]
 
 

@@ -13,12 +13,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unoise_monai.attribution.registry import method_names
 from unoise_monai.cli import Exit, explain
 from unoise_monai.cli.main import main, parser
 from unoise_monai.handlers.savers import QUANTITIES
 from unoise_monai.inference.precision import PRECISIONS
 from unoise_monai.phantoms import write_phantom_cohort
-from unoise_monai.runs.settings import METHODS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = "pancreas_ct_unoise"
@@ -53,7 +53,25 @@ def test_no_images() -> None:
 
 def test_choices_are_those_of_the_package() -> None:
     assert (tuple(QUANTITIES), PRECISIONS) == (explain.QUANTITIES, explain.PRECISIONS)
-    assert explain.METHODS.split(", ") == list(METHODS)
+
+
+def test_methods_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["explain", "--methods", "help"])
+    assert ended.value.code == Exit.DONE
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(listed) == [name for name in method_names() if name != "voxelwise_mean"]
+    assert listed["saliency"] == "The gradient of the target with respect to each voxel."
+
+
+def test_an_unknown_method_ends_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scan.nii").write_bytes(b"")
+    arguments = [BUNDLE, str(tmp_path / "scan.nii"), str(tmp_path / "out"), "--device", "cpu", "--methods", "magic"]
+    assert main(["explain", *arguments]) == Exit.USAGE == 2
+    message = capsys.readouterr().err
+    assert "got 'magic'" in message
+    assert "'saliency'" in message
+    assert "'edges'" in message
 
 
 @pytest.fixture(scope="module")

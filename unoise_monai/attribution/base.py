@@ -1,24 +1,30 @@
-"""What every attribution method shares: one call shape, batches, signs, baselines."""
+"""What every attribution method shares: one call shape, batches, signs, baselines, and hooks that watch a pass."""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from unoise_monai.attribution.targets import Target, check_items, of_item
 from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.inference.precision import without_tf32
-from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image, VoxelMap
+
+logger = logging.getLogger(__name__)
 
 BASELINES = ("zero", "mean", "minimum", "blurred", "noise")
 
@@ -51,7 +57,11 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     image = image.detach().as_subclass(Tensor)
     axes = tuple(range(2, image.ndim))
     if isinstance(kind, Tensor):
-        return _expanded(kind, image)
+        try:
+            return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
+        except RuntimeError as error:
+            got = tuple(kind.shape)
+            raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
     if not isinstance(kind, str):
         return torch.full_like(image, kind)
     if kind == "mean":
@@ -76,11 +86,7 @@ def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> 
 
 
 def check_baseline(kind: Baseline, name: str = "baseline") -> None:
-    """Refuse what is no baseline.
-
-    Raises:
-        ValueError: when it is neither one of `BASELINES` nor of finite values.
-    """
+    """Refuse what is neither one of `BASELINES` nor of finite values, with a ValueError."""
     if isinstance(kind, str):
         check_choice(name, kind, BASELINES)
     else:
@@ -88,11 +94,7 @@ def check_baseline(kind: Baseline, name: str = "baseline") -> None:
 
 
 def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
-    """The baselines of a distribution, one or more.
-
-    Raises:
-        ValueError: when there is none, they are one name, or one of them is no baseline.
-    """
+    """The baselines of a distribution; a ValueError where there is none, they are one name, or one is no baseline."""
     if isinstance(kinds, str) or not len(kinds):
         raise ValueError(f"baselines must be one or more of {', '.join(map(repr, BASELINES))}, got {kinds!r}")
     # Of a stack of images (b, C, *spatial), each is one.
@@ -102,15 +104,10 @@ def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
     return tuple(images)
 
 
-def _expanded(kind: Tensor, image: Image) -> Image:
-    try:
-        return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
-    except RuntimeError as error:
-        got = tuple(kind.shape)
-        raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
-
-
 SIGNS = ("signed", "absolute", "positive")
+NEEDS = ("layer", "noise_model", "region")
+"""What a method may need: an option ``layer`` (a default one is found), an option ``noise_model``, or a target that is
+a `Region`."""
 
 
 class Score(nn.Module):
@@ -120,48 +117,48 @@ class Score(nn.Module):
         volume: the network over whole volumes.
         target: from logits to one scalar an item, made for one item.
         copies: how many copies of the volume may go through at once.
+        windows: whether the images are windows on the network's grid, which go through in one pass.
 
     Shape:
-        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume.
+        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume or window.
 
     Raises:
         ValueError: in the call, when the target does not give one scalar an item.
     """
 
-    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1) -> None:
+    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:
         super().__init__()
-        self.volume = volume
-        self.target = target
-        self.copies = copies
+        self.volume, self.target, self.copies, self.windows = volume, target, copies, windows
         self.notes: dict[str, Any] = {}
-        """What a method has to say about its map, such as a convergence delta: ends up in the map's metadata."""
+        """What a method notes about its map, such as a convergence delta; it goes into the map's metadata."""
 
     def forward(self, images: Image) -> Tensor:
-        scores = self.target(self.volume(images))
+        scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
         if scores.shape != images.shape[:1]:
             raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
         return scores
 
 
 class Attributor(ABC):
-    """A method that says how much each voxel of an image contributes to a target of a segmentation.
+    """A method that maps how much each voxel of an image contributes to a target of a segmentation.
 
     The network and the image come back untouched. The network runs in evaluation mode, in ``precision``; where a
-    volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`).
+    volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes a network and the options below;
+    the docstrings of the methods list only what they add.
 
     Args:
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
         sign: ``"signed"`` keeps the method's values, ``"absolute"`` their magnitude, ``"positive"`` what speaks for the
             target; taken of each channel, which are then summed. None for the method's own default.
-        memory_gb: what a pass may take, in 1e9 bytes, which also says how many copies of a volume go through at once;
+        memory_gb: what a pass may take, in 1e9 bytes, which also sets how many copies of a volume go at once;
             None for 80% of the free CUDA memory or half the free RAM.
         precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`; passes
-            with gradients are in fp32 where that says fp16.
+            with gradients are in fp32 where that would be fp16.
 
     Shape:
         called with an image ``(B, C, *spatial)`` and a target, to a `MetaTensor` ``(B, 1, *spatial)``, float32, with
-        the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, and what
-        there is to say about it; ``"memory_gb": "not kept"`` of a network that does not tell its stride.
+        the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, its sign
+        and its notes; ``"memory_gb": "not kept"`` for a network without a ``stride``.
 
     Raises:
         ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, the target
@@ -169,7 +166,11 @@ class Attributor(ABC):
     """
 
     name: ClassVar[str]
-    """Of the method in the registry."""
+    """By which `register` makes the class known."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Which of `NEEDS` the method takes beside an image and any target."""
+    control: ClassVar[bool] = False
+    """Whether the map asks no network and is what methods have to beat."""
     default_sign: ClassVar[str] = "absolute"
     clips: ClassVar[bool] = False
     """Whether the method clips gradients within the network, see `VolumeNetwork`."""
@@ -180,11 +181,7 @@ class Attributor(ABC):
     change per intensity."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        sign: str | None = None,
-        memory_gb: float | None = None,
-        precision: str = "fp32",
+        self, network: nn.Module, sign: str | None = None, memory_gb: float | None = None, precision: str = "fp32"
     ) -> None:
         self.sign = self.default_sign if sign is None else sign
         check_choice("sign", self.sign, SIGNS)
@@ -216,37 +213,29 @@ class Attributor(ABC):
             score.notes["memory_gb"] = "not kept"
         return score
 
-    @abstractmethod
     def attribute(self, image: Image, score: Score) -> Tensor:
-        """The map of one item, ``(1, C, *spatial)`` or ``(1, 1, *spatial)``, with its sign.
-
-        Called with the network ready for gradients of the input (`attributing`), which ``image`` requires already.
-        What there is to say about the map goes into ``score.notes``.
-        """
-
-
-class CheckedAttributor(Attributor):
-    """A method that refuses or gets ready for a network once, and then makes any number of maps.
-
-    What takes the mean of many maps, over noisy images (`SmoothGrad`) or over voxels (`VoxelwiseMean`), calls `check`
-    once and `maps` often, with a score that holds the notes of the check.
-    """
-
-    def attribute(self, image: Image, score: Score) -> Tensor:
+        """The map of one item, checked."""
         score.notes |= self.check(image, score.volume)
         return self.maps(image, score)
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        """Refuse a network that the method cannot explain; gives what there is to say of the others, for the notes.
+        """Refuse a network that the method cannot explain; otherwise give the notes that go with every map of it.
+
+        What takes the mean of many maps, over noisy images (`SmoothGrad`) or over voxels (`VoxelwiseMean`), calls
+        `check` once and `maps` often, with a score that holds the notes of the check.
 
         Raises:
-            ValueError: when the method would be wrong on this network without a word.
+            ValueError: when the method would give a wrong map of this network without an error.
         """
         return {}
 
     @abstractmethod
     def maps(self, images: Image, score: Score) -> Tensor:
-        """The map of each image, with its sign, ``(n, C, *spatial)`` to the same; the images require gradients."""
+        """The map of one item, ``(1, C, *spatial)`` to the same or ``(1, 1, *spatial)``, with its sign.
+
+        Called with the network ready for gradients of the input (`attributing`), which ``images`` require already.
+        Notes about the map go into ``score.notes``. Gradient methods get several images at once.
+        """
 
 
 def signed(values: Tensor, sign: str) -> VoxelMap:
@@ -265,3 +254,102 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
+
+
+def batches(
+    planned: int,
+    at_once: int,
+    name: str,
+    notes: dict[str, Any],
+    progress: bool = False,
+    time_limit_s: float | None = None,
+) -> Iterator[range]:
+    """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case.
+
+    With a time limit, the first copy goes through alone, the others as many at once as should end in time.
+
+    Args:
+        planned: how many copies.
+        at_once: how many fit the memory.
+        name: of the method, for the bar and the log.
+        notes: take how many copies were ``planned`` and ``evaluated``, and where the limit ended it,
+            ``stopped_after_s``; a warning is then logged.
+        progress: show a bar.
+        time_limit_s: after which no further copy is begun.
+    """
+    start, done = time.monotonic(), 0
+    with tqdm(total=planned, desc=name, disable=not progress) as bar:
+        while done < planned:
+            count, seconds = at_once, time.monotonic() - start
+            if time_limit_s is not None:
+                if done and seconds >= time_limit_s:
+                    notes["stopped_after_s"] = seconds
+                    logger.warning("%s: stopped after %.1f s with %d of %d copies", name, seconds, done, planned)
+                    break
+                # All that fit the memory may be all there are, and take many times the limit.
+                left = time_limit_s - seconds
+                count = min(count, max(1, int(left * done / max(seconds, 1e-6)))) if done else 1
+            batch = range(done, min(done + count, planned))
+            yield batch
+            done = batch.stop
+            bar.update(len(batch))
+    notes |= {"planned": planned, "evaluated": done}
+
+
+def check_time_limit(time_limit_s: float | None) -> None:
+    """Refuse a limit that is not above 0, with a ValueError."""
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
+
+
+def probe_side(volume: VolumeNetwork) -> int:
+    """The side of a block that shows what a network is made of: two voxels on its coarsest grid, for instance norm."""
+    return volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
+
+
+class Call(NamedTuple):
+    """One call of a module."""
+
+    path: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
+    """Its keyword arguments."""
+    output: Any
+
+
+@contextmanager
+def watching(
+    modules: Mapping[str, nn.Module],
+    leave: Callable[[Call], object],
+    enter: Callable[[str, nn.Module], object] | None = None,
+) -> Iterator[None]:
+    """Tell of each call of some modules within the block; the hooks are gone after it, also when it fails.
+
+    Args:
+        modules: by the path that `Call` and ``enter`` name them by, such as ``dict(network.named_modules())``.
+        leave: called when a call ends; what it returns, if not None, takes the place of the output.
+        enter: called with path and module when a call begins.
+    """
+
+    def left(path: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> object:
+        return leave(Call(path, module, inputs, options, output))
+
+    def entered(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if enter is not None:
+            enter(path, module)
+
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            if enter is not None:
+                stack.callback(module.register_forward_pre_hook(partial(entered, path)).remove)
+            stack.callback(module.register_forward_hook(partial(left, path), with_kwargs=True).remove)
+        yield
+
+
+def outputs_of(layer: nn.Module, run: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """What a layer gives in each of its calls while something runs, and what that gives."""
+    calls: list[Call] = []
+    with watching({"": layer}, calls.append):
+        result = run()
+    return [call.output for call in calls], result

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Baseline, Score, baselines, check_baselines
 from unoise_monai.attribution.gradient import GradientAttributor, note_convergence
-from unoise_monai.attribution.guided import RECTIFIERS, Rule, activations, backward_rule, own_inputs
+from unoise_monai.attribution.guided import RECTIFIERS, activations, backward_rule, own_inputs
+from unoise_monai.attribution.registry import register
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.types import Image
 
@@ -32,22 +33,20 @@ RESCALED: tuple[type[nn.Module], ...] = (
 """The modules that Captum has rules for; of a subclass it takes the gradient."""
 
 
+@register
 class DeepLift(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline, in one pass.
 
     Shrikumar, Greenside, Kundaje, "Learning important features through propagating activation differences", 2017, the
-    rescale rule. One pass forward and back over the image with the baseline, and two forward. With ``sign="signed"``
-    the map's sum is ``notes["score_difference"]``, up to ``notes["convergence_delta"]``: rounding where a network is of
-    convolutions, batch norm, the activations below and maximum pooling, and far off with instance or group norm,
-    attention, or whatever else multiplies what depends on the image. The default sign is for ranking voxels.
+    rescale rule. One pass forward and back over the image with the baseline, and two forward. The delta is rounding
+    where a network is made of convolutions, batch norm, the activations above and maximum pooling, and large with
+    instance or group norm, attention, or whatever else multiplies things that depend on the image.
 
     Args:
-        network: see `Attributor`.
         baseline: see `baseline`; an image of your own gives other settings.
         substitute: apply the rescale rule to activation modules that Captum has none for too, such as PReLU;
             ``notes["substituted"]`` counts them. Else such networks are refused.
         seed: of a noise baseline.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``baseline`` is none; in the call, when an image as baseline does not expand to the volume,
@@ -110,6 +109,7 @@ class DeepLift(GradientAttributor):
         return values
 
 
+@register
 class DeepLiftShap(DeepLift):
     """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
 
@@ -117,11 +117,9 @@ class DeepLiftShap(DeepLift):
     baseline. All else is as of `DeepLift`.
 
     Args:
-        network: see `Attributor`.
         baselines: see `baseline`; or a stack of images ``(b, C, *spatial)``.
         substitute: see `DeepLift`.
         seed: of noise baselines.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``baselines`` holds none or something else; in the call, see `DeepLift`.
@@ -173,15 +171,14 @@ def rescaling(network: nn.Module, substitute: bool) -> Iterator[None]:
     modules = list(network.modules())
     known = [module for module in modules if _is_rescaled(module)]
     others = [module for module in modules if isinstance(module, RECTIFIERS) and not _is_rescaled(module)]
-    rule: Rule = rescale
     try:
         # In float32: autocast on the CPU pools in it, and Captum's rule needs one number format.
         with (
             own_inputs(known, torch.float32),
-            backward_rule(others if substitute else [], rule),
+            backward_rule(others if substitute else [], rescale),
             warnings.catch_warnings(),
         ):
-            # That it sets hooks, which it removes, is no news to anybody here.
+            # Captum warns that it sets hooks, which it removes.
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             yield
     finally:

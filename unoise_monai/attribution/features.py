@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.perturbation import PerturbationAttributor
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_finite
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.types import Image, LabelMap
@@ -78,11 +79,7 @@ def numbered(labels: LabelMap) -> tuple[LabelMap, int]:
 
 
 def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
-    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0.
-
-    Raises:
-        ValueError: when ``size`` is no such number, or one an axis, or ``compactness`` out of range.
-    """
+    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0."""
     if not all(isinstance(side, Integral) and side >= 1 for side in (size if isinstance(size, Sequence) else [size])):
         raise ValueError(f"size must be integers of at least 1, one or one an axis, got {size!r}")
     if not compactness > 0:
@@ -114,14 +111,12 @@ class FeatureAttributor(PerturbationAttributor):
     """An attribution that gives every voxel the value of its feature, a supervoxel or a label of the user's own.
 
     Args:
-        network: see `Attributor`.
         labels: the features, ``(1, 1, *spatial)`` for every item, each value one, 0 too; such as organs, or
             `supervoxels` within organs. None for supervoxels of each image.
         size: of supervoxels, voxels a side.
         compactness: of supervoxels, see `supervoxels`.
         per_voxel: spread a feature's value over its voxels, so that they add up to it, in place of giving it to each:
             large features then don't outrank small ones for their size.
-        **options: see `PerturbationAttributor`.
 
     ``notes`` of the map hold the number of ``features``.
 
@@ -170,6 +165,7 @@ class FeatureAttributor(PerturbationAttributor):
         return torch.cat([score(features.keeping(kept[rows.start : rows.stop])).cpu() for rows in batches]).double()
 
 
+@register
 class FeatureAblation(FeatureAttributor):
     """How far the score falls when a supervoxel, or an organ of a label map, is hidden.
 
@@ -198,6 +194,7 @@ BYTES = 17
 """Of a feature of a sample: what is kept, a bool, and float64 in the model's matrix and in its solver's copy."""
 
 
+@register
 class Lime(FeatureAttributor):
     """What each supervoxel adds to the score, by a linear model of random combinations that are close to the image.
 
@@ -210,11 +207,9 @@ class Lime(FeatureAttributor):
     of the score's (weighted) variance that it accounts for.
 
     Args:
-        network: see `Attributor`.
         samples: how many, the whole image being the first.
         kernel_width: of the weights, in units of the cosine distance.
         ridge: penalty on the squared values; 0 for least squares.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2, ``kernel_width`` is not above 0, or ``ridge`` is negative.
@@ -227,7 +222,8 @@ class Lime(FeatureAttributor):
         self, network: nn.Module, samples: int = 1000, kernel_width: float = 0.25, ridge: float = 1.0, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        _check_samples(samples)
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}")
         if not kernel_width > 0:
             raise ValueError(f"kernel_width must be above 0, got {kernel_width}")
         if not ridge >= 0:
@@ -252,6 +248,7 @@ class Lime(FeatureAttributor):
         return values
 
 
+@register
 class KernelShap(FeatureAttributor):
     """What each supervoxel adds to the score: its Shapley value, the mean gain over all orders in which they come.
 
@@ -266,10 +263,8 @@ class KernelShap(FeatureAttributor):
     an additive model accounts for, which is high, too, where samples are too few.
 
     Args:
-        network: see `Attributor`.
         samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
             authors' code.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2.
@@ -280,8 +275,8 @@ class KernelShap(FeatureAttributor):
 
     def __init__(self, network: nn.Module, samples: int | None = None, **options: Any) -> None:
         super().__init__(network, **options)
-        if samples is not None:
-            _check_samples(samples)
+        if samples is not None and samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}")
         self.samples = samples
 
     def effects(self, features: Features, score: Score) -> Tensor:
@@ -326,11 +321,7 @@ def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
 
 
 def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
-    """Refuse a linear model that does not fit the memory, half of the free RAM where ``memory_gb`` is None.
-
-    Raises:
-        MemoryError: when it does not.
-    """
+    """Refuse a linear model that does not fit the memory (half of the free RAM by default), with a MemoryError."""
     need = BYTES * samples * features
     budget = default_budget(torch.device("cpu")) if memory_gb is None else memory_gb * 1e9
     if need > budget:
@@ -360,8 +351,3 @@ def _explained(observed: Tensor, weights: Tensor, left: Tensor) -> float | None:
     mean = (weights * observed).sum() / weights.sum()
     total = (weights * (observed - mean) ** 2).sum()
     return 1 - float(left.square().sum() / total) if float(total) > 0 else None
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")

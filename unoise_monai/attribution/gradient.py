@@ -1,4 +1,9 @@
-"""Gradients: saliency, input x gradient, and integrals along a path."""
+"""Gradients: saliency, input x gradient, and integrals along a path.
+
+For methods that explain a difference, ``notes["score_difference"]`` is that between the scores of the image and of the
+baseline, and ``notes["convergence_delta"]`` how far the sum of a map with ``sign="signed"`` is from it. The default
+sign, the magnitude, is for ranking voxels.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import (
+    Attributor,
     Baseline,
-    CheckedAttributor,
     Score,
     baseline,
     baselines,
@@ -23,6 +28,7 @@ from unoise_monai.attribution.base import (
     check_baselines,
     seeded,
 )
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 
@@ -32,7 +38,7 @@ FAR_OFF = 0.1
 """The share of the difference of scores that a map's sum may miss without a warning in the log."""
 
 
-class GradientAttributor(CheckedAttributor):
+class GradientAttributor(Attributor):
     """An attribution from gradients of the image, of several images at once where they fit."""
 
     copies_each: ClassVar[int] = 1
@@ -54,6 +60,7 @@ class GradientAttributor(CheckedAttributor):
         """
 
 
+@register
 class Saliency(GradientAttributor):
     """The gradient of the target with respect to each voxel.
 
@@ -67,6 +74,7 @@ class Saliency(GradientAttributor):
         return captum.attr.Saliency(score).attribute(images, abs=False)
 
 
+@register
 class InputXGradient(GradientAttributor):
     """Each voxel times its gradient: of a linear network, its contribution against an image of zeros.
 
@@ -96,21 +104,18 @@ def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
 RULES = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right")
 
 
+@register
 class IntegratedGradients(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline.
 
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
-    and two forward. With ``sign="signed"`` the map's sum is ``notes["score_difference"]``, up to
-    ``notes["convergence_delta"]``, which more steps make smaller; the default, its magnitude, is for ranking voxels. A
-    voxel that equals the baseline gets 0.
+    and two forward. More steps make the delta smaller. A voxel that equals the baseline gets 0.
 
     Args:
-        network: see `Attributor`.
         steps: of the integral.
         rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
         baseline: see `baseline`; an image of your own gives other settings.
         seed: of a noise baseline.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
@@ -150,22 +155,21 @@ class IntegratedGradients(GradientAttributor):
         return values.detach()
 
 
+@register
 class GradientShap(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of baselines, in the mean over them.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017; Erion et al., "Improving performance of
     deep learning models with axiomatic attribution priors and expected gradients", 2021. Costs ``samples`` passes
     forward and back, and one forward for each baseline and the image. A sample is a gradient at a random place between
-    a random baseline and the image. ``notes["convergence_delta"]`` is as of `IntegratedGradients`, and falls with the
-    root of the samples. Shapley values only where voxels act independently.
+    a random baseline and the image. The delta falls with the root of the samples. Shapley values only where voxels act
+    independently.
 
     Args:
-        network: see `Attributor`.
         samples: gradients to draw.
         baselines: of the distribution, equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
         sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
         seed: of all that is drawn; None draws from the global random state.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``samples`` is below 1, ``baselines`` holds no baseline, or ``sigma`` is negative or not

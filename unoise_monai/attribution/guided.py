@@ -14,9 +14,10 @@ import torch
 from monai.networks.blocks import activation
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.base import Call, Score, probe_side, watching
 from unoise_monai.attribution.gradient import GradientAttributor
-from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
+from unoise_monai.attribution.registry import register
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image
 
@@ -103,32 +104,10 @@ RECTIFIERS: tuple[type[nn.Module], ...] = (
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _GATES_AND_POOLS = (nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS)
-_OPERATIONS = {
-    "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
-    "PreluKernel": "prelu",
-    "RreluWithNoise": "rrelu",
-    "Elu": "elu",
-    "Celu": "celu",
-    "Gelu": "gelu",
-    "Silu": "silu",
-    "Mish": "mish",
-    "Softplus": "softplus",
-    "Hardswish": "hardswish",
-    "Hardtanh": "hardtanh",
-    "Threshold": "threshold",
-    "Clamp": "clamp",
-    "ClampMin": "clamp",
-    "Maximum": "maximum",
-    "Fmax": "maximum",
-    "MaxPool2DWithIndices": "max_pool",
-    "MaxPool3DWithIndices": "max_pool",
-    "AdaptiveMaxPool2D": "adaptive_max_pool",
-    "AdaptiveMaxPool3D": "adaptive_max_pool",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Softmax": "softmax",
-}
+_RECTIFYING = (
+    *("relu", "leaky_relu", "prelu", "rrelu", "elu", "celu", "gelu", "silu", "mish", "softplus", "hardswish"),
+    *("hardtanh", "threshold", "clamp", "maximum", "fmax"),
+)
 _POOLING = ("max_pool", "adaptive_max_pool")
 _GATES = ("sigmoid", "tanh", "softmax")
 
@@ -163,13 +142,8 @@ class Activations:
     def check(self, method: str, substitute: bool, known: Known = is_relu) -> dict[str, int]:
         """Refuse a network whose activations a method's rule does not reach.
 
-        Args:
-            method: its name, for the message.
-            substitute: whether the rule is applied to activation modules that it was not made for.
-            known: whether it was made for a module.
-
-        Returns:
-            How many modules of which kind the rule is to be applied to as well; empty where there are none.
+        Returns how many modules of which kind ``substitute`` applies the rule to, although it is not ``known`` to be
+        made for them; empty where there are none.
 
         Raises:
             ValueError: when a rectifying operation has no module, or there are modules of other kinds than the known
@@ -192,8 +166,8 @@ class Activations:
 def activations(volume: VolumeNetwork, image: Image) -> Activations:
     """The activations of a network, from its modules and from the graph of a pass over a block of the image.
 
-    The block is small where the network tells its stride, else it is the image. Sigmoids and the like are gates and
-    rectify nothing, nor do ``x * sigmoid(x)`` and ``torch.where``, which cannot be told from gates and masks. The
+    The block is small where the network has a ``stride``, else it is the image. Sigmoids and the like are gates and
+    rectify nothing, nor do ``x * sigmoid(x)`` and ``torch.where``, which look like gates and masks. The
     larger of two counts, as the second may be 0 or a share of the first.
 
     Raises:
@@ -205,36 +179,33 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
     watched = {
         path: module for path, module in network.named_modules() if isinstance(module, RECTIFIERS + _GATES_AND_POOLS)
     }
-    calls: Counter[nn.Module] = Counter()
+    calls: Counter[str] = Counter()
     made: set[Any] = set()
 
-    def remember(module: nn.Module, inputs: Any, output: Any) -> None:
-        calls[module] += 1
+    def remember(call: Call) -> None:
+        calls[call.path] += 1
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
         # Some are written with functions of their own, such as a sigmoid.
-        made.update(_nodes((output[0] if isinstance(output, tuple) else output).grad_fn, inputs[0].grad_fn))
+        made.update(_nodes(output.grad_fn, call.inputs[0].grad_fn))
 
-    with attributing(network):
-        for module in watched.values():
-            module.register_forward_hook(remember)
+    with attributing(network), watching(watched, remember):
         logits = volume.predict(_block(volume, image).requires_grad_())
     found = Counter(_operation(node) for node in _nodes(logits.grad_fn) if node not in made)
     return Activations(
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, RECTIFIERS)},
-        {operation: count for operation, count in found.items() if operation and operation not in _POOLING + _GATES},
+        {path: module for path, module in watched.items() if calls[path] and isinstance(module, RECTIFIERS)},
+        {operation: count for operation, count in found.items() if operation in _RECTIFYING},
         {operation: count for operation, count in found.items() if operation in _POOLING},
-        tuple(path for path, module in watched.items() if calls[module] > 1),
+        tuple(path for path, module in watched.items() if calls[path] > 1),
         {operation: count for operation, count in found.items() if operation in _GATES},
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, _POOLS)},
+        {path: module for path, module in watched.items() if calls[path] and isinstance(module, _POOLS)},
     )
 
 
 def _block(volume: VolumeNetwork, image: Image) -> Image:
     block = volume.pad(image[:1].detach())
     if volume.rule.stride is not None:
-        # Of more than one voxel at the coarsest level, which instance norm needs.
-        side = volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
         for axis in range(2, block.ndim):
-            block = block.narrow(axis, 0, min(side, block.shape[axis]))
+            block = block.narrow(axis, 0, min(probe_side(volume), block.shape[axis]))
     return block.clone()
 
 
@@ -252,21 +223,21 @@ def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
 
 def _operation(node: Any) -> str | None:
     """The rectifying, gating or pooling operation that a node of the graph is; a clamp is one where it cuts at 0."""
-    operation = _OPERATIONS.get(node.name().partition("Backward")[0])
-    if operation == "clamp":
-        least = getattr(node, "_saved_min", None)
-        return operation if least is not None and bool(torch.as_tensor(least == 0).any()) else None
-    return operation
+    node_name = node.name().lower()
+    for operation in (*_RECTIFYING, *_POOLING, *_GATES):
+        if node_name.startswith(operation.replace("_", "")):
+            least = getattr(node, "_saved_min", None)
+            cuts = operation != "clamp" or (least is not None and bool(torch.as_tensor(least == 0).any()))
+            return operation if cuts else None
+    return None
 
 
 class ClippedGradient(GradientAttributor):
-    """A gradient with a rule of its own at the ReLUs.
+    """A gradient with a rule of its own at the ReLUs. One pass forward and back.
 
     Args:
-        network: see `Attributor`.
         substitute: apply the rule to activation modules of other kinds too, such as PReLU, for which it was not made;
-            ``notes["substituted"]`` counts them. Else such networks are refused.
-        **options: see `Attributor`.
+            ``notes["substituted"]`` counts them.
 
     Raises:
         ValueError: in the call, when the network has other activations than ReLU and ``substitute`` is False, or has
@@ -307,12 +278,13 @@ def clipping(network: nn.Module, substitute: bool, clipped: Callable[[Tensor, Te
         yield
 
 
+@register
 class GuidedBackprop(ClippedGradient):
     """The gradient without what turns negative on its way back: only what speaks for the target, ReLU by ReLU.
 
-    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. One pass forward and back. Sharp,
-    and in part independent of the target: it partly recovers the image (Nie et al., 2018). Of a target that sums
-    voxels, it is not the sum of the voxels' maps, see `VoxelwiseMean`.
+    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. Sharp, and in part
+    independent of the target: it partly recovers the image (Nie et al., 2018). Of a target that sums voxels, it is not
+    the sum of the voxels' maps, see `VoxelwiseMean`.
     """
 
     name = "guided_backprop"
@@ -322,11 +294,12 @@ class GuidedBackprop(ClippedGradient):
         return gradient.clamp_min(0)
 
 
+@register
 class Deconvolution(ClippedGradient):
     """What comes from above, without its negative part, in place of the gradient of each ReLU.
 
-    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. One pass forward and back. It does not
-    look at which ReLUs the image opened, so the image matters at the pooling alone.
+    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. It does not look at
+    which ReLUs the image opened, so the image matters at the pooling alone.
     """
 
     name = "deconvolution"

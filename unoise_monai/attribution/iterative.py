@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline
 from unoise_monai.attribution.composed import SmoothGrad
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import ClassProbability, Target, class_sum
 from unoise_monai.checks import check_finite, check_fraction
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -43,8 +44,8 @@ class RegionOfInterest:
 
     Args:
         level: share of the full saliency.
-        quantile: which saliency counts as full: 1 for the largest. Gradients have long tails, in which the largest says
-            little of the others.
+        quantile: which saliency counts as full: 1 for the largest. Gradients have long tails, whose largest
+            value is far from the others.
         box: odd number of voxels, one or one an axis; None for the paper's 11 in proportion, see `proportional_box`.
         passes: how often the mean and the threshold are taken, in the paper three times.
         threshold: of the mean. With 0.5, a voxel takes the value of most of its neighbours, as the paper words it: what
@@ -176,22 +177,14 @@ class FineTuning:
 
 
 def check_truth(truth: LabelMap, image: Image) -> None:
-    """Refuse a label on another grid than the image.
-
-    Raises:
-        ValueError: when it is not one channel on that grid.
-    """
+    """Refuse a label that is not one channel on the image's grid, with a ValueError."""
     expected = (len(image), 1, *image.shape[2:])
     if tuple(truth.shape) != expected:
         raise ValueError(f"truth must be one channel on the image's grid, {expected}, got {tuple(truth.shape)}")
 
 
 def check_classes(truth: LabelMap, logits: Logits) -> None:
-    """Refuse labels that are no class of the network.
-
-    Raises:
-        ValueError: when one is below 0 or above the last class.
-    """
+    """Refuse labels that are below 0 or above the last class of the network, with a ValueError."""
     last, lowest, highest = max(logits.shape[1], 2) - 1, int(truth.min()), int(truth.max())
     if lowest < 0 or highest > last:
         raise ValueError(f"truth must hold classes of the network, 0 to {last}, got {lowest} to {highest}")
@@ -221,6 +214,7 @@ class Round(NamedTuple):
     """Of the class, once this region is hidden, too: the mean over the voxels that the whole image gave to it."""
 
 
+@register
 class IterativeROI(Attributor):
     """Hides the region that the network looks at, asks where it looks now, and so on, until it finds the class no more.
 
@@ -235,10 +229,9 @@ class IterativeROI(Attributor):
     depends on the hidden value, of which the network may make an edge.
 
     Args:
-        network: see `Attributor`.
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
             ``precision``; None for SmoothGrad of guided backpropagation, as in the paper, which refuses networks with
-            other activations than ReLU unless a partial says ``method_options={"substitute": True}``.
+            other activations than ReLU unless a partial gives ``method_options={"substitute": True}``.
         region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
         max_rounds: the most rounds, in the paper 5.
         min_probability: stops after the round that brings the class's probability below it.
@@ -246,7 +239,6 @@ class IterativeROI(Attributor):
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work. The network itself stays as it is.
         seed: of the default saliency, and of noise as ``hidden``.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
@@ -313,8 +305,8 @@ class IterativeROI(Attributor):
                 check_classes(truth, logits)
             return self._unveil(plain, logits, class_sum(logits, label), truth)
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        plain = image.detach()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        plain = images.detach()
         logits = self._logits(score.volume, plain)
         rounds = self._unveil(plain, logits, score.target)
         score.notes["probability"] = ClassProbability.of(score.target, logits)(logits)

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import captum.attr
 import torch
@@ -17,10 +17,11 @@ from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, signed
+from unoise_monai.attribution.base import Attributor, Call, Score, probe_side, signed, watching
 from unoise_monai.attribution.guided import own_output
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import Target
-from unoise_monai.inference.tiling import PROBE_SIDE, Slices, VolumeNetwork
+from unoise_monai.inference.tiling import Slices, VolumeNetwork
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, Logits, VoxelMap
 
@@ -53,7 +54,7 @@ class _Output(NamedTuple):
 def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, Layer]:
     """Each resolution's last features on the way down and on the way up, in the order of the pass.
 
-    Watches the modules of one pass over zeros: a small block where the network tells its ``stride``, the image's own
+    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, the image's own
     size where it doesn't. The features of a stage are what its outermost modules give last before the next grid, but
     for the logits themselves. A network without a way up, such as a classifier's encoder, has no decoder.
 
@@ -128,24 +129,16 @@ def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
         raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
     size = list(image.shape[2:])
     if volume.rule.stride is not None:
-        # Two strides, as instance norm refuses a single voxel.
-        size = [volume.stride * max(2, -(-PROBE_SIDE // volume.stride))] * len(size)
+        size = [probe_side(volume)] * len(size)
     watch = _Watch(image.ndim)
-    handles = []
-    try:
-        for path, module in volume.network.named_modules():
-            handles.append(module.register_forward_pre_hook(watch.enter))
-            handles.append(module.register_forward_hook(partial(watch.leave, path)))
-        with evaluating(volume.network):
-            volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = dict(volume.network.named_modules())
+    with evaluating(volume.network), watching(modules, watch.leave, watch.enter):
+        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
     return watch.once()
 
 
 class _Watch:
-    """Hooks that write down what modules give.
+    """Writes down what modules give.
 
     Left out is what has no place: a module that runs more than once, outputs without the image's axes, or pooled to a
     single voxel, as squeeze and excitation does; and the sum or concatenation of MONAI's `SkipConnection`.
@@ -161,18 +154,19 @@ class _Watch:
         self.skips = 0
         """How many of those are a `SkipConnection`."""
 
-    def enter(self, module: nn.Module, inputs: Any) -> None:
+    def enter(self, path: str, module: nn.Module) -> None:
         self.coarsest.append(math.inf)
         self.skips += isinstance(module, SkipConnection)
 
-    def leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def leave(self, call: Call) -> None:
+        path, output = call.path, call.output
         within, voxels = self.coarsest.pop(), self.voxels(output)
-        skip = isinstance(module, SkipConnection)
+        skip = isinstance(call.module, SkipConnection)
         self.skips -= skip
         self.calls[path] += 1
         self.logits = output if not path else None
         if voxels < math.inf and not skip:
-            spans = within < min([voxels, *map(self.voxels, inputs)])
+            spans = within < min([voxels, *map(self.voxels, call.inputs)])
             order, depth, grid = len(self.outputs), len(self.coarsest) - 1 - self.skips, tuple(output.shape[2:])
             made = _Output(order, path, depth, grid, output.shape[1], spans, logits=False)
             self.outputs.append((weakref.ref(output), made))
@@ -189,34 +183,8 @@ class _Watch:
         return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
 
 
-class WindowScore(nn.Module):
-    """A scalar of the logits of a window, as a function of images on the network's grid: what Captum hooks.
-
-    Args:
-        volume: the network.
-        read: from the window's logits to one scalar an item.
-        copies: how many copies of the window may go through at once.
-
-    Shape:
-        ``(n, C, *window)`` to ``(n,)``.
-
-    Raises:
-        ValueError: in the call, when ``read`` does not give one scalar an item.
-    """
-
-    def __init__(self, volume: VolumeNetwork, read: Callable[[Logits], Tensor], copies: int = 1) -> None:
-        super().__init__()
-        self.volume, self.read, self.copies = volume, read, copies
-
-    def forward(self, images: Image) -> Tensor:
-        scores = self.read(self.volume.predict(images))
-        if scores.shape != images.shape[:1]:
-            raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
-        return scores
-
-
 Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]
-"""From a `WindowScore`, a window of the image and the same window of other volumes to tensors on a layer's grid."""
+"""From the `Score` of windows and the same window of the image and of other volumes to tensors on a layer's grid."""
 
 
 def over_windows(
@@ -230,7 +198,7 @@ def over_windows(
     ``clips=True``, which gives windows that reach so far.
 
     Args:
-        measure: called with a `WindowScore` and windows of ``image`` and ``others`` that require gradients, gives
+        measure: called with a `Score` and windows of ``image`` and ``others`` that require gradients, gives
             tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the network's stride.
         score: the target as a function of the volume.
         image: ``(1, C, *spatial)``.
@@ -252,12 +220,12 @@ def over_windows(
     tiles = volume.tiles(inputs[0].expand(copies, *inputs[0].shape[1:]))
     if tiles is None:
         within: Slices = tuple(slice(side) for side in image.shape[2:])
-        whole = WindowScore(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies))
+        whole = Score(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies), True)
         return tuple(part.detach().float() for part in measure(whole, *(one.requires_grad_() for one in inputs)))
     weights = _logit_weights(score, image, linear)
     stitched: list[Tensor] = []
     for window, core, inner in tiles:
-        weighted = WindowScore(volume, partial(_weighted, weights[(..., *window)]), copies)
+        weighted = Score(volume, partial(_weighted, weights[(..., *window)]), copies, windows=True)
         parts = measure(weighted, *(one[(..., *window)].clone().requires_grad_() for one in inputs))
         for index, part in enumerate(parts):
             factors = [_factor(one, side) for one, side in zip(window, part.shape[2:], strict=True)]
@@ -311,7 +279,7 @@ def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
     return tuple(slice(one.start // factor, one.stop // factor) for one, factor in zip(slices, factors, strict=True))
 
 
-class LayerAttributor(CheckedAttributor):
+class LayerAttributor(Attributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
     The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
@@ -319,15 +287,16 @@ class LayerAttributor(CheckedAttributor):
     not fit ``memory_gb``, the layer's grid is put together from windows (`over_windows`).
 
     Args:
-        network: see `Attributor`.
         layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: in the call, when the network has no such layer.
     """
 
+    needs = ("layer",)
     clips = True
+    copies: ClassVar[int] = 1
+    """Copies of a window that a pass takes, at least."""
 
     def __init__(self, network: nn.Module, layer: str = "bottleneck", **options: Any) -> None:
         super().__init__(network, **options)
@@ -351,10 +320,11 @@ class LayerAttributor(CheckedAttributor):
         return on_image(signed(values.detach(), self.sign), score.volume.pad(image).shape[2:], image)
 
 
+@register
 class LayerActivation(LayerAttributor):
     """How strongly a layer responds: the mean magnitude of its features. What it responds to, whatever the target.
 
-    Two passes forward at most. It says where the features are large, not whether the segmentation uses them.
+    Two passes forward at most. It shows where the features are large, not whether the segmentation uses them.
     """
 
     name = "layer_activation"
@@ -364,7 +334,7 @@ class LayerActivation(LayerAttributor):
         return features / features.shape[1]
 
 
-def activation(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor]:
+def activation(layer: nn.Module, score: Score, window: Image) -> tuple[Tensor]:
     """A layer's features of a window, ``(1, C', *grid)``, by Captum."""
     return (captum.attr.LayerActivation(score, layer).attribute(window),)
 
@@ -382,15 +352,8 @@ def every_layer(
 ) -> dict[str, VoxelMap]:
     """The maps of all layers that `find_layers` finds, by name, from the first to the last: for `layer_grid`.
 
-    Args:
-        method: a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`.
-        network: see `Attributor`.
-        image: ``(B, C, *spatial)``.
-        target: see `Attributor`.
-        **options: of ``method``, but for ``layer``.
-
-    Returns:
-        Each map is ``(B, 1, *spatial)`` of the image, with its geometry.
+    ``method`` is a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`, and ``options`` its other
+    options. Each map is ``(B, 1, *spatial)`` of the image ``(B, C, *spatial)``, with its geometry.
     """
     plain = image.as_tensor() if isinstance(image, MetaTensor) else image
     layers = find_layers(network, plain)

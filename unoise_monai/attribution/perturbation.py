@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,14 +13,21 @@ from monai.data.utils import dense_patch_slices
 from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline, seeded
+from unoise_monai.attribution.base import (
+    Attributor,
+    Baseline,
+    Score,
+    baseline,
+    batches,
+    check_baseline,
+    check_time_limit,
+    seeded,
+)
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
-
-logger = logging.getLogger(__name__)
 
 
 class PerturbationAttributor(Attributor):
@@ -32,14 +37,11 @@ class PerturbationAttributor(Attributor):
     a measure such as `HardDice`.
 
     Args:
-        network: see `Attributor`.
         baseline: what hidden voxels become, see `baseline`; an image of your own gives other settings.
         seed: of what is drawn; None draws from the global random state.
         progress: show a bar of the perturbed copies.
-        time_limit_s: seconds an item after which no further copy is begun. The map is then that of the copies so far,
-            drawn in an order that spreads over the volume; ``notes`` hold ``stopped_after_s``, and a warning is logged.
-            The first copy goes through alone, the others as many at once as should end in time.
-        **options: see `Attributor`.
+        time_limit_s: seconds an item after which no further copy is begun, see `batches`. The map is then that of the
+            copies so far, drawn in an order that spreads over the volume.
 
     ``notes`` of the map hold how many copies were ``planned`` and ``evaluated``.
 
@@ -62,13 +64,12 @@ class PerturbationAttributor(Attributor):
     ) -> None:
         super().__init__(network, **options)
         check_baseline(baseline)
-        if time_limit_s is not None and not time_limit_s > 0:
-            raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
+        check_time_limit(time_limit_s)
         self.baseline, self.seed, self.progress, self.time_limit_s = baseline, seed, progress, time_limit_s
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        with torch.no_grad(), seeded(self.seed, image.device):
-            plain = image.detach()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        with torch.no_grad(), seeded(self.seed, images.device):
+            plain = images.detach()
             return self.perturb(plain, baseline(plain, self.baseline, seed=self.seed), score)
 
     @abstractmethod
@@ -79,30 +80,14 @@ class PerturbationAttributor(Attributor):
         """
 
     def batches(self, planned: int, score: Score) -> Iterator[range]:
-        """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case."""
-        start, done = time.monotonic(), 0
-        with tqdm(total=planned, desc=self.name, disable=not self.progress) as bar:
-            while done < planned:
-                count, seconds = score.copies, time.monotonic() - start
-                if self.time_limit_s is not None:
-                    if done and seconds >= self.time_limit_s:
-                        score.notes["stopped_after_s"] = seconds
-                        said = "%s: stopped after %.1f s with %d of %d copies"
-                        logger.warning(said, self.name, seconds, done, planned)
-                        break
-                    # All that fit the memory may be all there are, and take many times the limit.
-                    left = self.time_limit_s - seconds
-                    count = min(count, max(1, int(left * done / max(seconds, 1e-6)))) if done else 1
-                batch = range(done, min(done + count, planned))
-                yield batch
-                done = batch.stop
-                bar.update(len(batch))
-        score.notes |= {"planned": planned, "evaluated": done}
+        """The numbers of ``planned`` copies, as many at once as fit memory and time; see `batches`."""
+        return batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
 
 
 UNITS = ("voxels", "mm")
 
 
+@register
 class Occlusion(PerturbationAttributor):
     """How far the score falls when a window around a voxel is hidden.
 
@@ -112,16 +97,14 @@ class Occlusion(PerturbationAttributor):
     2D images and report the Dice that is left, which is ``window=15, stride=2`` with the target `unperturbed_dice`: the
     fall is 1 minus that Dice.
 
-    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot tell voxels closer
-    than the stride apart, and sees nothing of a structure that another, outside the window, makes up for.
+    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot distinguish
+    voxels closer than the stride, and sees nothing of a structure that another, outside the window, makes up for.
 
     Args:
-        network: see `Attributor`.
         window: sides of the window, one number or one an axis.
         stride: from one window to the next, at most the window.
         unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the affine of
             the image.
-        **options: see `PerturbationAttributor`.
 
     Raises:
         ValueError: when ``window`` or ``stride`` is not above 0, or no whole number of voxels, or the stride above the
@@ -205,6 +188,7 @@ def _voxel_sizes_mm(image: Image) -> list[float]:
     return sizes[0]
 
 
+@register
 class RISE(PerturbationAttributor):
     """How much higher the score is under random masks that leave a voxel visible than under all of them.
 
@@ -220,11 +204,9 @@ class RISE(PerturbationAttributor):
     ranking of voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
-        network: see `Attributor`.
         masks: how many.
         cells: of the grid along each axis, one number or one an axis.
         visible: the probability of a cell to stay visible, the paper's p.
-        **options: see `PerturbationAttributor`.
 
     Raises:
         ValueError: when ``masks`` or ``cells`` is below 1, or ``visible`` is not above 0 and below 1; in the call, when

@@ -1,10 +1,14 @@
-"""Targets: what of a segmentation is explained, as one scalar an item."""
+"""Targets: what of a segmentation is explained, as one scalar an item.
+
+Functions that take ``logits`` make a target from those of the unperturbed image, ``(B, K, *spatial)``, and raise a
+ValueError when an item has no voxel that the target could be made of, or the network no such class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from monai.metrics import compute_dice
@@ -48,15 +52,15 @@ def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
 
 def _volumes(target: object) -> Iterator[Tensor]:
     """The masks and labels ``(B, 1, *spatial)`` that a target of items holds, also those of targets within it."""
-    if is_dataclass(target) and hasattr(target, "item"):
+    if isinstance(target, Tensor) and target.ndim >= 4:
+        yield target
+    elif is_dataclass(target) and hasattr(target, "item"):
         for value in vars(target).values():
-            if isinstance(value, Tensor) and value.ndim >= 4:
-                yield value
-            else:
-                yield from _volumes(value)
+            yield from _volumes(value)
 
 
 Target: TypeAlias = Callable[[Logits], Tensor]
+T = TypeVar("T")
 
 
 def of_item(target: Target, index: int) -> Target:
@@ -80,7 +84,26 @@ def class_logits(logits: Logits, label: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Region:
+class ItemTarget:
+    """A target that holds volumes ``(B, 1, *spatial)``, one for each item or one for all, or other targets.
+
+    Raises:
+        ValueError: in the call, when a volume lies on another grid than the logits or is of another number of items.
+    """
+
+    def item(self: T, index: int) -> T:
+        """The target of one item of the batch."""
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return item_of(value, index)
+            return of_item(value, index) if callable(value) else value
+
+        return replace(self, **{name: part(value) for name, value in vars(self).items()})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Region(ItemTarget):
     """The sum or the mean of a class's logit over a region, such as the false positives.
 
     Args:
@@ -89,8 +112,7 @@ class Region:
         mean: over the region's voxels; else their sum.
 
     Raises:
-        ValueError: when the region of an item is empty; in the call, when it lies on another grid than the logits, or
-            is of another number of items.
+        ValueError: when the region of an item is empty; in the call, see `ItemTarget`.
     """
 
     mask: VoxelMap
@@ -106,21 +128,11 @@ class Region:
         total = (class_logits(logits, self.label) * mask).flatten(1).sum(dim=1)
         return total / mask.flatten(1).sum(dim=1) if self.mean else total
 
-    def item(self, index: int) -> Region:
-        return replace(self, mask=item_of(self.mask, index))
-
 
 def class_sum(logits: Logits, label: int) -> Region:
     """The sum of a class's logit over the voxels that are segmented as that class.
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class.
-
-    Raises:
-        ValueError: when an item has no such voxel, or the network no such class.
     """
     class_logits(logits, label)
     return Region((segmentation(logits) == label).detach(), label, mean=False)
@@ -140,7 +152,7 @@ def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
 
 
 @dataclass(frozen=True)
-class SoftDice:
+class SoftDice(ItemTarget):
     """Dice of the predicted probability of a class against a label.
 
     Args:
@@ -148,8 +160,7 @@ class SoftDice:
         label: the class, above 0.
 
     Raises:
-        ValueError: when ``label`` is below 1; in the call, when the label lies on another grid than the logits, or is
-            of another number of items.
+        ValueError: when ``label`` is below 1; in the call, see `ItemTarget`.
     """
 
     labels: LabelMap
@@ -168,12 +179,9 @@ class SoftDice:
         overlap = (predicted * truth).flatten(1).sum(dim=1)
         return 2 * overlap / (predicted.flatten(1).sum(dim=1) + truth.flatten(1).sum(dim=1)).clamp_min(1e-6)
 
-    def item(self, index: int) -> SoftDice:
-        return replace(self, labels=item_of(self.labels, index))
-
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(ItemTarget):
     """What speaks for one target and against another, such as tumour against organ."""
 
     first: Target
@@ -182,20 +190,16 @@ class Difference:
     def __call__(self, logits: Logits) -> Tensor:
         return self.first(logits) - self.second(logits)
 
-    def item(self, index: int) -> Difference:
-        return Difference(of_item(self.first, index), of_item(self.second, index))
-
 
 @dataclass(frozen=True)
-class Foreground:
+class Foreground(ItemTarget):
     """The sum of every foreground voxel's logit of the class that it is segmented as: all classes at once.
 
     Args:
         labels: the segmentation of the unperturbed image, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
 
     Raises:
-        ValueError: when an item has no foreground; in the call, when it lies on another grid than the logits, or is of
-            another number of items.
+        ValueError: when an item has no foreground; in the call, see `ItemTarget`.
     """
 
     labels: LabelMap
@@ -209,19 +213,9 @@ class Foreground:
         chosen = logits if logits.shape[1] == 1 else logits.gather(1, labels)
         return (chosen * (labels > 0)).flatten(1).sum(dim=1)
 
-    def item(self, index: int) -> Foreground:
-        return Foreground(item_of(self.labels, index))
-
 
 def foreground_sum(logits: Logits) -> Foreground:
-    """What is segmented, all classes at once.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-
-    Raises:
-        ValueError: when an item has no foreground.
-    """
+    """What is segmented, all classes at once."""
     return Foreground(segmentation(logits).detach())
 
 
@@ -232,12 +226,8 @@ def border_mean(logits: Logits, label: int) -> Region:
     They take the mean of the maps of its voxels, which for most methods is the map of this mean; for the others, and
     for the mean of magnitudes, `VoxelwiseMean` takes it.
 
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class, above 0.
-
     Raises:
-        ValueError: when an item has no such voxel, or the network no such class, or it is the background.
+        ValueError: when ``label`` is 0, the background.
     """
     if label == 0:
         raise ValueError("label must be above 0, the background has no border with itself, got 0")
@@ -299,7 +289,7 @@ class ClassProbability:
 
 
 @dataclass(frozen=True)
-class HardDice:
+class HardDice(ItemTarget):
     """Dice of what is segmented as a class against a label.
 
     It has no gradient: methods that differentiate the target need `SoftDice`.
@@ -309,8 +299,7 @@ class HardDice:
         label: the class.
 
     Raises:
-        ValueError: when an item has no voxel of the class; in the call, when the label lies on another grid than the
-            logits, or is of another number of items.
+        ValueError: when an item has no voxel of the class; in the call, see `ItemTarget`.
     """
 
     labels: LabelMap
@@ -326,21 +315,11 @@ class HardDice:
         predicted = segmentation(logits) == self.label
         return compute_dice(predicted, truth).flatten().to(torch.float32)
 
-    def item(self, index: int) -> HardDice:
-        return replace(self, labels=item_of(self.labels, index))
-
 
 def unperturbed_dice(logits: Logits, label: int) -> HardDice:
     """Dice against the segmentation of the unperturbed image: 1 as long as nothing changes.
 
     Koker et al., "U-Noise", 2021, section 4.2, report it for occlusions.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class.
-
-    Raises:
-        ValueError: when an item has no such voxel, or the network no such class.
     """
     class_logits(logits, label)
     return HardDice(segmentation(logits).detach(), label)

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 # As the package names them, whose import takes seconds; a test compares the two.
 QUANTITIES = ("importance", "tolerance", "sigma", "logit", "percentile")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-METHODS = (
-    "saliency, input_x_gradient, guided_backprop, deconvolution, integrated_gradients, gradient_shap, deep_lift, "
-    "deep_lift_shap, smooth_grad, smooth_grad_squared, var_grad, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, "
-    "guided_grad_cam, layer_activation, layer_conductance, internal_influence, layer_grad_cam, layer_deep_lift, "
-    "layer_integrated_gradients, layer_guided_backprop, layer_guided_activation, occlusion, feature_ablation, rise, "
-    "lime, kernel_shap, iterative_roi, unoise, random, intensity, edges"
-)
 
 FAST = 1.25
 """How many times as coarse the grid of a fast run is: half of the voxels. At 1.5, networks of small structures fail."""
@@ -45,6 +38,23 @@ The output holds OUTPUT/<case>/<case>_importance.nii.gz, _seg.nii.gz, _mip.png a
 failures.csv and run.json. Started again, it goes on with what is missing. Why a bundle has to be trusted: its
 configuration can run any code as you; those of this project are, others need --trust-bundle or a line in
 ~/.config/unoise/trusted_bundles."""
+
+
+class _Methods(argparse.Action):
+    """Takes names as they are, and lists those that there are for ``help``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
+        if values != "help":
+            setattr(namespace, self.dest, values)
+            return
+        from unoise_monai.attribution import METHODS
+
+        # What needs a region has none in a run over a cohort, which explains all that is segmented.
+        methods = {name: method for name, method in METHODS.items() if "region" not in method.needs}
+        width = max(map(len, methods))
+        for name, method in methods.items():
+            sys.stdout.write(f"{name:{width}}  {(method.__doc__ or '').strip().splitlines()[0]}\n")
+        parser.exit()
 
 
 def add_explain(subparsers: Any) -> None:
@@ -66,7 +76,9 @@ def add_explain(subparsers: Any) -> None:
     command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
     what = command.add_argument_group("what is written")
     what.add_argument("--quantity", choices=QUANTITIES, help="of the map (as the bundle says)")
-    what.add_argument("--methods", default="", metavar="A,B", help=f"attribution maps beside it: {METHODS}")
+    what.add_argument(
+        "--methods", default="", metavar="A,B", action=_Methods, help="attribution maps beside it; `help` lists them"
+    )
     what.add_argument("--scores", action="store_true", help="score maps, rank methods: the bundle's explain.yaml")
     what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
     what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")

@@ -165,6 +165,15 @@ class Case:
     series: bool = False
     problem: str = ""
 
+    @classmethod
+    def of(cls, item: Item) -> Case:
+        """The case of an item, such as those of a training's split."""
+        image = item["image"]
+        files = tuple(map(Path, [image] if isinstance(image, (str, os.PathLike)) else image))
+        series = not isinstance(image, (str, os.PathLike))
+        label = Path(item["label"]) if "label" in item else None
+        return cls(item["case"], files, item["case"] if series else files[0].name, label, series=series)
+
     @property
     def fault(self) -> str:
         """The whole sentence of a ``problem``, else empty."""

@@ -215,7 +215,7 @@ class LoadCased(MapTransform):
         self.labels = labels
         self.spacing_mm = spacing_mm
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         d = dict(data)
         if "case" not in d:
             image = d["image"]

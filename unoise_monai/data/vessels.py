@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
 from unoise_monai.data.cases import Case, Entry, Item, look_at, stem, walk
-from unoise_monai.data.finding import INDEX, find_images, list_cases, volumes_among, with_distinct_names, with_map
+from unoise_monai.data.finding import (
+    INDEX,
+    find_images,
+    find_items,
+    list_cases,
+    volumes_among,
+    with_distinct_names,
+    with_map,
+)
 from unoise_monai.data.headers import EXTENSIONS, CaseError, kind_of
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.reading import LoadCased, Source, check_item
@@ -321,18 +329,20 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
     return items
 
 
-def find_angiograms(path: str | Path) -> list[Item]:
-    """The angiograms to explain: of a folder those that `list_vessel_cases` finds, without their labels.
+def find_angiograms(path: str | Path, labelled: bool = False) -> list[Item]:
+    """The angiograms to explain: of a folder those that `list_vessel_cases` finds, of any other input all.
 
-    Of a Decathlon folder the unlabelled cases, and of any other input all, see `find_images`.
+    Args:
+        path: see `find_images`; of a Decathlon folder the unlabelled cases, with ``labelled`` all.
+        labelled: with their labels.
 
     Raises:
         CaseError: as `list_vessel_cases` and `find_images`.
     """
     if kind_of(Path(path)) != "folder" or (Path(path) / INDEX).is_file():
-        return find_images(path)
+        return find_items(path) if labelled else find_images(path)
     items = list_vessel_cases(path, "keep", check_headers=False)
-    return [{key: value for key, value in item.items() if key != "label"} for item in items]
+    return items if labelled else [{key: value for key, value in item.items() if key != "label"} for item in items]
 
 
 def _paired(folder: Path) -> list[Item]:

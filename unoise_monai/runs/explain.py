@@ -18,8 +18,8 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
+from unoise_monai.attribution import METHODS, make_attributor
 from unoise_monai.attribution.base import Attributor, signed
-from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import CohortCase
@@ -182,7 +182,7 @@ class CaseExplainer:
             "memory_gb": attempt.memory_gb,
             "precision": getattr(self.bundle.explainer.inferer, "precision", "auto"),
         }
-        if method == "unoise":
+        if "noise_model" in METHODS[method].needs:
             options["noise_model"] = network.noise_model
         chosen = {**running, **self.comparison.options.get(method, {}), **options}
         return make_attributor(method, network.utility, **chosen)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution.registry import method_names
+from unoise_monai.attribution import METHODS
 from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.precision import resolve_precision
@@ -158,8 +158,7 @@ class Comparison:
     truth_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
-        # The mean of voxels' maps is of a region.
-        known = tuple(name for name in method_names() if name != "voxelwise_mean")
+        known = tuple(name for name, method in METHODS.items() if "region" not in method.needs)
         for method in self.methods:
             check_choice("method", method, known if self.scorer is None else (*known, CEILING))
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
