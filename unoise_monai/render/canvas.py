@@ -80,18 +80,10 @@ def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any
 
 
 def display_slice(volume: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """One slice of a canonical volume, as rows and columns of a picture.
+    """Slice ``index`` along ``axis`` of a volume ``(X, Y, Z)`` in RAS order, as a picture ``(rows, columns)``.
 
     Axial (axis 2) as radiologists look at it: the patient's right on the picture's left, front up. Coronal (axis 1):
     head up, the patient's right on the left. Sagittal (axis 0): head up, front on the left.
-
-    Args:
-        volume: ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the slice is taken along.
-        index: which slice.
-
-    Returns:
-        ``(rows, columns)``, from the top left.
     """
     # A view; np.take would first copy a volume that is not contiguous.
     return upright(np.moveaxis(volume, axis, 0)[index])
@@ -103,11 +95,8 @@ def upright(plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
-    """First voxel and the one after the last, along each axis, of what is above 0; None where nothing is.
-
-    Args:
-        mask: ``(X, Y, Z)``, bool or class indices.
-    """
+    """First voxel and the one after the last, along each axis, of what is above 0 in a mask or class indices
+    ``(X, Y, Z)``; None where nothing is."""
     seen = mask.max(axis=2)
     x, y = np.flatnonzero(seen.max(axis=1) > 0), np.flatnonzero(seen.max(axis=0) > 0)
     if not x.size:
@@ -172,24 +161,16 @@ def find_window(image: NDArray[Any], window: tuple[float, float] | None = None) 
 
 
 def grey_levels(image: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.float64]:
-    """Intensities as grey, 0 (black) to 1 (white).
-
-    Args:
-        image: intensities, of any shape.
-        window: as in ``find_window``.
-
-    Raises:
-        ValueError: when ``window`` is not two finite numbers in rising order.
-    """
+    """Intensities of any shape as grey, 0 (black) to 1 (white); ``window`` as in ``find_window``."""
     low, high = find_window(image, window)
     return ((np.asarray(image, dtype=np.float64) - low) / (high - low)).clip(0, 1)
 
 
 def check_window(window: tuple[float, float]) -> tuple[float, float]:
-    """Refuse a window that is not ``low < high``, both finite, in the image's intensities.
+    """The window, low and high in the image's intensities.
 
     Raises:
-        ValueError: when it is not.
+        ValueError: when it is not two finite numbers in rising order.
     """
     if len(window) != 2 or not all(math.isfinite(level) for level in window) or window[0] >= window[1]:
         raise ValueError(f"window must be (low, high), finite, with low below high, got {tuple(window)}")
@@ -246,6 +227,10 @@ def bar_colours(threshold: float = 0.1, style: str = "colour") -> Colormap:
     return ListedColormap(blend(np.full((1, 256), 0.5), np.linspace(0, 1, 256)[None], threshold, style)[0])
 
 
+DISPLAY_PERCENTILE = 99.9
+"""Percentile of a method's map that pictures show as 1."""
+
+
 def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> NDArray[np.float32]:
     """Scale a map of any range to 0 to 1, as an overlay needs it.
 
@@ -273,12 +258,26 @@ def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> ND
     return np.asarray((values - lowest) / (highest - lowest), dtype=np.float32).clip(0, 1)
 
 
-def check_style(style: str, threshold: float = 0.0) -> None:
-    """Refuse an unknown style and a threshold outside [0, 1).
+def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) -> NDArray[np.float32]:
+    """Scale a method's map to 0 to 1 for display: 0 where it is 0 or below, 1 from a high percentile on.
 
-    Raises:
-        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
+    A percentile, since single voxels of some methods tower above all others. A map that is negative everywhere, such
+    as ranks by distance, starts at its lowest value.
+
+    Args:
+        values: an attribution, of any shape.
+        percentile: of the values, in [0, 100]; the highest value where that percentile is not above the start.
     """
+    low = 0.0 if values.max() > 0 else float(values.min())
+    high = float(np.percentile(values, percentile))
+    if high <= low:
+        high = float(values.max())
+    scaled = np.zeros(values.shape) if high <= low else (values - low) / (high - low)
+    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
+
+
+def check_style(style: str, threshold: float = 0.0) -> None:
+    """Refuse an unknown style and a threshold outside [0, 1), both by ValueError."""
     check_choice("style", style, STYLES)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
@@ -323,8 +322,8 @@ def check_view(spacing_mm: tuple[float, float, float], axis: int, window: tuple[
     """Refuse a view that no volume can be seen in.
 
     Raises:
-        ValueError: when ``axis`` is not 0, 1 or 2, or ``spacing_mm`` is not three finite numbers above 0.
-        ValueError: when ``window`` is not two finite numbers in rising order.
+        ValueError: when ``axis`` is not 0, 1 or 2, ``spacing_mm`` is not three finite numbers above 0, or ``window``
+            is not two finite numbers in rising order.
     """
     check_choice("axis", axis, (0, 1, 2))
     if len(spacing_mm) != 3 or not all(np.isfinite(size) and size > 0 for size in spacing_mm):

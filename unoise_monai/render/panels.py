@@ -1,11 +1,11 @@
-"""Panels beside each other, with titles and a colour bar."""
+"""Panels beside each other, with titles and a colour bar: the sheet that every picture is drawn on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.canvas import EDGE_LETTERS, bar_colours, blend, figure_to_rgb, grey_levels, pixel_mm
 
 DPI = 100
 GAP = 6
@@ -41,12 +41,9 @@ LABEL_FONT = FontProperties(size=10)
 def panel_sizes(
     shapes: Sequence[tuple[int, int]], pixels_mm: Sequence[tuple[float, float]], longest: int
 ) -> list[tuple[int, int]]:
-    """Heights and widths, in square pixels of one size in mm, of panels whose longest side is ``longest``.
+    """Heights and widths, in square pixels of one size in mm, of panels whose longest side is ``longest`` pixels.
 
-    Args:
-        shapes: rows and columns of each panel's picture.
-        pixels_mm: height and width of each picture's pixels, mm.
-        longest: pixels of the longest side of all.
+    ``shapes`` are rows and columns of each picture, ``pixels_mm`` the height and width of its pixels, mm.
     """
     pairs = zip(shapes, pixels_mm, strict=True)
     sides_mm = [(rows * height, columns * width) for (rows, columns), (height, width) in pairs]
@@ -92,7 +89,7 @@ class Panel:
     rgb: NDArray[Any]
     """``(rows, columns, 3)``, floats in [0, 1]."""
     title: str = ""
-    outlines: list[NDArray[np.bool_]] = field(default_factory=list)
+    outlines: Sequence[NDArray[np.bool_]] = ()
     """Regions to be outlined, each ``(rows, columns)``."""
     pixel_mm: tuple[float, float] | None = None
     """Height and width of a pixel, mm; the sheet's where it is None."""
@@ -104,6 +101,47 @@ def longest_side(panels: Sequence[Panel]) -> int:
     """Pixels of the panels' longest side that show every voxel, within ``SMALLEST_PANEL`` and ``LARGEST_PANEL``."""
     voxels = max(side for panel in panels for side in panel.rgb.shape[:2])
     return min(max(SMALLEST_PANEL, voxels), LARGEST_PANEL)
+
+
+class View(NamedTuple):
+    """What one panel shows of a volume, each array ``(rows, columns)``, as ``display_slice`` turns it."""
+
+    axis: int
+    """That one looks along."""
+    title: str
+    pixels: NDArray[Any]
+    """Intensities."""
+    importance: NDArray[Any] | None = None
+    """0 to 1."""
+    outlines: Sequence[NDArray[np.bool_]] = ()
+
+
+def draw_views(
+    views: Sequence[View],
+    spacing_mm: tuple[float, float, float],
+    window: tuple[float, float],
+    style: str = "colour",
+    threshold: float = 0.1,
+    label: str = "",
+    longest: int | None = None,
+) -> NDArray[np.uint8]:
+    """Draw views of one volume on a sheet, importance over grey, with a colour bar where there is importance.
+
+    ``longest`` is the longest side of all panels, pixels; one that shows every voxel where it is None
+    (``longest_side``). The other arguments are those of the pictures of these names.
+    """
+    panels = [
+        Panel(
+            blend(grey_levels(view.pixels, window), view.importance, threshold, style),
+            view.title,
+            view.outlines,
+            pixel_mm(spacing_mm, view.axis),
+            EDGE_LETTERS[view.axis],
+        )
+        for view in views
+    ]
+    bar = None if views[0].importance is None else bar_colours(threshold, style)
+    return draw_panels(panels, colour_map=bar, colour_label=label, longest=longest or longest_side(panels))
 
 
 def draw_panels(

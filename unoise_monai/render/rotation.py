@@ -53,11 +53,8 @@ def turned_mips(
     equally bright along a ray, the most important one counts.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        spacing_mm: the voxels' size along X, Y and Z, mm.
+        image, spacing_mm, axis, importance: as in ``rotating_mip``.
         degrees: where to look from, as ``rotating_mip`` turns.
-        axis: the axis of rotation.
-        importance: ``(X, Y, Z)``.
         pixel_mm: where this is the size of several voxels, pixels are close to it, and each shows the brightest voxel
             of a beam of its width.
     """
@@ -157,15 +154,9 @@ def rotating_mip(
     the vessel that one sees, and importance of what lies hidden before or behind it is not shown.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        spacing_mm: the voxels' size along X, Y and Z, mm; their true proportions are kept.
+        image, spacing_mm, importance, window, style, threshold, label: as in ``mips``.
         frames: pictures in one turn.
         axis: the axis of rotation: 2 the patient's long axis, 0 from right to left, 1 from front to back.
-        importance: ``(X, Y, Z)``, 0 to 1.
-        window: intensities that turn black and white; found in all projections where it is None (``find_window``).
-        style: of the importance, one of ``overlay.STYLES``.
-        threshold: importance up to which ``style="colour"`` shows the scan alone.
-        label: what the colour bar shows, with its unit.
         longest: pixels of a picture's longer side. In a volume of more voxels a pixel shows the brightest one of the
             several that it covers, so that thin vessels survive.
 
@@ -173,10 +164,7 @@ def rotating_mip(
         RGB, ``(N, H, W, 3)``.
 
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when all of the image's voxels hold the same value, or ``importance`` leaves [0, 1].
-        ValueError: when ``frames`` is below 1, or ``longest`` is below 16.
-        ValueError: when ``axis``, ``spacing_mm``, ``window`` or ``threshold`` is out of range, or ``style`` unknown.
+        ValueError: as ``mips``, when ``axis`` is out of range, ``frames`` below 1, or ``longest`` below 16.
     """
     check_picture(spacing_mm, axis, image, importance, None, window, style, threshold)
     for name, value, lowest in (("frames", frames, 1), ("longest", longest, 16)):
@@ -231,26 +219,13 @@ def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms:
     check_choice("suffix of the animation", suffix, tuple(FORMATS))
     if not 20 <= frame_ms <= 65530 or frame_ms % 10:
         raise ValueError(f"frame_ms must be a multiple of 10 from 20 to 65530, got {frame_ms}")
-    pictures = _indexed(frames) if suffix == ".gif" else [Image.fromarray(frame) for frame in frames]
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if suffix == ".gif":
+        # Quantised in one piece to one palette, so that a colour is the same in every frame.
+        strip = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(256)
+        pictures = [Image.fromarray(indices) for indices in np.asarray(strip).reshape(frames.shape[:3])]
+        for picture in pictures:
+            picture.putpalette(strip.getpalette() or [])
     with atomic_path(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format=FORMATS[suffix],
-            save_all=True,
-            append_images=pictures[1:],
-            duration=frame_ms,
-            loop=0,
-        )
-
-
-def _indexed(frames: NDArray[np.uint8]) -> list[Image.Image]:
-    """Pictures of one common palette, quantised in one piece, so that a colour is the same in every frame."""
-    count, height, width, _ = frames.shape
-    strip = Image.fromarray(frames.reshape(count * height, width, 3)).quantize(256)
-    indices = np.asarray(strip).reshape(count, height, width)
-    pictures = []
-    for index in indices:
-        picture = Image.fromarray(index)
-        picture.putpalette(strip.getpalette() or [])
-        pictures.append(picture)
-    return pictures
+        options = {"save_all": True, "append_images": pictures[1:], "duration": frame_ms, "loop": 0}
+        pictures[0].save(temporary, format=FORMATS[suffix], **options)
