@@ -4,8 +4,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from unoise_monai.render import scale_map
-from unoise_monai.render.canvas import OPACITY, STYLES, bar_colours, blend
+from unoise_monai.render import display_scale, scale_map
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, OPACITY, STYLES, bar_colours, blend
 
 
 def test_colour_is_grey_below_the_threshold_and_coloured_above() -> None:
@@ -51,6 +51,20 @@ def test_scaled_map_runs_from_0_to_1() -> None:
     np.testing.assert_array_equal(scale_map(values, (0, 4)), [[0, 0.25], [1, 0.75]])
     np.testing.assert_array_equal(scale_map(values.astype(np.int16)), scaled)
     np.testing.assert_array_equal(scale_map(np.zeros(2), (-1, 1)), [0.5, 0.5])
+
+
+def test_display_scale_runs_from_0_to_a_high_percentile() -> None:
+    values = np.arange(-1000.0, 9001.0)
+    shown = display_scale(values)
+    assert shown.dtype == np.float32
+    assert shown[:1001].max() == 0
+    assert shown[-1] == 1
+    for percentile, found in ((DISPLAY_PERCENTILE, shown), (50, display_scale(values, 50))):
+        assert found[2000] == pytest.approx(1000 / np.percentile(values, percentile))
+    assert display_scale(np.array([-3.0, -2.0, -1.0])).tolist() == pytest.approx([0, 0.5, 1], abs=0.01)
+    assert display_scale(np.zeros(4)).tolist() == [0, 0, 0, 0]
+    # One voxel that is not 0 is shown, though no percentile reaches it.
+    assert display_scale((np.arange(10000) == 7).astype(float)).max() == 1
 
 
 def test_refuses_maps_that_cannot_be_scaled() -> None:

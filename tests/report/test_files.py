@@ -13,7 +13,7 @@ import torch
 
 from unoise_monai.data import SegmentationTask
 from unoise_monai.data.finding import list_cases
-from unoise_monai.runs.comparison import CaseFiles, load_case, reason, shares
+from unoise_monai.runs.comparison import CaseFiles, load_case, reason
 
 
 def test_a_map_on_the_file_s_grid_and_its_pictures(cohort: Path, task: SegmentationTask, tmp_path: Path) -> None:
@@ -76,16 +76,3 @@ def test_a_reason_names_files_without_their_folders() -> None:
     assert reason(error, case) == "ValueError: a.nii.gz and a.nii.gz must lie on one grid"
     missing = FileNotFoundError("a must have a label map /data/truth/a.nii.gz, got none")
     assert reason(missing, case, Path("/data/truth")).endswith("a must have a label map a.nii.gz, got none")
-
-
-def test_pictures_show_shares_of_the_high_values() -> None:
-    values = np.arange(-1000.0, 9001.0)
-    shown = shares(values)
-    assert shown[1000] == 0
-    assert shown[:1000].max() == 0
-    assert shown[-1] == 1
-    assert shown[5500] == pytest.approx(4500 / np.percentile(values, 99.9))
-    assert shares(np.array([-3.0, -2.0, -1.0])).tolist() == pytest.approx([0, 0.5, 1], abs=0.01)
-    assert shares(np.zeros(4)).tolist() == [0, 0, 0, 0]
-    # One voxel that is not 0 is shown, though no percentile reaches it.
-    assert shares((np.arange(10000) == 7).astype(float)).max() == 1

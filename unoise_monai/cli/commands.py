@@ -104,9 +104,8 @@ def run_render(args: argparse.Namespace) -> int:
 
     from unoise_monai.handlers.savers import PICTURES as DRAWINGS
     from unoise_monai.handlers.savers import label_voxels, on_scan_grid, to_numpy
-    from unoise_monai.render.canvas import save_png, to_canonical
+    from unoise_monai.render.canvas import display_scale, save_png, to_canonical
     from unoise_monai.render.rotation import save_animation
-    from unoise_monai.runs.comparison import shares
 
     load = LoadImage(image_only=True, ensure_channel_first=True)
     scan, importance = load(args.scan), load(args.importance)
@@ -120,7 +119,7 @@ def run_render(args: argparse.Namespace) -> int:
     rgb = DRAWINGS[args.picture](
         image,
         spacing_mm,
-        importance=shares(voxels) if args.scale else voxels,
+        importance=display_scale(voxels) if args.scale else voxels,
         segmentation=outline,
         window=None if args.window is None else tuple(args.window),
         style=args.style,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.canvas import Rgb, figure_to_rgb
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, told apart by colour-blind readers."""
@@ -40,7 +40,7 @@ def plot_visibility(
     title: str = "",
     reference: float | None = None,
     measure: str = "Dice",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Draw Dice, or another measure, against the share of voxels visible, a line for each method.
 
     Koker et al., "U-Noise", 2021, Fig. 3a.
@@ -51,12 +51,8 @@ def plot_visibility(
         reference: the measure with everything visible, drawn as a dashed line.
         measure: what it is, for the axis.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when there is no curve, or one is empty, not 1-D, or of two lengths.
-        ValueError: when a value leaves [0, 1] or is not finite.
+        ValueError: when there is no curve, one is empty, not 1-D, or of two lengths, or a value leaves [0, 1].
     """
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")
@@ -102,15 +98,11 @@ PLACES = (
 """Where a name may stand beside its point, in points, and how it is aligned there; the first that is free."""
 
 
-def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> NDArray[np.uint8]:
-    """Draw a score against seconds a map, on a logarithmic axis, each point with its method's name.
+def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> Rgb:
+    """Draw a score, of this name, against seconds a map, on a logarithmic axis, each point with its method's name.
 
     Args:
         points: name to (seconds, score).
-        score: what the score is, for the axis.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
 
     Raises:
         ValueError: when there is no point, a time is not above 0, or a number not finite.

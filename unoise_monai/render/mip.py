@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
 from unoise_monai.render.canvas import (
+    Rgb,
+    Spacing,
+    Volume,
+    Window,
     check_picture,
     find_window,
     foreground_box,
@@ -68,8 +72,6 @@ VIEWS = ("sagittal", "coronal", "axial")
 DEPTHS = ("brightest", "any")
 SLAB_PANEL = 360
 """Pixels of the longest side of one slab of many."""
-Spacing = tuple[float, float, float]
-Volume = NDArray[Any]
 
 
 def mips(
@@ -79,12 +81,12 @@ def mips(
     segmentation: Volume | None = None,
     slab_mm: float | None = None,
     centre: Sequence[float] | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     depth: str = "brightest",
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show a volume along its three axes as maximum intensity projections: axial, coronal and sagittal.
 
     The volumes are canonical (``to_canonical``), the display convention is that of ``display_slice``, all three views
@@ -107,12 +109,9 @@ def mips(
             importance everywhere colours everything.
         label: what the colour bar shows, with its unit.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when the image holds one value only, or ``importance`` leaves [0, 1].
+        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite, when
+            the image holds one value only, or ``importance`` leaves [0, 1].
         ValueError: when ``spacing_mm``, ``slab_mm``, ``centre``, ``window``, ``style``, ``threshold`` or ``depth`` is
             out of range.
     """
@@ -141,12 +140,12 @@ def slab_mips(
     importance: Volume | None = None,
     segmentation: Volume | None = None,
     axis: int = 2,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     depth: str = "brightest",
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show a volume as consecutive slabs along one axis, each a maximum intensity projection.
 
     The slabs follow each other without a gap, from the feet to the head (axial), from back to front (coronal), or
@@ -161,8 +160,8 @@ def slab_mips(
     check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_slab(slab_mm)
     size, count = image.shape[axis], max(1, round(slab_mm / spacing_mm[axis]))
-    parts = [slice(start, min(start + count, size)) for start in range(0, size, count)]
-    slabs = [(axis, part, f"slices {part.start + 1} to {part.stop} of {size}") for part in parts]
+    ends = [(start, min(start + count, size)) for start in range(0, size, count)]
+    slabs = [(axis, slice(start, end), f"slices {start + 1} to {end} of {size}") for start, end in ends]
     look = {"style": style, "threshold": threshold, "label": label, "longest": SLAB_PANEL}
     return _draw_slabs(image, spacing_mm, importance, segmentation, slabs, window, depth, **look)
 
@@ -179,10 +178,10 @@ def _draw_slabs(
     importance: Volume | None,
     segmentation: Volume | None,
     slabs: Sequence[tuple[int, slice, str]],
-    window: tuple[float, float] | None,
+    window: Window | None,
     depth: str,
     **look: Any,
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """A projection for each slab (axis, slices, title); ``look`` is what ``draw_views`` takes."""
     check_choice("depth", depth, DEPTHS)
     views = []

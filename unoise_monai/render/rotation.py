@@ -15,7 +15,7 @@ from PIL import Image
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.render.canvas import bar_colours, blend, check_picture, grey_levels
+from unoise_monai.render.canvas import Spacing, Volume, Window, bar_colours, blend, check_picture, grey_levels
 from unoise_monai.render.panels import Panel, draw_panels, title_width
 
 TURNS = {0: ("I", "P", "L"), 1: ("L", "S", "P"), 2: ("L", "P", "I")}
@@ -39,11 +39,11 @@ class Turn(NamedTuple):
 
 
 def turned_mips(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    spacing_mm: Spacing,
     degrees: Sequence[float],
     axis: int = 2,
-    importance: NDArray[Any] | None = None,
+    importance: Volume | None = None,
     pixel_mm: float = 0,
 ) -> Turn:
     """Project a canonical volume along parallel rays from several directions around an axis through its centre.
@@ -98,17 +98,17 @@ def view_letters(angle: float, axis: int = 2) -> tuple[str, dict[str, str]]:
     """The side that ``rotating_mip`` looks from at an angle, and what lies at each edge of the picture."""
     first, second, along = TURNS[axis]
     cosine, sine = _direction(angle)
-    end, start = _letters({first: cosine, second: sine}), _letters({first: -cosine, second: -sine})
-    viewer = _letters({first: sine, second: -cosine})
+
+    def letters(parts: dict[str, float]) -> str:
+        """Of a direction, the main one first, as DICOM's Patient Orientation (0020,0020) writes them."""
+        towards = [(abs(part), code if part > 0 else OPPOSITE[code]) for code, part in parts.items() if part]
+        return "".join(code for _, code in sorted(towards, key=lambda item: -item[0]))
+
+    end, start = letters({first: cosine, second: sine}), letters({first: -cosine, second: -sine})
+    viewer = letters({first: sine, second: -cosine})
     if axis == 0:
         return viewer, {"left": OPPOSITE[along], "right": along, "top": start, "bottom": end}
     return viewer, {"left": start, "right": end, "top": OPPOSITE[along], "bottom": along}
-
-
-def _letters(parts: dict[str, float]) -> str:
-    """Letters of a direction, the main one first, as DICOM's Patient Orientation (0020,0020) writes them."""
-    towards = [(abs(part), code if part > 0 else OPPOSITE[code]) for code, part in parts.items() if part]
-    return "".join(code for _, code in sorted(towards, key=lambda item: -item[0]))
 
 
 def _direction(angle: float) -> tuple[float, float]:
@@ -121,7 +121,7 @@ def _centres(count: int) -> NDArray[np.float64]:
     return np.arange(count, dtype=np.float64) - (count - 1) / 2
 
 
-def _stacks(volume: NDArray[Any], axis: int, tall: int, fill: float) -> NDArray[np.float32]:
+def _stacks(volume: Volume, axis: int, tall: int, fill: float) -> NDArray[np.float32]:
     """Columns of voxels along an axis, cut into stacks of one pixel: ``(columns, tall, pixels)``."""
     to_view = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(TURNS[axis]))
     columns = apply_orientation(volume, to_view).astype(np.float32)
@@ -131,12 +131,12 @@ def _stacks(volume: NDArray[Any], axis: int, tall: int, fill: float) -> NDArray[
 
 
 def rotating_mip(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    spacing_mm: Spacing,
     frames: int = 36,
     axis: int = 2,
-    importance: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
+    importance: Volume | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     label: str = "importance, 0 to 1",
@@ -208,9 +208,8 @@ def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms:
             steps of 10, as GIF counts.
 
     Raises:
-        ValueError: when ``frames`` is not uint8 of shape ``(N, H, W, 3)`` with N of at least 2, or is empty.
-        ValueError: when the suffix is not .gif, .png or .apng.
-        ValueError: when ``frame_ms`` is not a multiple of 10 from 20 to 65,530.
+        ValueError: when ``frames`` is not uint8 of shape ``(N, H, W, 3)`` with N of at least 2, or is empty, the
+            suffix is not .gif, .png or .apng, or ``frame_ms`` is not a multiple of 10 from 20 to 65,530.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 2 or frames.size == 0:
         got = f"got {frames.dtype} of shape {frames.shape}"

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from unoise_monai.checks import check_fraction
 from unoise_monai.render.canvas import (
     EDGE_LETTERS,
+    Rgb,
+    Spacing,
+    Volume,
+    Window,
     blend,
     check_picture,
     check_view,
@@ -33,19 +37,19 @@ BACKGROUND = 0.1
 
 
 def montage(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
-    importance: NDArray[Any] | None = None,
-    segmentation: NDArray[Any] | None = None,
+    image: Volume,
+    spacing_mm: Spacing,
+    importance: Volume | None = None,
+    segmentation: Volume | None = None,
     axis: int = 2,
     count: int = 6,
     slices: tuple[int, int] | None = None,
     crop_mm: float | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show what a segmentation relied on, slice by slice.
 
     The volumes are canonical (``to_canonical``). The foreground is the segmentation's; or, where there is none, the
@@ -64,9 +68,6 @@ def montage(
         crop_mm: margin around the foreground, mm, that slices are cropped to; uncropped where it is None.
         window: intensities that turn black and white; found in the image where it is None (``find_window``).
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
         ValueError: as ``mips``, and when ``axis``, ``count``, ``slices`` or ``crop_mm`` is out of range.
     """
@@ -78,15 +79,16 @@ def montage(
         )
     window = find_window(image, window)
     box = foreground(image, importance, segmentation, window)
-    crop = tuple(
-        slice(None) if crop_mm is None or along == axis else within(box[along], crop_mm / spacing_mm[along])
-        for along in range(3)
-    )
+    crop = [slice(None)] * 3
+    for along in {0, 1, 2} - {axis} if crop_mm is not None else ():
+        # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
+        margin = math.ceil(crop_mm / spacing_mm[along] - 1e-3)
+        crop[along] = slice(max(0, box[along][0] - margin), box[along][1] + margin)
     low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, image.shape[axis])
     views = []
     for index in spread(low, high, count):
         pixels, shown, labels = (
-            None if volume is None else display_slice(volume[crop], axis, index)
+            None if volume is None else display_slice(volume[tuple(crop)], axis, index)
             for volume in (image, importance, segmentation)
         )
         outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
@@ -95,10 +97,7 @@ def montage(
 
 
 def foreground(
-    image: NDArray[Any],
-    importance: NDArray[Any] | None,
-    segmentation: NDArray[Any] | None,
-    window: tuple[float, float],
+    image: Volume, importance: Volume | None, segmentation: Volume | None, window: Window
 ) -> tuple[tuple[int, int], ...]:
     """First slice and the one after the last, along each axis, of what is worth showing; all where nothing is."""
     box = None if segmentation is None else foreground_box(segmentation)
@@ -107,14 +106,6 @@ def foreground(
     if box is None and importance is None:
         box = foreground_box(image > window[0] + BACKGROUND * (window[1] - window[0]))
     return box or tuple((0, size) for size in image.shape)
-
-
-def within(ends: tuple[int, int], margin: float) -> slice:
-    """An extent with a margin of at least so many voxels at both ends, as far as the volume has them."""
-    low, high = ends
-    # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
-    voxels = math.ceil(margin - 1e-3)
-    return slice(max(0, low - voxels), high + voxels)
 
 
 def widen(ends: tuple[int, int], count: int, size: int) -> tuple[int, int]:
@@ -146,7 +137,7 @@ PAPER_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 """Of the tolerance B, in the paper's Fig. 3b."""
 
 
-def most_important(importance: NDArray[Any], share: float) -> NDArray[np.bool_]:
+def most_important(importance: Volume, share: float) -> NDArray[np.bool_]:
     """The given share, above 0 and at most 1 (else ValueError), of a volume's voxels, the most important ones.
 
     Voxels as important as the last one that fits are all taken: which voxels are visible never depends on the order
@@ -159,16 +150,16 @@ def most_important(importance: NDArray[Any], share: float) -> NDArray[np.bool_]:
 
 
 def decile_pictures(
-    image: NDArray[Any],
-    importance: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    importance: Volume,
+    spacing_mm: Spacing,
     axis: int = 2,
     index: int | None = None,
     shares: Sequence[float] = DECILES,
     thresholds: Sequence[float] | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     mip: bool = False,
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show one slice with only the most important voxels of the volume visible, the others black, and then all of it.
 
     With ``mip`` the maximum intensity projection of the visible voxels takes the slice's place: vessels leave a slice
@@ -186,9 +177,6 @@ def decile_pictures(
         thresholds: highest tolerance B = 1 - importance of the visible voxels, used in place of ``shares``.
         window: intensities that turn black and white; found in the image, or in its projection, where it is None.
         mip: project the visible voxels along the axis, in place of showing a slice.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
 
     Raises:
         ValueError: as ``mips``, when ``axis`` or ``index`` is out of range, when a share is not above 0 and at most 1,
@@ -225,21 +213,19 @@ def _steps(
     importance: NDArray[np.float32], shares: Sequence[float], thresholds: Sequence[float] | None
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """The title of each panel and the voxels that it shows, one after the other: masks of large volumes are large."""
-    if thresholds is None:
-        for share in shares:
-            visible = most_important(importance, share)
-            ties = "" if visible.mean() - share < 0.005 else f" (ties: {_percent(visible.mean())})"
-            yield f"top {_percent(share)}{ties}", visible
-    else:
-        for threshold in thresholds:
-            # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
-            visible = importance >= np.float32(1 - threshold)
-            yield f"B ≤ {threshold:g} ({_percent(visible.mean())})", visible
+
+    def percent(share: float) -> str:
+        return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
+
+    for share in shares if thresholds is None else ():
+        visible = most_important(importance, share)
+        ties = "" if visible.mean() - share < 0.005 else f" (ties: {percent(visible.mean())})"
+        yield f"top {percent(share)}{ties}", visible
+    for threshold in thresholds if thresholds is not None else ():
+        # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
+        visible = importance >= np.float32(1 - threshold)
+        yield f"B ≤ {threshold:g} ({percent(visible.mean())})", visible
     yield "all", np.ones(importance.shape, dtype=bool)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 PANEL_WIDTH = 280
@@ -247,12 +233,12 @@ PANEL_WIDTH = 280
 
 
 def layer_grid(
-    maps: Mapping[str, NDArray[Any]],
-    spacing_mm: tuple[float, float, float],
+    maps: Mapping[str, Volume],
+    spacing_mm: Spacing,
     axis: int = 2,
-    image: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
-) -> NDArray[np.uint8]:
+    image: Volume | None = None,
+    window: Window | None = None,
+) -> Rgb:
     """Draw the maximum intensity projection of one map a layer, from left to right and from top to bottom.
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021, Fig. 5:
@@ -268,9 +254,6 @@ def layer_grid(
         axis: the axis that is projected along: 0 sagittal, 1 coronal, 2 axial.
         image: intensities, ``(X, Y, Z)`` in RAS order, drawn before the layers.
         window: the image's intensities that turn black and white; found in its projection where it is None.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
 
     Raises:
         ValueError: when there is no map, or one is not 3-D, is empty, or holds NaN or infinity; of the other

@@ -21,7 +21,6 @@ from unoise_monai.report.cases import (
     cell,
     class_names,
     columns,
-    label_of,
     number_columns,
     page_name,
     read_cases,
@@ -29,17 +28,7 @@ from unoise_monai.report.cases import (
     show,
     tiles,
 )
-from unoise_monai.report.charts import (
-    HEIGHT,
-    LEFT,
-    THUMBNAIL,
-    TOP,
-    UNREADABLE_PICTURE,
-    WIDTH,
-    Picture,
-    charts,
-    copy_picture,
-)
+from unoise_monai.report.charts import THUMBNAIL, UNREADABLE_PICTURE, Picture, charts, copy_picture
 from unoise_monai.report.volumes import NO_SCAN, Layer, Scan, pack, read_layers
 
 PACKAGE = "ipyniivue"
@@ -128,8 +117,7 @@ def write_site(
         The index.
 
     Raises:
-        FileNotFoundError: when ``output`` holds no ``cohort.csv``.
-        ValueError: when a table has no column ``case``.
+        FileNotFoundError: when ``output`` holds no records of a run.
         ModuleNotFoundError: when the viewer is not installed; the message says how to.
     """
     output = Path(output)
@@ -190,7 +178,6 @@ class Site:
                 # The organs have a table of their own.
                 if not (case.organs and column.key.startswith("organ_"))
             ],
-            facts=[(label_of(key), value) for key, value in case.values.items() if key.endswith("_sha256")],
             pictures=pictures,
             layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
             classes=self.classes,
@@ -198,7 +185,6 @@ class Site:
             factors=volumes.factors,
             start=volumes.start() if volumes.layers else [],
             charts=[] if importance is None or segmentation is None else charts(importance, segmentation.voxels),
-            chart_size=(WIDTH, HEIGHT, LEFT, TOP),
             organ_numbers=number_columns(case.organs),
         )
         self._write(Path("cases", f"{case.page}.html"), page)

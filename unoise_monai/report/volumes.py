@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from unoise_monai.checks import check_choice
 from unoise_monai.data.reading import load_volume
 from unoise_monai.handlers.savers import GRID_LIMIT, QUANTITIES, to_numpy
-from unoise_monai.render.canvas import check_affine, find_window
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, check_affine, display_scale, find_window
 from unoise_monai.report.cases import SiteCase
-from unoise_monai.runs.comparison import WHITE, shares
 
 logger = logging.getLogger(__name__)
 
@@ -331,7 +330,7 @@ def _title(key: str, kind: str) -> str:
         return {"scan": "scan", "seg": "segmentation"}[kind]
     if key in UNIT:
         return QUANTITIES[key].split(",")[0]
-    return f"{key.replace('_', ' ')}, share of its {WHITE:g}th percentile"
+    return f"{key.replace('_', ' ')}, share of its {DISPLAY_PERCENTILE:g}th percentile"
 
 
 def _layer(key: str, kind: str, title: str, voxels: NDArray[Any], grid: _Grid) -> Layer:
@@ -341,7 +340,7 @@ def _layer(key: str, kind: str, title: str, voxels: NDArray[Any], grid: _Grid) -
             raise ValueError(f"class indices must lie in 0 to {HIGHEST_LABEL}, got {labels.min()} to {labels.max()}")
         return Layer(key, kind, title, grid.thin(labels.astype(np.uint8), "max"), grid.shown, 0.0, float(labels.max()))
     if kind == "map":
-        values = np.clip(voxels, 0, 1) if key in UNIT else shares(voxels)
+        values = np.clip(voxels, 0, 1) if key in UNIT else display_scale(voxels)
         return Layer(key, kind, title, grid.thin(values), grid.shown, 0.0, 1.0)
     # Whole intensities, such as Hounsfield units, stay whole: they take less room.
     whole = bool((voxels == np.round(voxels)).all())

@@ -34,7 +34,7 @@ from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, evaluating, segmentation
-from unoise_monai.render.canvas import save_png, to_canonical
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, display_scale, save_png, to_canonical
 from unoise_monai.render.mip import mips
 from unoise_monai.render.slices import montage
 from unoise_monai.runs.scoreboard import MethodRow, write_scoreboard
@@ -179,9 +179,6 @@ def load_case(case: Case, task: SegmentationTask, device: torch.device) -> CaseV
     )
 
 
-WHITE = 99.9
-"""Percentile of a map that pictures show as 1: single voxels of some methods tower above all others."""
-
 PICTURES: Mapping[str, Callable[..., NDArray[Any]]] = {"mip": mips, "montage": montage}
 
 
@@ -250,8 +247,8 @@ class CaseFiles:
         save_nifti(voxels, affine, f"{stem}.nii.gz", volumes.source, f"attribution by {method}, raw values")
         if self.pictures:
             image, spacing_mm = to_canonical(*to_numpy(self._scan))
-            shown = shares(on_scan_grid(voxels, on_file, self._scan, method, volumes.source))
-            label = f"{method}, share of its {WHITE:g}th percentile"
+            shown = display_scale(on_scan_grid(voxels, on_file, self._scan, method, volumes.source))
+            label = f"{method}, share of its {DISPLAY_PERCENTILE:g}th percentile"
             for name, draw in PICTURES.items():
                 rgb = draw(image, spacing_mm, importance=shown, segmentation=self._outline, label=label)
                 save_png(rgb, f"{stem}_{name}.png")
@@ -273,17 +270,6 @@ def reason(error: Exception, case: Case, truth_dir: Path | None = None) -> str:
     for folder in folders if truth_dir is None else [*folders, truth_dir]:
         text = text.replace(f"{folder}{os.sep}", "")
     return text
-
-
-def shares(values: NDArray[Any]) -> NDArray[np.float32]:
-    """A map as pictures show it: 0 where it is 0 or below, 1 at its 99.9th percentile; of ranks that are all negative
-    (a distance), from its lowest value on."""
-    low = 0.0 if values.max() > 0 else float(values.min())
-    high = float(np.percentile(values, WHITE))
-    if high <= low:
-        high = float(values.max())
-    scaled = np.zeros(values.shape) if high <= low else (values - low) / (high - low)
-    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
 
 
 class Subject(NamedTuple):

@@ -108,9 +108,16 @@ class State(Enum):
 class Records:
     """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
 
-    A record is a dictionary with ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a
-    digest), ``files`` (names that are being written, or size and SHA-256 of each that is) and, of a case that is done,
-    ``source`` (size and SHA-256 of what was read) and ``figures``.
+    Everything that is known of an output is in them: tables and the report are made from them alone. A record has
+
+    - ``case`` (its name), ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a digest);
+    - ``files``: names in the case's folder, ``<case>_<quantity or method>.nii.gz``, ``<case>_seg.nii.gz`` and pictures,
+      to None while they are being written, to size and SHA-256 of what was written (``bytes``, ``sha256``) after that;
+    - failed: ``stage``, ``reason`` and ``shown``, the input as a person may see it;
+    - done: ``shown``; ``source``, size and SHA-256 of what was read; ``figures``, key to number (``dice``,
+      ``dice_<class>``, ``volume_ml_<class>``, ``importance_mean``, ...); ``organs``, a dictionary each (``organ``,
+      ``importance_share``, ...); ``voxels`` and ``spacing_mm``, three numbers each; ``device``, ``note``, ``seconds``
+      and ``peak_memory_gb``.
 
     Args:
         output: the folder of the whole output.

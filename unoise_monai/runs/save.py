@@ -18,10 +18,10 @@ from unoise_monai.data.transforms import preprocessing
 from unoise_monai.handlers.savers import QUANTITIES, map_quantity, on_scan_grid, save_nifti, to_numpy
 from unoise_monai.inference.explain import postprocessing
 from unoise_monai.metrics.regions import region_importance
-from unoise_monai.render.canvas import save_png, to_canonical
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, display_scale, save_png, to_canonical
 from unoise_monai.render.mip import mips
 from unoise_monai.render.slices import montage
-from unoise_monai.runs.comparison import WHITE, CaseVolumes, shares
+from unoise_monai.runs.comparison import CaseVolumes
 from unoise_monai.runs.explain import CohortExplainer, Explained
 from unoise_monai.runs.load import Loaded
 from unoise_monai.runs.records import Records, fingerprint
@@ -210,12 +210,12 @@ class CaseWriter:
         outline = on_scan_grid(to_numpy(found["seg"])[0], found["seg"], loaded.scan, "seg", folder)
         for method, voxels in maps.items():
             shown = on_scan_grid(voxels, found["importance"], loaded.scan, method or "importance", folder)
-            label = {"label": f"{method}, share of its {WHITE:g}th percentile"} if method else {}
+            label = {"label": f"{method}, share of its {DISPLAY_PERCENTILE:g}th percentile"} if method else {}
             for picture, draw in self.pictures.items():
                 rgb = draw(
                     image,
                     spacing_mm,
-                    importance=shares(shown) if method else shown,
+                    importance=display_scale(shown) if method else shown,
                     segmentation=outline,
                     **self.options[picture],
                     **label,
