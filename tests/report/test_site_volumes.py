@@ -1,4 +1,4 @@
-"""Volumes are read as they lie in space, get fewer voxels in the same place, and headers that hold nothing but a grid."""
+"""Volumes are read as they lie in space, get fewer voxels in the same place, and a header with nothing but a grid."""
 
 from __future__ import annotations
 

@@ -80,16 +80,17 @@ def montage(
     window = find_window(image, window)
     box = foreground(image, importance, segmentation, window)
     crop = [slice(None)] * 3
-    for along in {0, 1, 2} - {axis} if crop_mm is not None else ():
+    for along in () if crop_mm is None else {0, 1, 2} - {axis}:
         # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
-        margin = math.ceil(crop_mm / spacing_mm[along] - 1e-3)
+        margin = math.ceil((crop_mm or 0) / spacing_mm[along] - 1e-3)
         crop[along] = slice(max(0, box[along][0] - margin), box[along][1] + margin)
     low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, image.shape[axis])
     views = []
     for index in spread(low, high, count):
-        pixels, shown, labels = (
+        pixels = display_slice(image[tuple(crop)], axis, index)
+        shown, labels = (
             None if volume is None else display_slice(volume[tuple(crop)], axis, index)
-            for volume in (image, importance, segmentation)
+            for volume in (importance, segmentation)
         )
         outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
         views.append(View(axis, f"slice {index + 1} of {image.shape[axis]}", pixels, shown, outlines))
@@ -269,14 +270,14 @@ def layer_grid(
     finest = max(maps.values(), key=lambda values: values.size) if image is None else image
     extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
     panels = []
-    scan = [] if image is None else [(None, image)]
-    for name, values in [*scan, *maps.items()]:
+    layers: list[tuple[str | None, Volume]] = [*maps.items()]
+    for layer, values in layers if image is None else [(None, image), *layers]:
         picture, title = project(values, axis), "image"
-        if name is None:
+        if layer is None:
             grey: NDArray[Any] = grey_levels(picture, window)
         else:
             low, high = float(picture.min()), float(picture.max())
-            title = _title(name, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+            title = _title(layer, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
             grey = np.zeros(picture.shape) if low == high else scale_map(picture)
         x, y, z = (size / count for size, count in zip(extent_mm, values.shape, strict=True))
         panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm((x, y, z), axis)))

@@ -24,11 +24,8 @@ SIZE = (5.4, 3.3)
 """Of a chart, in inches of 72 CSS pixels."""
 COLOURS = {"inside": "#b4450b", "outside": "#1d63b8", "chance": "#8a909c", "soft": "#59616f", "line": "#dfe3ea"}
 """Of the style sheet's variables, in light; the page's own take their place."""
-STYLES = {
-    "inside": {"linewidth": 2.2},
-    "outside": {"linewidth": 2.2, "dashes": (3, 2)},
-    "chance": {"linewidth": 1.2},
-}
+STYLES: dict[str, dict[str, Any]] = {"inside": {"linewidth": 2.2}, "outside": {"linewidth": 2.2, "dashes": (3, 2)}, "chance": {"linewidth": 1.2}}
+PERCENT: dict[str, Any] = {"xlim": (0, 100), "ylim": (0, 100)}
 ONE_AT_A_TIME = Lock()
 """Settings of matplotlib are those of the whole process."""
 
@@ -79,12 +76,7 @@ def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
             "Share of the segmented voxels that are among the most important ones of the volume. A map that knows "
             "nothing of the segmentation follows the thin line.",
             [Line("this map", "inside", share, found), Line("chance", "chance", share, share)],
-            {
-                "xlabel": "most important voxels (%)",
-                "ylabel": "segmented voxels among them (%)",
-                "xlim": (0, 100),
-                "ylim": (0, 100),
-            },
+            {"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)", **PERCENT},
         ),
     ]
 
@@ -122,9 +114,9 @@ def draw(title: str, note: str, lines: Sequence[Line], axes: Mapping[str, Any]) 
     plot.set(**axes)
     plot.grid(axis="y", color=COLOURS["line"], linewidth=1)
     plot.spines[:].set_visible(False)
-    plot.tick_params(length=0, labelcolor=COLOURS["soft"])
-    plot.xaxis.label.set_color(COLOURS["soft"])
-    plot.yaxis.label.set_color(COLOURS["soft"])
+    plot.tick_params(length=0, pad=6, labelcolor=COLOURS["soft"])
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.label.set_color(COLOURS["soft"])
     figure.legend(loc="outside upper left", ncols=len(lines), frameon=False, labelcolor=COLOURS["soft"])
     rows = [
         [f"{x:.3g}", *(f"{y:.1f}" for y in ys)] for x, *ys in zip(lines[0].x, *(line.y for line in lines), strict=True)

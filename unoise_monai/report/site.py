@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,10 @@ COMMAND = 'pip install "unoise-monai[report]"'
 
 
 def copy_viewer(folder: Path) -> str:
-    """Copy the viewer and its licence into a folder, in a form that a page opened from disk can load.
+    """Copy the viewer, ``niivue.js``, and ``niivue_LICENSE.txt`` into a folder; gives the package's version.
 
     Browsers refuse modules and requests to pages from disk, but not classic scripts: ``niivue.js`` hands the module
     over as text, of which the page makes a module in memory.
-
-    Args:
-        folder: where ``niivue.js`` and ``niivue_LICENSE.txt`` go.
-
-    Returns:
-        The package's version.
 
     Raises:
         ModuleNotFoundError: when the package is not installed; the message says how to install it.
@@ -62,10 +56,18 @@ def copy_viewer(folder: Path) -> str:
     widget = Path(str(package.locate_file(WIDGET)))
     if not widget.is_file():
         raise FileNotFoundError(f"{PACKAGE} must hold {WIDGET}, version {package.version} does not")
-    with atomic_path(folder / "niivue.js") as temporary:
-        temporary.write_text(deliver("niivue", widget.read_text(encoding="utf-8")), encoding="utf-8")
-    with atomic_path(folder / "niivue_LICENSE.txt") as temporary:
-        temporary.write_text(_licence(package), encoding="utf-8")
+    dist_info = f"{PACKAGE}-{package.version}.dist-info"
+    licences = [
+        Path(str(path.locate())).read_text(encoding="utf-8")
+        for path in package.files or ()
+        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", dist_info)
+    ]
+    if not licences:
+        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
+    script = deliver("niivue", widget.read_text(encoding="utf-8"))
+    for name, text in (("niivue.js", script), ("niivue_LICENSE.txt", "\n\n".join(licences))):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return package.version
 
 
@@ -73,17 +75,6 @@ def deliver(key: str, text: str) -> str:
     """A classic script that hands ``text`` to the page under ``key``."""
     # JSON is JavaScript since ECMAScript 2019; ASCII, so that no encoding can go wrong.
     return f"unoise.deliver({json.dumps(key)}, {json.dumps(text)});\n"
-
-
-def _licence(package: Distribution) -> str:
-    texts = [
-        Path(str(path.locate())).read_text(encoding="utf-8")
-        for path in package.files or ()
-        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", f"{PACKAGE}-{package.version}.dist-info")
-    ]
-    if not texts:
-        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
-    return "\n\n".join(texts)
 
 
 FOLDER = "report"
