@@ -73,19 +73,24 @@ def test_another_measure_is_named_on_its_axis_and_in_errors() -> None:
         plot_visibility({"a": (SHARES, 2 * SHARES)}, measure="IoU")
 
 
-def test_refuses_bad_curves() -> None:
-    with pytest.raises(ValueError, match="curves must hold at least one curve, got none"):
-        plot_visibility({})
-    with pytest.raises(ValueError, match=r"curve 'a' must be two 1-D arrays of one length, got \(10,\) and \(9,\)"):
-        plot_visibility({"a": (SHARES, SHARES[1:])})
-    with pytest.raises(ValueError, match="curve 'a' must be two 1-D arrays"):
-        plot_visibility({"a": (np.array([]), np.array([]))})
-    with pytest.raises(ValueError, match=r"share visible of 'a' must be finite and lie in \[0, 1\]"):
-        plot_visibility({"a": (100 * SHARES, SHARES)})
-    with pytest.raises(ValueError, match="Dice of 'a' must be finite"):
-        plot_visibility({"a": (SHARES, SHARES * np.nan)})
-    with pytest.raises(ValueError, match="reference must be finite"):
-        plot_visibility({"a": (SHARES, SHARES)}, reference=86.9)
+@pytest.mark.parametrize(
+    ("curves", "reference", "message"),
+    [
+        ({}, None, "curves must hold at least one curve, got none"),
+        (
+            {"a": (SHARES, SHARES[1:])},
+            None,
+            r"curve 'a' must be two 1-D arrays of one length, got \(10,\) and \(9,\)",
+        ),
+        ({"a": (np.array([]), np.array([]))}, None, "curve 'a' must be two 1-D arrays"),
+        ({"a": (100 * SHARES, SHARES)}, None, r"share visible of 'a' must be finite and lie in \[0, 1\]"),
+        ({"a": (SHARES, SHARES * np.nan)}, None, "Dice of 'a' must be finite"),
+        ({"a": (SHARES, SHARES)}, 86.9, "reference must be finite"),
+    ],
+)
+def test_refuses_bad_curves(curves: dict, reference: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot_visibility(curves, reference=reference)
 
 
 def test_every_method_is_drawn() -> None:

@@ -261,10 +261,8 @@ def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) 
     """
     low = 0.0 if values.max() > 0 else float(values.min())
     high = float(np.percentile(values, percentile))
-    if high <= low:
-        high = float(values.max())
-    scaled = np.zeros(values.shape) if high <= low else (values - low) / (high - low)
-    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
+    high = high if high > low else float(values.max())
+    return scale_map(values, (low, high)) if high > low else np.zeros(values.shape, dtype=np.float32)
 
 
 def check_style(style: str, threshold: float = 0.0) -> None:
