@@ -24,7 +24,11 @@ SIZE = (5.4, 3.3)
 """Of a chart, in inches of 72 CSS pixels."""
 COLOURS = {"inside": "#b4450b", "outside": "#1d63b8", "chance": "#8a909c", "soft": "#59616f", "line": "#dfe3ea"}
 """Of the style sheet's variables, in light; the page's own take their place."""
-STYLES: dict[str, dict[str, Any]] = {"inside": {"linewidth": 2.2}, "outside": {"linewidth": 2.2, "dashes": (3, 2)}, "chance": {"linewidth": 1.2}}
+STYLES: dict[str, dict[str, Any]] = {
+    "inside": {"linewidth": 2.2},
+    "outside": {"linewidth": 2.2, "dashes": (3, 2)},
+    "chance": {"linewidth": 1.2},
+}
 PERCENT: dict[str, Any] = {"xlim": (0, 100), "ylim": (0, 100)}
 ONE_AT_A_TIME = Lock()
 """Settings of matplotlib are those of the whole process."""
