@@ -103,7 +103,7 @@ def test_every_option_has_help(command: str) -> None:
         (["explain", "pancreas_ct_unoise", "{root}/scan.nii", "{root}/out", "--methods", "magic"], "method must be"),
         (["explain", "pancreas_ct_unoise", "{root}/scan.nii", "{root}/out", "--part", "3/2"], "part must be K/N"),
         (["explain", "pancreas_ct_unoise", "{root}", "{root}/../{root.name}"], "another folder than INPUT"),
-        (["report", "{root}/nothing"], "cohort.csv"),
+        (["report", "{root}/nothing"], "records of a run"),
         (["render", "{root}/scan.nii", "{root}/scan.nii", "{root}/out.jpg"], "OUTPUT must end in .png"),
     ],
 )

@@ -1,11 +1,17 @@
-"""The curve of Dice against visible voxels: every curve drawn, bad ones refused."""
+"""Every curve and point is drawn, on its own, with its name; bad ones are refused."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
+from unoise_monai.render import curves as costs
 from unoise_monai.render import plot_visibility
-from unoise_monai.render.curves import COLOURS, style
+from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.curves import COLOURS, plot_costs, style
 
 SHARES = np.linspace(0.1, 1, 10)
 
@@ -67,16 +73,69 @@ def test_another_measure_is_named_on_its_axis_and_in_errors() -> None:
         plot_visibility({"a": (SHARES, 2 * SHARES)}, measure="IoU")
 
 
-def test_refuses_bad_curves() -> None:
-    with pytest.raises(ValueError, match="curves must hold at least one curve, got none"):
-        plot_visibility({})
-    with pytest.raises(ValueError, match=r"curve 'a' must be two 1-D arrays of one length, got \(10,\) and \(9,\)"):
-        plot_visibility({"a": (SHARES, SHARES[1:])})
-    with pytest.raises(ValueError, match="curve 'a' must be two 1-D arrays"):
-        plot_visibility({"a": (np.array([]), np.array([]))})
-    with pytest.raises(ValueError, match=r"share visible of 'a' must be finite and lie in \[0, 1\]"):
-        plot_visibility({"a": (100 * SHARES, SHARES)})
-    with pytest.raises(ValueError, match="Dice of 'a' must be finite"):
-        plot_visibility({"a": (SHARES, SHARES * np.nan)})
-    with pytest.raises(ValueError, match="reference must be finite"):
-        plot_visibility({"a": (SHARES, SHARES)}, reference=86.9)
+@pytest.mark.parametrize(
+    ("curves", "reference", "message"),
+    [
+        ({}, None, "curves must hold at least one curve, got none"),
+        (
+            {"a": (SHARES, SHARES[1:])},
+            None,
+            r"curve 'a' must be two 1-D arrays of one length, got \(10,\) and \(9,\)",
+        ),
+        ({"a": (np.array([]), np.array([]))}, None, "curve 'a' must be two 1-D arrays"),
+        ({"a": (100 * SHARES, SHARES)}, None, r"share visible of 'a' must be finite and lie in \[0, 1\]"),
+        ({"a": (SHARES, SHARES * np.nan)}, None, "Dice of 'a' must be finite"),
+        ({"a": (SHARES, SHARES)}, 86.9, "reference must be finite"),
+    ],
+)
+def test_refuses_bad_curves(curves: dict, reference: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot_visibility(curves, reference=reference)
+
+
+def test_every_method_is_drawn() -> None:
+    one = plot_costs({"saliency": (0.1, 3.0)}, "rank")
+    two = plot_costs({"saliency": (0.1, 3.0), "rise": (20.0, 5.0)}, "rank")
+    assert one.dtype == np.uint8
+    assert one.shape[2] == 3
+    assert (one != two).any()
+    # A second marker and name: more that is not white.
+    assert (two < 255).any(axis=2).sum() > (one < 255).any(axis=2).sum()
+
+
+def test_names_lie_on_no_other_name_or_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As near as Grad-CAM++ and Guided Grad-CAM in a real scoreboard, and one at each edge.
+    points = {"grad_cam_plus_plus": (0.15, 15.9), "guided_grad_cam": (0.3, 15.7), "edges": (0.01, 3.0), "rise": (20, 5)}
+    figures: list[Figure] = []
+
+    def kept(figure: Figure) -> np.ndarray:
+        figures.append(figure)
+        return figure_to_rgb(figure)
+
+    monkeypatch.setattr(costs, "figure_to_rgb", kept)
+    plot_costs(points, "rank")
+    axes = figures[0].axes[0]
+    names = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == list(points)
+    dots = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(list(points.values()))]
+    assert all(name.count_overlaps(dots) == 0 for name in names)
+    assert all(name.count_overlaps(names) == 1 for name in names)  # itself
+    assert all(axes.bbox.containsx(name.x0) and axes.bbox.containsx(name.x1) for name in names)
+
+
+def test_names_that_have_no_free_place_are_written_all_the_same() -> None:
+    crowd = {f"method {k}": (1 + k / 1000, 1.0) for k in range(12)}
+    assert plot_costs(crowd, "rank").shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ({}, "points must hold at least one method"),
+        ({"a": (0.0, 1.0)}, "with seconds above 0"),
+        ({"a": (1.0, float("nan"))}, "points must be finite"),
+    ],
+)
+def test_refusals(points: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        plot_costs(points, "rank")

@@ -12,7 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from outputs import FAILED, ODD, write_case, write_output, write_table
+from outputs import FAILED, ODD, write_case, write_output, write_record
 from PIL import Image
 
 from unoise_monai.report.cases import page_name
@@ -41,6 +41,7 @@ def write_markers(output: Path) -> dict[str, Path]:
         scan = nib.Nifti1Image(100 * voxels + np.indices(voxels.shape).sum(axis=0), affine)
         nib.save(scan, output / f"{name}.nii.gz")
         write_case(output, name, scan, {"importance": voxels}, np.zeros(voxels.shape, np.uint8), pictures=False)
+        write_record(output, name)
         scans[name] = output / f"{name}.nii.gz"
     return scans
 
@@ -52,7 +53,6 @@ def report(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = write_site(output, scans, progress=False)
     markers = tmp_path_factory.mktemp("markers")
     found = write_markers(markers)
-    write_table(markers / "cohort.csv", [{"case": name, "status": "done"} for name in found])
     shutil.copytree(write_site(markers, found, progress=False).parent, index.parent / "markers")
     return index.parent
 
@@ -115,7 +115,7 @@ def show(page: Any, view: str) -> None:
 
 def test_numbers_sort_as_numbers(page: Any, report: Path) -> None:
     page.goto((report / "index.html").as_uri())
-    assert column(page, "seconds") == ["9.500", "10.2", "100", "-", "-"]
+    assert column(page, "seconds") == ["-", "9.500", "10.2", "100", "-"]
     for expected, order in ((["100", "10.2", "9.500"], "descending"), (["9.500", "10.2", "100"], "ascending")):
         page.locator("th[data-key=seconds] button").click()
         assert column(page, "seconds") == [*expected, "-", "-"]
@@ -278,7 +278,7 @@ def test_texts_stand_out(page: Any, report: Path, scheme: str) -> None:
     found = []
     for file, selectors in (
         ("index.html", (".tile .note", ".chip.done", ".chip.failed", ".reason", "thead button", "tbody th a", ".over")),
-        ("cases/phantom_001.html", ("figcaption", ".facts dt", ".start", ".legend", "footer")),
+        ("cases/phantom_001.html", ("figcaption", ".facts dt", ".start", ".chart text", "footer")),
     ):
         page.goto((report / file).as_uri())
         found += [(selector, contrast(page, selector)) for selector in selectors]
@@ -293,7 +293,8 @@ def contrast(page: Any, selector: str) -> float:
         """element => {
             let behind = element;
             while (getComputedStyle(behind).backgroundColor === 'rgba(0, 0, 0, 0)') behind = behind.parentElement;
-            return [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor];
+            const style = getComputedStyle(element);
+            return [element.closest('svg') ? style.fill : style.color, getComputedStyle(behind).backgroundColor];
         }""",
     )
 
@@ -307,8 +308,8 @@ def contrast(page: Any, selector: str) -> float:
 
 
 def test_a_thousand_cases_open_and_sort_quickly(page: Any, tmp_path: Path) -> None:
-    rows = [{"case": f"case_{n:04d}", "status": "done", "dice": (n * 7919) % 1000 / 1000} for n in range(1000)]
-    write_table(tmp_path / "cohort.csv", rows)
+    for number in range(1000):
+        write_record(tmp_path, f"case_{number:04d}", {"dice": (number * 7919) % 1000 / 1000})
     page.goto(write_site(tmp_path, viewer=False, progress=False).as_uri())
     seconds = page.evaluate(
         "() => { const start = performance.now(); document.querySelector('th[data-key=dice] button').click();"

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from outputs import write_output
+from outputs import ODD, write_output
 
 from unoise_monai.handlers.savers import QUANTITIES, map_quantity
 from unoise_monai.report.cases import SiteCase, read_cases
@@ -21,7 +21,8 @@ from unoise_monai.report.volumes import Layer, read_layers
 @pytest.fixture
 def run(cohort: Path, tmp_path: Path) -> tuple[list[SiteCase], dict[str, Path]]:
     scans = write_output(tmp_path, cohort, pictures=False)
-    return read_cases(tmp_path), scans
+    # The cases of the cohort, the one that failed, and the one that left nothing.
+    return sorted(read_cases(tmp_path), key=lambda case: case.name == ODD), scans
 
 
 def middle_mm(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:

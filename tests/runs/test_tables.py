@@ -1,66 +1,84 @@
-"""The tables hold the rows, and list what failed."""
+"""Tables hold what the records hold, and nothing that a spreadsheet would run."""
 
 from __future__ import annotations
 
 import csv
-import io
+from pathlib import Path
+from typing import Any
 
-from unoise_monai.runs.scoreboard import csv_table, markdown_table, method_rows
+import pytest
 
-RESULTS = [
-    {
-        "method": "saliency",
-        "case": case,
-        "scores": {"insertion_zero": value, "unchanged": 1.0},
-        "seconds": 0.25,
-        "forward_passes": 1.5,
-        "backward_passes": 1.0,
-        "constant": False,
+from unoise_monai.runs.records import Records
+from unoise_monai.runs.tables import write_tables
+
+
+def done(name: str, figures: dict[str, float], organs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+    return {
+        "case": name,
+        "status": "done",
+        "settings": "digest",
+        "source": {"bytes": 1, "sha256": "f00"},
+        "files": {f"{name}_importance.nii.gz": {"sha256": "abc"}, f"{name}_mip.png": {"sha256": "def"}},
+        "figures": figures,
+        "organs": list(organs),
+        "voxels": [3, 4, 5],
+        "spacing_mm": [1.0, 0.5, 2.0],
+        "device": "cpu",
+        "note": "",
+        "seconds": 1.23456789,
+        "peak_memory_gb": 0.5,
     }
-    for case, value in (("a", 0.5), ("b", 0.7))
-] + [{"method": "lime", "case": "a", "failed": "ValueError: no supervoxel"}]
 
 
-def test_csv_holds_means_intervals_and_ranks() -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_table(method_rows(RESULTS)))))
-    assert [row["method"] for row in rows] == ["saliency", "lime"]
-    assert float(rows[0]["insertion_zero"]) == 0.6
-    assert float(rows[0]["insertion_zero_low"]) >= 0.5
-    assert float(rows[0]["insertion_zero_high"]) <= 0.7
-    assert (rows[0]["insertion_zero_rank"], rows[0]["cases"], rows[0]["failed"]) == ("1", "2", "0")
-    assert (rows[1]["insertion_zero"], rows[1]["failed"]) == ("", "1")
+def failed(name: str, reason: str) -> dict[str, Any]:
+    return {"case": name, "status": "failed", "shown": f"{name}.nii", "stage": "load", "reason": reason}
 
 
-def test_csv_alone_holds_the_areas_of_further_measures() -> None:
-    curve = {"share": [0.0, 1.0], "dice": [0.2, 0.8], "iou": [0.1, 0.7], "soft_dice": [0.3, 0.5]}
-    results = [{**one, "curves": {"zero": {"insertion": curve}}} for one in RESULTS[:2]] + RESULTS[2:]
-    rows = list(csv.DictReader(io.StringIO(csv_table(method_rows(results)))))
-    names = ["insertion_zero_iou", "insertion_zero_soft_dice"]
-    assert list(rows[0])[-6:] == [f"{name}{part}" for name in names for part in ("", "_low", "_high")]
-    assert [float(rows[0][name]) for name in names] == [0.4, 0.4]
-    assert rows[1]["insertion_zero_iou"] == ""
-    assert markdown_table(method_rows(results), results) == markdown_table(method_rows(RESULTS), RESULTS)
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def test_markdown_names_what_failed_and_what_did_not_change() -> None:
-    text = markdown_table(method_rows(RESULTS), RESULTS)
-    lines = text.splitlines()
-    assert lines[0].startswith("| method | rank | seconds | passes | GB | insertion zero |")
-    assert lines[2].startswith("| saliency | 1.0 | 0.25 | 2 + 1 | - | 0.600 (0.500-0.700) |")
-    assert len({line.count("|") for line in lines[:4]}) == 1
-    assert "- lime on a: ValueError: no supervoxel" in lines
-    assert "Unchanged by random weights: saliency" in lines
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    records = Records(tmp_path)
+    records.write(done("b", {"volume_ml_x": 2.0, "dice": 0.5, "dice_x": 0.5}))
+    records.write(done("a", {"volume_ml_x": float("nan")}, ({"organ": "liver", "importance_share": 0.25},)))
+    records.write(failed("c", '=1+1, "quoted"\nand a line'))
+    return records
 
 
-def test_means_over_fewer_cases_than_there_are_say_so() -> None:
-    third = {**RESULTS[0], "case": "c", "scores": {"insertion_zero": 0.9}}
-    lines = markdown_table(method_rows([*RESULTS, third]), [*RESULTS, third]).splitlines()
-    assert lines[2].endswith("| 0.700 (0.500-0.900) | 1.000 (1.000-1.000), 2 of 3 |")
+def test_a_row_a_case_in_order_with_all_columns(records: Records) -> None:
+    write_tables(records)
+    rows = read(records.output / "cohort.csv")
+    assert [(row["case"], row["status"]) for row in rows] == [("a", "done"), ("b", "done"), ("c", "failed")]
+    assert rows[0]["volume_ml_x"] == ""
+    assert rows[1]["dice"] == "0.5"
+    assert rows[0]["organ_liver"] == "0.25"
+    assert rows[0]["seconds"] == "1.23457"
+    assert rows[0]["voxels"] == "3 x 4 x 5"
+    assert rows[0]["image_sha256"] == "f00"
+    assert rows[0]["importance_sha256"] == "abc"
+    names = list(rows[0])
+    assert names[:5] == ["case", "status", "dice", "dice_x", "volume_ml_x"]
+    assert "mip_sha256" not in names
 
 
-def test_a_score_whose_class_is_not_imported_is_shown_and_not_ranked() -> None:
-    results = [{**one, "scores": {**one["scores"], "unheard_of": 0.5}} for one in RESULTS[:2]]
-    rows = method_rows(results)
-    assert rows[0].scores["unheard_of"].mean == 0.5
-    assert "unheard_of" not in rows[0].ranks
-    assert "Not ranked: unheard_of" in markdown_table(rows, results).splitlines()
+def test_failures_have_a_line_each_and_no_formula(records: Records) -> None:
+    write_tables(records)
+    (row,) = read(records.output / "failures.csv")
+    assert row == {"case": "c", "file": "c.nii", "stage": "load", "reason": '\'=1+1, "quoted"\nand a line'}
+
+
+def test_organs_have_their_table_where_there_are_any(records: Records) -> None:
+    write_tables(records)
+    assert read(records.output / "organs.csv") == [{"case": "a", "organ": "liver", "importance_share": "0.25"}]
+    records.write(failed("a", "gone"))
+    write_tables(records)
+    assert not (records.output / "organs.csv").exists()
+
+
+def test_nothing_done_still_makes_tables(tmp_path: Path) -> None:
+    write_tables(Records(tmp_path))
+    assert (tmp_path / "cohort.csv").read_text() == "case,status\n"
+    assert (tmp_path / "failures.csv").read_text() == "case,file,stage,reason\n"

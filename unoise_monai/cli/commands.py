@@ -100,33 +100,23 @@ def run_render(args: argparse.Namespace) -> int:
     if args.output.suffix.lower() != suffix:
         raise ValueError(f"OUTPUT must end in {suffix} for {args.picture}, got {args.output.name}")
 
-    from monai.transforms import LoadImage
+    from unoise_monai.data.reading import load_volume
+    from unoise_monai.handlers.savers import label_voxels, on_scan_grid, to_numpy
+    from unoise_monai.render import PICTURES, display_scale, to_canonical
 
-    from unoise_monai.handlers.savers import PICTURES as DRAWINGS
-    from unoise_monai.handlers.savers import display_scale, label_voxels, on_scan_grid, to_numpy
-    from unoise_monai.render.canvas import save_png, to_canonical
-    from unoise_monai.render.rotation import save_animation
-
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    scan, importance = load(args.scan), load(args.importance)
+    scan, importance = load_volume(args.scan)[None], load_volume(args.importance)[None]
     image, spacing_mm = to_canonical(*to_numpy(scan))
     voxels = on_scan_grid(to_numpy(importance)[0], importance, scan, "MAP", args.scan)
     outline = None
     if args.segmentation is not None:
-        segmentation = load(args.segmentation)
+        segmentation = load_volume(args.segmentation)[None]
         labels = label_voxels(segmentation, "--segmentation")
         outline = on_scan_grid(labels, segmentation, scan, "--segmentation", args.scan)
-    rgb = DRAWINGS[args.picture](
-        image,
-        spacing_mm,
-        importance=display_scale(voxels) if args.scale else voxels,
-        segmentation=outline,
-        window=None if args.window is None else tuple(args.window),
-        style=args.style,
-        threshold=args.threshold,
-    )
-    save = save_animation if args.picture == "rotation" else save_png
-    save(rgb, args.output)
+    picture = PICTURES[args.picture]
+    window = None if args.window is None else tuple(args.window)
+    options = {"window": window, "style": args.style, "threshold": args.threshold}
+    shown = display_scale(voxels) if args.scale else voxels
+    picture.save(picture.draw(image, spacing_mm, importance=shown, segmentation=outline, **options), args.output)
     return Exit.DONE
 
 

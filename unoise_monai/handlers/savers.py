@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,10 +18,17 @@ from torch import Tensor
 from unoise_monai.checks import check_choice, check_sigma_range
 from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
 from unoise_monai.data.reading import case_name
-from unoise_monai.render.canvas import check_importance, check_style, check_window, save_png, to_canonical
-from unoise_monai.render.mip import check_slab, mips
-from unoise_monai.render.rotation import rotating_mip, save_animation
-from unoise_monai.render.slices import check_layout, montage
+from unoise_monai.render.canvas import (
+    DISPLAY_PERCENTILE,
+    check_importance,
+    check_style,
+    check_window,
+    display_scale,
+    to_canonical,
+)
+from unoise_monai.render.mip import check_slab
+from unoise_monai.render.pictures import PICTURES
+from unoise_monai.render.slices import check_layout
 
 logger = logging.getLogger(__name__)
 
@@ -157,22 +164,6 @@ def _percentile_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     below_and_half = np.cumsum(counts) - counts / 2
     rank: NDArray[np.float64] = 100 * below_and_half[inverse.reshape(values.shape)] / values.size
     return rank
-
-
-def rotation(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
-    importance: NDArray[Any],
-    segmentation: NDArray[Any] | None = None,
-    **options: Any,
-) -> NDArray[np.uint8]:
-    """The frames of ``rotating_mip``, which draws no outlines."""
-    return rotating_mip(image, spacing_mm, importance=importance, **options)
-
-
-PICTURES: Mapping[str, Callable[..., NDArray[np.uint8]]] = MappingProxyType(
-    {"montage": montage, "mip": mips, "rotation": rotation}
-)
 
 
 class Saver:
@@ -334,18 +325,21 @@ class PictureSaver(Saver):
         check_layout(count, crop_mm)
         if slab_mm is not None:
             check_slab(slab_mm)
-        shared = {"window": None if window is None else check_window(window), "style": style, "threshold": threshold}
-        self.options: dict[str, dict[str, Any]] = {
-            "montage": {"axis": axis, "count": count, "crop_mm": crop_mm, **shared},
-            "mip": {"slab_mm": slab_mm, **shared},
-            "rotation": shared,
+        self.options: dict[str, Any] = {
+            "window": None if window is None else check_window(window),
+            "style": style,
+            "threshold": threshold,
+            "axis": axis,
+            "count": count,
+            "crop_mm": crop_mm,
+            "slab_mm": slab_mm,
         }
         self.pictures = tuple(pictures)
         self.importance_key, self.segmentation_key = importance_key, segmentation_key
 
     def files(self, case: str, method: str = "") -> list[str]:
         start = f"{case}_{method}" if method else case
-        return [f"{start}_{name}.{'gif' if name == 'rotation' else 'png'}" for name in self.pictures]
+        return [f"{start}_{name}{PICTURES[name].suffix}" for name in self.pictures]
 
     def save(
         self, item: Mapping[Any, Any], case: str, folder: Path, scan: Tensor | None = None, method: str = ""
@@ -363,9 +357,8 @@ class PictureSaver(Saver):
             labels = label_voxels(segmentation, self.segmentation_key)
             volumes["segmentation"] = on_scan_grid(labels, segmentation, scan, self.segmentation_key, source)
         label = {"label": f"{method}, share of its {DISPLAY_PERCENTILE:g}th percentile"} if method else {}
-        for picture, name in zip(self.pictures, self.files(case, method), strict=True):
-            rgb = PICTURES[picture](image, spacing_mm, **volumes, **self.options[picture], **label)
-            (save_animation if picture == "rotation" else save_png)(rgb, folder / name)
+        for kind, name in zip((PICTURES[each] for each in self.pictures), self.files(case, method), strict=True):
+            kind.save(kind.draw(image, spacing_mm, **volumes, **kind.chosen({**self.options, **label})), folder / name)
 
 
 def _source(item: Mapping[Any, Any]) -> Path:
@@ -374,23 +367,6 @@ def _source(item: Mapping[Any, Any]) -> Path:
         value.meta["filename_or_obj"] for value in item.values() if "filename_or_obj" in getattr(value, "meta", {})
     )
     return Path(str(next(known)))
-
-
-DISPLAY_PERCENTILE = 99.9
-"""Of a map, shown as 1: single voxels of some methods tower above all others."""
-
-
-def display_scale(values: NDArray[Any]) -> NDArray[np.float32]:
-    """A map as pictures show it: 0 where it is 0 or below, 1 at its 99.9th percentile.
-
-    Of ranks that are all negative (a distance), from its lowest value on.
-    """
-    low = 0.0 if values.max() > 0 else float(values.min())
-    high = float(np.percentile(values, DISPLAY_PERCENTILE))
-    if high <= low:
-        high = float(values.max())
-    scaled = np.zeros(values.shape) if high <= low else (values - low) / (high - low)
-    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
 
 
 def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:

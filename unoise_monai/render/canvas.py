@@ -20,8 +20,17 @@ from PIL import Image
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
 
+Volume = NDArray[Any]
+"""``(X, Y, Z)``, in RAS order where nothing else is written."""
+Spacing = tuple[float, float, float]
+"""The voxels' size along X, Y and Z, mm."""
+Window = tuple[float, float]
+"""Intensities that turn black and white."""
+Rgb = NDArray[np.uint8]
+"""``(H, W, 3)``."""
 
-def figure_to_rgb(figure: Figure) -> NDArray[np.uint8]:
+
+def figure_to_rgb(figure: Figure) -> Rgb:
     """Draw a figure, without a window or pyplot's global state, as ``(H, W, 3)``."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -29,11 +38,7 @@ def figure_to_rgb(figure: Figure) -> NDArray[np.uint8]:
 
 
 def save_png(rgb: NDArray[Any], path: str | os.PathLike[str]) -> None:
-    """Write a picture, whole or not at all.
-
-    Args:
-        rgb: ``(H, W, 3)``, uint8.
-        path: the file to write; missing folders are created.
+    """Write a picture, whole or not at all; missing folders are created.
 
     Raises:
         ValueError: when ``rgb`` is not uint8 of shape ``(H, W, 3)``.
@@ -52,7 +57,7 @@ EDGE_LETTERS: tuple[dict[str, str], ...] = (
 """What lies at each edge of a picture, by the axis that the slice is taken along."""
 
 
-def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, float, float]]:
+def to_canonical(array: Volume, affine: NDArray[Any]) -> tuple[Volume, Spacing]:
     """Turn a volume to the closest RAS axes, so that its pictures do not depend on how the file stores it.
 
     Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels.
@@ -65,33 +70,21 @@ def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any
         The volume, its axes towards the patient's right, front and head, and the voxels' size along them, mm.
 
     Raises:
-        ValueError: when ``array`` is not 3-D.
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
+        ValueError: when ``array`` is not 3-D, or ``affine`` is not 4x4, not finite, or singular.
     """
     matrix = check_affine(affine)
     if array.ndim != 3:
         raise ValueError(f"array must be 3-D, got shape {array.shape}")
-    sizes = voxel_sizes(matrix)
     orientation = nib.io_orientation(matrix)
-    spacing = [0.0, 0.0, 0.0]
-    for axis, canonical in enumerate(orientation[:, 0]):
-        spacing[int(canonical)] = float(sizes[axis])
-    return nib.apply_orientation(array, orientation), (spacing[0], spacing[1], spacing[2])
+    x, y, z = voxel_sizes(matrix)[np.argsort(orientation[:, 0])]
+    return nib.apply_orientation(array, orientation), (float(x), float(y), float(z))
 
 
-def display_slice(volume: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """One slice of a canonical volume, as rows and columns of a picture.
+def display_slice(volume: Volume, axis: int, index: int) -> NDArray[Any]:
+    """Slice ``index`` along ``axis`` of a volume ``(X, Y, Z)`` in RAS order, as a picture ``(rows, columns)``.
 
     Axial (axis 2) as radiologists look at it: the patient's right on the picture's left, front up. Coronal (axis 1):
     head up, the patient's right on the left. Sagittal (axis 0): head up, front on the left.
-
-    Args:
-        volume: ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the slice is taken along.
-        index: which slice.
-
-    Returns:
-        ``(rows, columns)``, from the top left.
     """
     # A view; np.take would first copy a volume that is not contiguous.
     return upright(np.moveaxis(volume, axis, 0)[index])
@@ -103,11 +96,8 @@ def upright(plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
-    """First voxel and the one after the last, along each axis, of what is above 0; None where nothing is.
-
-    Args:
-        mask: ``(X, Y, Z)``, bool or class indices.
-    """
+    """First voxel and the one after the last, along each axis, of what is above 0 in a mask or class indices
+    ``(X, Y, Z)``; None where nothing is."""
     seen = mask.max(axis=2)
     x, y = np.flatnonzero(seen.max(axis=1) > 0), np.flatnonzero(seen.max(axis=0) > 0)
     if not x.size:
@@ -116,7 +106,7 @@ def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
     return tuple((int(inside[0]), int(inside[-1]) + 1) for inside in (x, y, z))
 
 
-def pixel_mm(spacing_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
+def pixel_mm(spacing_mm: Spacing, axis: int) -> tuple[float, float]:
     """Height and width, mm, of a pixel of ``display_slice``."""
     width, height = (size for index, size in enumerate(spacing_mm) if index != axis)
     return height, width
@@ -143,16 +133,12 @@ SAMPLE_SIZE = 2**20
 """About how many voxels, evenly spread, the percentiles of a larger image are taken of."""
 
 
-def find_window(image: NDArray[Any], window: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The intensities that turn black and white: those asked for, or those that suit the image.
+def find_window(image: Volume, window: Window | None = None) -> Window:
+    """The intensities that turn black and white: those asked for, or those that suit an image of any shape.
 
     These are its 1st and 99th percentile. Where more than half of the image holds its lowest value, as an angiogram
     without its soft tissue or a brain without its skull, that value turns black and the 99th percentile of all others
     white. Of a large image every n-th voxel along each axis is looked at.
-
-    Args:
-        image: intensities, of any shape.
-        window: intensities that turn black and white; found in the image where it is None.
 
     Raises:
         ValueError: when ``window`` is not two finite numbers in rising order.
@@ -171,25 +157,17 @@ def find_window(image: NDArray[Any], window: tuple[float, float] | None = None) 
     return low, high if high > low else low + 1
 
 
-def grey_levels(image: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.float64]:
-    """Intensities as grey, 0 (black) to 1 (white).
-
-    Args:
-        image: intensities, of any shape.
-        window: as in ``find_window``.
-
-    Raises:
-        ValueError: when ``window`` is not two finite numbers in rising order.
-    """
+def grey_levels(image: Volume, window: Window | None = None) -> NDArray[np.float64]:
+    """Intensities of any shape as grey, 0 (black) to 1 (white); ``window`` as in ``find_window``."""
     low, high = find_window(image, window)
     return ((np.asarray(image, dtype=np.float64) - low) / (high - low)).clip(0, 1)
 
 
-def check_window(window: tuple[float, float]) -> tuple[float, float]:
-    """Refuse a window that is not ``low < high``, both finite, in the image's intensities.
+def check_window(window: Window) -> Window:
+    """The window, low and high in the image's intensities.
 
     Raises:
-        ValueError: when it is not.
+        ValueError: when it is not two finite numbers in rising order.
     """
     if len(window) != 2 or not all(math.isfinite(level) for level in window) or window[0] >= window[1]:
         raise ValueError(f"window must be (low, high), finite, with low below high, got {tuple(window)}")
@@ -205,7 +183,7 @@ RED = (1.0, 0.0, 0.0)
 
 
 def blend(
-    grey: NDArray[Any], importance: NDArray[Any] | None, threshold: float = 0.1, style: str = "colour"
+    grey: NDArray[Any], importance: Volume | None, threshold: float = 0.1, style: str = "colour"
 ) -> NDArray[np.float64]:
     """Lay importance over grey.
 
@@ -246,6 +224,10 @@ def bar_colours(threshold: float = 0.1, style: str = "colour") -> Colormap:
     return ListedColormap(blend(np.full((1, 256), 0.5), np.linspace(0, 1, 256)[None], threshold, style)[0])
 
 
+DISPLAY_PERCENTILE = 99.9
+"""Percentile of a method's map that pictures show as 1."""
+
+
 def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> NDArray[np.float32]:
     """Scale a map of any range to 0 to 1, as an overlay needs it.
 
@@ -253,13 +235,9 @@ def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> ND
         values: an attribution or an activation, of any shape.
         limits: values that turn 0 and 1, what lies beyond is clipped; the map's lowest and highest where it is None.
 
-    Returns:
-        float32, of the same shape.
-
     Raises:
-        ValueError: when a value is NaN or infinite.
-        ValueError: when ``limits`` is not two finite numbers in rising order.
-        ValueError: when all values are the same and there are no ``limits`` to scale them by.
+        ValueError: when a value is NaN or infinite, ``limits`` is not two finite numbers in rising order, or all
+            values are the same and there are no ``limits`` to scale them by.
     """
     lowest, highest = float(values.min()), float(values.max())
     if not (np.isfinite(lowest) and np.isfinite(highest)):
@@ -273,12 +251,22 @@ def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> ND
     return np.asarray((values - lowest) / (highest - lowest), dtype=np.float32).clip(0, 1)
 
 
-def check_style(style: str, threshold: float = 0.0) -> None:
-    """Refuse an unknown style and a threshold outside [0, 1).
+def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) -> NDArray[np.float32]:
+    """Scale a method's map to 0 to 1 for display: 0 where it is 0 or below, 1 from a high percentile on.
 
-    Raises:
-        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
+    A percentile, since single voxels of some methods tower above all others. A map that is negative everywhere, such
+    as ranks by distance, starts at its lowest value.
+
+    Where the percentile, in [0, 100], of ``values`` of any shape is not above the start, their highest value is 1.
     """
+    low = 0.0 if values.max() > 0 else float(values.min())
+    high = float(np.percentile(values, percentile))
+    high = high if high > low else float(values.max())
+    return scale_map(values, (low, high)) if high > low else np.zeros(values.shape, dtype=np.float32)
+
+
+def check_style(style: str, threshold: float = 0.0) -> None:
+    """Refuse an unknown style and a threshold outside [0, 1), both by ValueError."""
     check_choice("style", style, STYLES)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
@@ -289,22 +277,16 @@ RANGE_SLACK = 1e-3
 
 
 def check_picture(
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     axis: int,
-    image: NDArray[Any],
-    importance: NDArray[Any] | None = None,
-    segmentation: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
+    image: Volume,
+    importance: Volume | None = None,
+    segmentation: Volume | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.0,
 ) -> None:
-    """Refuse what cannot be drawn; the arguments are those of the pictures of these names.
-
-    Raises:
-        ValueError: when ``image`` is not 3-D or empty, another volume has another shape, or one holds NaN or infinity.
-        ValueError: when all of the image's voxels hold the same value, or ``importance`` leaves [0, 1].
-        ValueError: when ``axis``, ``spacing_mm``, ``window``, ``style`` or ``threshold`` is out of range.
-    """
+    """Refuse what cannot be drawn; the arguments are those of ``mips``, and what is raised, too."""
     check_view(spacing_mm, axis, window)
     check_style(style, threshold)
     low, high = check_volume("image", image)
@@ -319,13 +301,9 @@ def check_picture(
         check_volume("segmentation", segmentation)
 
 
-def check_view(spacing_mm: tuple[float, float, float], axis: int, window: tuple[float, float] | None = None) -> None:
-    """Refuse a view that no volume can be seen in.
-
-    Raises:
-        ValueError: when ``axis`` is not 0, 1 or 2, or ``spacing_mm`` is not three finite numbers above 0.
-        ValueError: when ``window`` is not two finite numbers in rising order.
-    """
+def check_view(spacing_mm: Spacing, axis: int, window: Window | None = None) -> None:
+    """Refuse, by ValueError, an axis that is not 0, 1 or 2, a spacing that is not three finite numbers above 0, and a
+    window that is not two finite numbers in rising order."""
     check_choice("axis", axis, (0, 1, 2))
     if len(spacing_mm) != 3 or not all(np.isfinite(size) and size > 0 for size in spacing_mm):
         raise ValueError(f"spacing_mm must be three finite numbers above 0, got {spacing_mm}")
@@ -333,7 +311,7 @@ def check_view(spacing_mm: tuple[float, float, float], axis: int, window: tuple[
         check_window(window)
 
 
-def check_volume(name: str, volume: NDArray[Any]) -> tuple[Any, Any]:
+def check_volume(name: str, volume: Volume) -> tuple[Any, Any]:
     """The lowest and the highest value of a volume that can be drawn.
 
     Raises:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.canvas import Rgb, figure_to_rgb
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, told apart by colour-blind readers."""
@@ -26,12 +26,21 @@ def style(number: int) -> tuple[str, str, str]:
     return COLOURS[number % len(COLOURS)], MARKERS[(number + row) % len(MARKERS)], LINES[row % len(LINES)]
 
 
+def new_axes(size: tuple[float, float]) -> tuple[Figure, Any]:
+    """A white figure of a size in inches, and its axes with a grid and no frame."""
+    figure = Figure(figsize=size, dpi=200, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def plot_visibility(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     title: str = "",
     reference: float | None = None,
     measure: str = "Dice",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Draw Dice, or another measure, against the share of voxels visible, a line for each method.
 
     Koker et al., "U-Noise", 2021, Fig. 3a.
@@ -42,19 +51,14 @@ def plot_visibility(
         reference: the measure with everything visible, drawn as a dashed line.
         measure: what it is, for the axis.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when there is no curve, or one is empty, not 1-D, or of two lengths.
-        ValueError: when a value leaves [0, 1] or is not finite.
+        ValueError: when there is no curve, one is empty, not 1-D, or of two lengths, or a value leaves [0, 1].
     """
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")
     if reference is not None:
         _check_unit("reference", np.asarray(reference))
-    figure = Figure(figsize=(6.6, 4.4), dpi=200, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    figure, axes = new_axes((6.6, 4.4))
     for number, (name, (shares, values)) in enumerate(curves.items()):
         x, y = np.asarray(shares, dtype=np.float64), np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -63,25 +67,13 @@ def plot_visibility(
         _check_unit(f"{measure} of {name!r}", y)
         order = np.argsort(x, kind="stable")
         colour, marker, line = style(number)
-        axes.plot(
-            100 * x[order],
-            y[order],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            linewidth=1.8,
-            markersize=5,
-            label=name,
-            clip_on=False,
-            zorder=3,
-        )
+        look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.8, "markersize": 5, "zorder": 3}
+        axes.plot(100 * x[order], y[order], label=name, clip_on=False, **look)
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", linewidth=1.2, label=f"all visible ({reference:.3f})")
     axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="share of voxels visible (%)", ylabel=measure, title=title)
     axes.set_xticks(range(0, 101, 10))
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
     handles = len(axes.get_legend_handles_labels()[0])
     if handles > 6:  # too many to lie over the lines
         figure.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
@@ -106,15 +98,11 @@ PLACES = (
 """Where a name may stand beside its point, in points, and how it is aligned there; the first that is free."""
 
 
-def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> NDArray[np.uint8]:
-    """Draw a score against seconds a map, on a logarithmic axis, each point with its method's name.
+def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> Rgb:
+    """Draw a score, of this name, against seconds a map, on a logarithmic axis, each point with its method's name.
 
     Args:
         points: name to (seconds, score).
-        score: what the score is, for the axis.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
 
     Raises:
         ValueError: when there is no point, a time is not above 0, or a number not finite.
@@ -124,15 +112,12 @@ def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> NDArray
     values = np.array(list(points.values()), dtype=np.float64)
     if not np.isfinite(values).all() or values[:, 0].min() <= 0:
         raise ValueError(f"points must be finite, with seconds above 0, got {dict(points)}")
-    figure = Figure(figsize=(7.2, 4.8), dpi=200, layout="constrained", facecolor="white")
-    axes: Any = figure.add_subplot()
+    figure, axes = new_axes((7.2, 4.8))
     for number, (seconds, value) in enumerate(values):
         colour, marker, _ = style(number)
         axes.plot(seconds, value, marker, color=colour, markersize=MARKER)
     axes.set(xscale="log", xlabel="seconds a map", ylabel=score)
     axes.set_xlim(values[:, 0].min() / 3, values[:, 0].max() * 5)  # room for the names
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
     _write_names(figure, axes, list(points), values)
     return figure_to_rgb(figure)
 

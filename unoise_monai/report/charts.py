@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,9 +20,18 @@ from unoise_monai.atomic import atomic_path
 from unoise_monai.render.slices import DECILES, most_important
 
 BINS = 20
-WIDTH, HEIGHT = 480, 280
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
-"""Margins around the plot, CSS pixels."""
+SIZE = (5.4, 3.3)
+"""Of a chart, in inches of 72 CSS pixels."""
+COLOURS = {"inside": "#b4450b", "outside": "#1d63b8", "chance": "#8a909c", "soft": "#59616f", "line": "#dfe3ea"}
+"""Of the style sheet's variables, in light; the page's own take their place."""
+STYLES: dict[str, dict[str, Any]] = {
+    "inside": {"linewidth": 2.2},
+    "outside": {"linewidth": 2.2, "dashes": (3, 2)},
+    "chance": {"linewidth": 1.2},
+}
+PERCENT: dict[str, Any] = {"xlim": (0, 100), "ylim": (0, 100)}
+ONE_AT_A_TIME = Lock()
+"""Settings of matplotlib are those of the whole process."""
 
 
 class Line(NamedTuple):
@@ -24,31 +39,20 @@ class Line(NamedTuple):
 
     name: str
     style: str
-    """A class of the style sheet, which gives the colour in light and in dark."""
+    """One of ``STYLES``."""
     x: NDArray[Any]
     y: NDArray[Any]
 
 
-class Tick(NamedTuple):
-    """A mark of an axis: where, CSS pixels, and what it says."""
-
-    at: float
-    text: str
-
-
 class Chart(NamedTuple):
-    """A chart as the page draws it, in CSS pixels."""
+    """A chart, as a picture and as the table of its values."""
 
     title: str
     note: str
-    x_label: str
-    y_label: str
-    paths: list[tuple[str, str, str]]
-    """Name, style, and the points of each line."""
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
+    svg: str
+    """What follows ``<svg`` on a page, whose style sheet gives the colours in light and in dark."""
+    heads: list[str]
     rows: list[list[str]]
-    """The same as a table: for each mark of x what each line says."""
 
 
 def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
@@ -62,40 +66,32 @@ def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
     if not inside.any() or inside.all():
         return []
     middle = (np.arange(BINS) + 0.5) / BINS
-    within, without = histograms(importance, inside)
-    share, found = coverage(importance, inside)
+    within, without = (100 * values for values in histograms(importance, inside))
+    share, found = (100 * values for values in coverage(importance, inside))
     return [
         draw(
             "How important are the voxels?",
             "Share of the voxels of each importance, among those that were segmented and among all others.",
-            "importance",
-            "share of voxels (%)",
-            [
-                Line("segmented", "inside", middle, 100 * within),
-                Line("not segmented", "outside", middle, 100 * without),
-            ],
-            (0, 1),
+            [Line("segmented", "inside", middle, within), Line("not segmented", "outside", middle, without)],
+            {"xlabel": "importance", "ylabel": "share of voxels (%)", "xlim": (0, 1), "ylim": (0, None)},
         ),
         draw(
             "Do the most important voxels hold the segmentation?",
             "Share of the segmented voxels that are among the most important ones of the volume. A map that knows "
             "nothing of the segmentation follows the thin line.",
-            "most important voxels (%)",
-            "segmented voxels among them (%)",
-            [Line("this map", "inside", 100 * share, 100 * found), Line("chance", "chance", 100 * share, 100 * share)],
-            (0, 100),
-            (0, 100),
+            [Line("this map", "inside", share, found), Line("chance", "chance", share, share)],
+            {"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)", **PERCENT},
         ),
     ]
 
 
 def histograms(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares of the voxels in 20 equal steps of importance from 0 to 1, inside and outside; each sums to 1."""
-
-    def of(values: NDArray[Any]) -> NDArray[np.float64]:
-        return np.histogram(values, bins=BINS, range=(0, 1))[0] / values.size
-
-    return of(importance[inside]), of(importance[~inside])
+    within, without = (
+        np.histogram(values, bins=BINS, range=(0, 1))[0] / values.size
+        for values in (importance[inside], importance[~inside])
+    )
+    return within, without
 
 
 def coverage(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -109,37 +105,42 @@ def coverage(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArr
     return np.array(share), np.array(found)
 
 
-def draw(
-    title: str,
-    note: str,
-    x_label: str,
-    y_label: str,
-    lines: Sequence[Line],
-    x_range: tuple[float, float],
-    y_range: tuple[float, float] | None = None,
-) -> Chart:
-    """Lay lines out on a chart; from 0 to a round number above all of them where there is no ``y_range``."""
-    if y_range is None:
-        highest = max(float(line.y.max()) for line in lines)
-        y_range = (0.0, next(top for top in (5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0) if top >= highest or top == 100))
-    wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+def draw(title: str, note: str, lines: Sequence[Line], axes: Mapping[str, Any]) -> Chart:
+    """Draw lines of common x; ``axes`` are matplotlib's properties of these names.
 
-    def across(value: float) -> float:
-        return round(LEFT + wide * (value - x_range[0]) / (x_range[1] - x_range[0]), 1)
-
-    def up(value: float) -> float:
-        return round(TOP + high * (1 - (value - y_range[0]) / (y_range[1] - y_range[0])), 1)
-
-    paths = [
-        (line.name, line.style, " ".join(f"{across(x)},{up(y)}" for x, y in zip(line.x, line.y, strict=True)))
-        for line in lines
-    ]
-    x_ticks = [Tick(across(value), f"{value:g}") for value in np.linspace(*x_range, 6).round(6)]
-    y_ticks = [Tick(up(value), f"{value:g}") for value in np.linspace(*y_range, 5).round(6)]
+    The same lines give the same bytes: no date, no random names.
+    """
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
+    plot: Any = figure.add_subplot(facecolor="none")
+    for line in lines:
+        look = {"color": COLOURS[line.style], "solid_capstyle": "round", **STYLES[line.style]}
+        plot.plot(line.x, line.y, label=line.name, clip_on=False, **look)
+    plot.set(**axes)
+    plot.grid(axis="y", color=COLOURS["line"], linewidth=1)
+    plot.spines[:].set_visible(False)
+    plot.tick_params(length=0, pad=6, labelcolor=COLOURS["soft"])
+    for axis in (plot.xaxis, plot.yaxis):
+        axis.label.set_color(COLOURS["soft"])
+    figure.legend(loc="outside upper left", ncols=len(lines), frameon=False, labelcolor=COLOURS["soft"])
     rows = [
         [f"{x:.3g}", *(f"{y:.1f}" for y in ys)] for x, *ys in zip(lines[0].x, *(line.y for line in lines), strict=True)
     ]
-    return Chart(title, note, x_label, y_label, paths, x_ticks, y_ticks, rows)
+    heads = [axes["xlabel"], *(line.name for line in lines)]
+    return Chart(title, note, inline_svg(figure), heads, rows)
+
+
+def inline_svg(figure: Figure) -> str:
+    """A figure as an element of a page, after ``<svg``: without ids, which two charts would share, and with the page's
+    fonts and colours."""
+    text = io.StringIO()
+    with ONE_AT_A_TIME, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unoise"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = re.sub(r"<defs>.*?</defs>", "", text.getvalue().partition("<svg")[2], flags=re.DOTALL)
+    svg = re.sub(r' (?:id|xmlns\S*|width|height|version|clip-path)="[^"]*"| font-family: [^;]*;|<g/>', "", svg)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
+    return svg
 
 
 LONGEST = 1800
@@ -160,15 +161,10 @@ class Picture(NamedTuple):
 
 
 def copy_picture(source: Path, target: Path, most: tuple[int, int] = (LONGEST, LONGEST)) -> Picture:
-    """Write a picture as JPEG, at most so large, without any text that its file holds.
-
-    Args:
-        source: any picture that Pillow reads.
-        target: the file to write, ends in ``.jpg``.
-        most: width and height, pixels, that it is shrunk to fit in.
+    """Write a picture as JPEG, at most so many pixels wide and high, without any text that its file holds.
 
     Raises:
-        OSError: when ``source`` is no picture or is truncated.
+        OSError: when ``source`` is no picture or is truncated; or another of ``UNREADABLE_PICTURE``.
     """
     with Image.open(source) as opened:
         picture = opened.convert("RGB")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from unoise_monai.report.cases import (
     cell,
     class_names,
     columns,
-    label_of,
     number_columns,
     page_name,
     read_cases,
@@ -29,17 +28,7 @@ from unoise_monai.report.cases import (
     show,
     tiles,
 )
-from unoise_monai.report.charts import (
-    HEIGHT,
-    LEFT,
-    THUMBNAIL,
-    TOP,
-    UNREADABLE_PICTURE,
-    WIDTH,
-    Picture,
-    charts,
-    copy_picture,
-)
+from unoise_monai.report.charts import THUMBNAIL, UNREADABLE_PICTURE, Picture, charts, copy_picture
 from unoise_monai.report.volumes import NO_SCAN, Layer, Scan, pack, read_layers
 
 PACKAGE = "ipyniivue"
@@ -48,16 +37,10 @@ COMMAND = 'pip install "unoise-monai[report]"'
 
 
 def copy_viewer(folder: Path) -> str:
-    """Copy the viewer and its licence into a folder, in a form that a page opened from disk can load.
+    """Copy the viewer, ``niivue.js``, and ``niivue_LICENSE.txt`` into a folder; gives the package's version.
 
     Browsers refuse modules and requests to pages from disk, but not classic scripts: ``niivue.js`` hands the module
     over as text, of which the page makes a module in memory.
-
-    Args:
-        folder: where ``niivue.js`` and ``niivue_LICENSE.txt`` go.
-
-    Returns:
-        The package's version.
 
     Raises:
         ModuleNotFoundError: when the package is not installed; the message says how to install it.
@@ -73,10 +56,18 @@ def copy_viewer(folder: Path) -> str:
     widget = Path(str(package.locate_file(WIDGET)))
     if not widget.is_file():
         raise FileNotFoundError(f"{PACKAGE} must hold {WIDGET}, version {package.version} does not")
-    with atomic_path(folder / "niivue.js") as temporary:
-        temporary.write_text(deliver("niivue", widget.read_text(encoding="utf-8")), encoding="utf-8")
-    with atomic_path(folder / "niivue_LICENSE.txt") as temporary:
-        temporary.write_text(_licence(package), encoding="utf-8")
+    dist_info = f"{PACKAGE}-{package.version}.dist-info"
+    licences = [
+        Path(str(path.locate())).read_text(encoding="utf-8")
+        for path in package.files or ()
+        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", dist_info)
+    ]
+    if not licences:
+        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
+    script = deliver("niivue", widget.read_text(encoding="utf-8"))
+    for name, text in (("niivue.js", script), ("niivue_LICENSE.txt", "\n\n".join(licences))):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return package.version
 
 
@@ -84,17 +75,6 @@ def deliver(key: str, text: str) -> str:
     """A classic script that hands ``text`` to the page under ``key``."""
     # JSON is JavaScript since ECMAScript 2019; ASCII, so that no encoding can go wrong.
     return f"unoise.deliver({json.dumps(key)}, {json.dumps(text)});\n"
-
-
-def _licence(package: Distribution) -> str:
-    texts = [
-        Path(str(path.locate())).read_text(encoding="utf-8")
-        for path in package.files or ()
-        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", f"{PACKAGE}-{package.version}.dist-info")
-    ]
-    if not texts:
-        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
-    return "\n\n".join(texts)
 
 
 FOLDER = "report"
@@ -128,8 +108,7 @@ def write_site(
         The index.
 
     Raises:
-        FileNotFoundError: when ``output`` holds no ``cohort.csv``.
-        ValueError: when a table has no column ``case``.
+        FileNotFoundError: when ``output`` holds no records of a run.
         ModuleNotFoundError: when the viewer is not installed; the message says how to.
     """
     output = Path(output)
@@ -190,7 +169,6 @@ class Site:
                 # The organs have a table of their own.
                 if not (case.organs and column.key.startswith("organ_"))
             ],
-            facts=[(label_of(key), value) for key, value in case.values.items() if key.endswith("_sha256")],
             pictures=pictures,
             layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
             classes=self.classes,
@@ -198,7 +176,6 @@ class Site:
             factors=volumes.factors,
             start=volumes.start() if volumes.layers else [],
             charts=[] if importance is None or segmentation is None else charts(importance, segmentation.voxels),
-            chart_size=(WIDTH, HEIGHT, LEFT, TOP),
             organ_numbers=number_columns(case.organs),
         )
         self._write(Path("cases", f"{case.page}.html"), page)

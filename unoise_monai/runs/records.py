@@ -108,15 +108,17 @@ class State(Enum):
 class Records:
     """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
 
-    A record is a dictionary with
+    Everything that is known of an output is in them: tables and the report are made from them alone. A record has
 
-    - ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``) and ``settings`` (a digest);
-    - ``files``: names that are being written, or size and SHA-256 of each that is;
-    - of a case that is done ``source`` (size and SHA-256 of what was read), ``figures`` (Dice, volumes and importance
-      by name), ``organs`` (rows of the organ table), ``voxels``, ``spacing_mm``, ``device``, ``note``, ``seconds``,
-      ``peak_memory_gb``, ``shown`` (what tables call its file), and ``methods``: by name ``settings`` (a digest),
-      ``files`` and, where they were scored, ``scores``, ``curves`` and costs, or why it ``failed``;
-    - of one that failed ``stage``, ``reason`` and ``shown``.
+    - ``case`` (its name), ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a digest);
+    - ``files``: names in the case's folder, ``<case>_<quantity or method>.nii.gz``, ``<case>_seg.nii.gz`` and pictures,
+      to None while they are being written, to size and SHA-256 of what was written (``bytes``, ``sha256``) after that;
+    - failed: ``stage``, ``reason`` and ``shown``, the input as a person may see it;
+    - done: ``shown``; ``source``, size and SHA-256 of what was read; ``figures``, key to number (``dice``,
+      ``dice_<class>``, ``volume_ml_<class>``, ``importance_mean``, ...); ``organs``, a dictionary each (``organ``,
+      ``importance_share``, ...); ``voxels`` and ``spacing_mm``, three numbers each; ``device``, ``note``, ``seconds``
+      and ``peak_memory_gb``; ``methods``, by name ``settings`` (a digest), ``files`` and, where they were scored,
+      ``scores``, ``curves`` and costs, or why it ``failed``.
 
     Args:
         output: the folder of the whole output.

@@ -1,4 +1,4 @@
-"""The tables of an output, made from its records: ``cohort.csv``, ``organs.csv`` and ``failures.csv``."""
+"""The tables of an output, made from its records for people: ``cohort.csv``, ``organs.csv`` and ``failures.csv``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from unoise_monai.runs.records import Records, failures, tables_locked
 
 FAILURE_COLUMNS = ("case", "file", "stage", "reason")
 LAST_COLUMNS = ("voxels", "spacing_mm", "device", "note", "seconds", "peak_memory_gb")
+VOLUME = ".nii.gz"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a cell of text must not begin with: spreadsheets would run it."""
 
@@ -22,8 +23,11 @@ def write_tables(records: Records) -> None:
     with tables_locked(records.output):
         # What another part has just begun is neither done nor failed.
         known = [record for record in records.all() if record["status"] != "begun"]
-        rows = [_row(record) for record in known]
-        _write(records.output / "cohort.csv", _columns(rows), rows)
+        rows = [{"case": record["case"], "status": record["status"], **case_values(record)} for record in known]
+        hashes = [{f"{name}_sha256": value for name, value in file_hashes(record).items()} for record in known]
+        columns = ["case", "status", *ordered(rows), *dict.fromkeys(name for row in hashes for name in row)]
+        rows = [row | found for row, found in zip(rows, hashes, strict=True)]
+        _write(records.output / "cohort.csv", columns, rows)
         failed = [
             {"case": record["case"], "file": record["shown"], "stage": stage, "reason": reason}
             for record in known
@@ -37,31 +41,38 @@ def write_tables(records: Records) -> None:
             (records.output / "organs.csv").unlink(missing_ok=True)
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": record["case"], "status": record["status"], **record.get("figures", {})}
-    row |= {f"organ_{each['organ']}": each["importance_share"] for each in record.get("organs", [])}
-    if record["status"] == "done":
-        row |= {name: record[name] for name in LAST_COLUMNS}
-        row |= {name: " x ".join(f"{side:g}" for side in record[name]) for name in ("voxels", "spacing_mm")}
-        row["image_sha256"] = record["source"]["sha256"]
-        prefix = f"{record['case']}_"
-        for name, file in record["files"].items():
-            if name.endswith(".nii.gz"):
-                row[f"{name.removeprefix(prefix).removesuffix('.nii.gz')}_sha256"] = file["sha256"]
-    return row
+def case_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of its case, by column: its figures, the shares of its organs, its grid and what it cost."""
+    values = dict(record.get("figures", {}))
+    values |= {f"organ_{each['organ']}": each["importance_share"] for each in record.get("organs", [])}
+    values |= {name: record[name] for name in LAST_COLUMNS if name in record}
+    sides = {name: record[name] for name in ("voxels", "spacing_mm") if name in record}
+    return values | {name: " x ".join(f"{side:g}" for side in value) for name, value in sides.items()}
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All columns of all rows: of the organs, which not every case has, between the figures and the rest."""
-    names = list(dict.fromkeys(name for row in rows for name in row)) or ["case", "status"]
-    last = [name for name in names if name in LAST_COLUMNS or name.endswith("_sha256")]
-    organs = sorted(name for name in names if name.startswith("organ_"))
-    first = [name for name in names if name not in last and name not in organs]
-    # The mean over classes before the classes, though cases without a label come first.
-    dice = sorted(
-        (name for name in first if name == "dice" or name.startswith("dice_")), key=lambda name: name != "dice"
-    )
-    return ["case", "status", *dice, *(name for name in first[2:] if name not in dice), *organs, *last]
+def file_hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of what a case that is done was read from, ``image``, and of each of its volumes, by its name."""
+    if record["status"] != "done":
+        return {}
+    start, files = f"{record['case']}_", record["files"]
+    volumes = {name: file["sha256"] for name, file in files.items() if name.endswith(VOLUME)}
+    plain = {name.removeprefix(start).removesuffix(VOLUME): value for name, value in volumes.items()}
+    return {"image": record["source"]["sha256"], **plain}
+
+
+def ordered(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns of `case_values` that the rows have: Dice (its mean before the classes), other figures, the organs,
+    which not every case has, and the rest."""
+
+    def place(name: str) -> tuple[int, str]:
+        if name in LAST_COLUMNS:
+            return 4, ""
+        if name.startswith("organ_"):
+            return 3, name
+        return (0 if name == "dice" else 1 if name.startswith("dice_") else 2), ""
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    return sorted((name for name in names if name not in ("case", "status")), key=place)
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

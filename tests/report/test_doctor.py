@@ -1,4 +1,4 @@
-"""The doctor tries every part, says what to do about a failing one, and reaches no network."""
+"""The doctor tries every part, gives advice on a failing one, names nobody, and reaches no network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from small_bundle import CONFIG, write_small_bundle
 
 from unoise_monai.bundle import listing, shipped_bundles
 from unoise_monai.report import doctor
-from unoise_monai.report.doctor import Diagnosis, Finding, diagnose
+from unoise_monai.report.doctor import Diagnosis, Finding, diagnose, in_one_line
 from unoise_monai.report.site import COMMAND
 
 # The interpreter itself tells of every connection and look-up, whatever library asks for it.
@@ -78,20 +78,7 @@ def test_every_shipped_bundle_is_tried(offline: subprocess.CompletedProcess[str]
         assert re.fullmatch(r"[0-9a-f]{64}", parts[path.name]["values"]["weights_sha256"])
         assert parts[path.name]["values"]["version"] in parts[path.name]["text"]
         assert parts[f"{path.name}, one small volume"]["values"]["seconds"] > 0
-    packages = (
-        "torch",
-        "monai",
-        "numpy",
-        "nibabel",
-        "SimpleITK",
-        "itk",
-        "captum",
-        "pebble",
-        "filelock",
-        "jinja2",
-        "pillow",
-    )
-    for package in packages:
+    for package in doctor.REQUIRED:
         assert re.match(r"\d+\.", parts[package]["text"])
     # A wheel's metadata may leave out the build, such as +cu130.
     assert parts["torch"]["text"] in (torch.__version__, torch.__version__.split("+")[0])
@@ -254,3 +241,50 @@ def test_a_full_disk_and_a_broken_gpu_are_lines(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(doctor.shutil, "disk_usage", gone)
     assert any(line.startswith("FAIL  temporary folder: FileNotFoundError") for line in diagnose([small]).lines)
+
+
+def test_lines_and_dictionary_say_the_same() -> None:
+    good = Finding("versions", "torch", "2.13.0", values={"a": 1})
+    note = Finding("versions", "ray", "not installed", advice="pip install ray")
+    bad = Finding("bundles", "small", "broken", False, "mend it")
+    assert Diagnosis((good, note)).ok
+    diagnosis = Diagnosis((good, note, bad))
+    assert not diagnosis.ok
+    assert diagnosis.lines == [
+        "ok    torch: 2.13.0",
+        "ok    ray: not installed",
+        "      -> pip install ray",
+        "FAIL  small: broken",
+        "      -> mend it",
+    ]
+    found = json.loads(json.dumps(diagnosis.as_dict()))
+    assert found["ok"] is False
+    assert [each["part"] for each in found["findings"]] == ["torch", "ray", "small"]
+    assert found["findings"][0]["values"] == {"a": 1}
+
+
+def test_an_error_is_one_line_without_folders_user_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/Alice B"))
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+    monkeypatch.setattr(platform, "node", lambda: "ward-7")
+    text = "weights at /home/Alice B/x/model.pt or '/scratch/alice/y/model.pt',\n as alice on ward-7 (malice, a/b, 1/2)"
+    assert (
+        in_one_line(ValueError(text))
+        == "ValueError: weights at model.pt or 'model.pt', as USER on HOST (malice, a/b, 1/2)"
+    )
+
+
+def test_an_error_is_told_where_the_user_has_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    monkeypatch.setattr(platform, "node", lambda: "")
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert in_one_line(OSError("no room in /tmp/x/y")) == "OSError: no room in y"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert in_one_line(OSError("no room in /tmp/x/y")) == "OSError: no room in y"
