@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.transforms import LoadImage
+from monai.transforms import EnsureChannelFirst
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unoise_monai.checks import check_choice, check_sigma_range
 from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
-from unoise_monai.data.reading import case_name
+from unoise_monai.data.reading import case_name, load_volume
 from unoise_monai.render.canvas import check_importance, check_style, check_window, save_png, to_canonical
 from unoise_monai.render.mip import check_slab, mips
 from unoise_monai.render.rotation import rotating_mip, save_animation
@@ -353,7 +353,7 @@ class PictureSaver(Saver):
         if not self.pictures:
             return
         source = _source(item)
-        scan = LoadImage(image_only=True, ensure_channel_first=True)(source) if scan is None else scan
+        scan = EnsureChannelFirst()(load_volume(source)) if scan is None else scan
         image, spacing_mm = to_canonical(*to_numpy(scan))
         importance = item_volume(item, method or self.importance_key)
         values = on_scan_grid(to_numpy(importance)[0], importance, scan, method or self.importance_key, source)
