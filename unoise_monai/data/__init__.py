@@ -1,11 +1,11 @@
 """Volumes in: tasks, cases, splits, preprocessing."""
 
-from unoise_monai.data.datasets import CaseDataset, case_dataset, split_cases
-from unoise_monai.data.finding import download_task, find_images, list_cases
+from unoise_monai.data.datasets import CaseDataset, case_dataset, choose_cases, split_cases
+from unoise_monai.data.finding import download_task, find_cohort, find_images, list_cases
 from unoise_monai.data.reading import CaseError, LoadCased, case_name
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import N4BiasCorrectiond, preprocessing, training_transforms
-from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_label
+from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_cohort, vessel_label
 
 __all__ = [
     "CaseDataset",
@@ -15,8 +15,10 @@ __all__ = [
     "SegmentationTask",
     "case_dataset",
     "case_name",
+    "choose_cases",
     "download_task",
     "find_angiograms",
+    "find_cohort",
     "find_images",
     "label_vessels",
     "list_cases",
@@ -24,5 +26,6 @@ __all__ = [
     "preprocessing",
     "split_cases",
     "training_transforms",
+    "vessel_cohort",
     "vessel_label",
 ]

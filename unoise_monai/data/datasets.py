@@ -20,6 +20,7 @@ from monai.utils import TraceKeys, convert_to_tensor
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
+from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.finding import Case
 from unoise_monai.data.reading import CaseError
 
@@ -89,6 +90,53 @@ def split_cases(
     split = {part: [by_name[name] for name in saved[part]] for part in PARTS}
     split["test"] += [by_name[name] for name in new]
     return split
+
+
+Chosen = TypeVar("Chosen", Case, CohortCase)
+
+
+def choose_cases(
+    cases: Sequence[Chosen],
+    split_file: str | Path | None = None,
+    part: str | None = None,
+    choice: int | str | Sequence[str] | None = None,
+) -> list[Chosen]:
+    """Some of the cases; where any has a label, only those that have one, which is what training lists.
+
+    Args:
+        cases: what `find_cohort` or `list_cases` gave.
+        split_file: of the training, see `split_cases`; with ``part``, the cases of one of its parts.
+        part: ``"training"``, ``"validation"``, ``"test"``, or None for all.
+        choice: the first so many, or a case or several by name; None for all.
+
+    Raises:
+        ValueError: when ``part`` is unknown, or given for cases without labels or a split.
+        ValueError: when ``choice`` is below 1 or names a case that is not there.
+        CaseError: as `split_cases`.
+    """
+    by_name = {_fact(case, "case", "name"): case for case in cases}
+    labelled = {name: case for name, case in by_name.items() if _fact(case, "label", "label")}
+    by_name = labelled or by_name
+    if part is not None:
+        check_choice("part", part, PARTS)
+        if split_file is None or not labelled:
+            raise ValueError(f"part must be null where there is no split of labelled cases, got {part!r}")
+        split = split_cases([{"case": name} for name in by_name], split_file)
+        by_name = {item["case"]: by_name[item["case"]] for item in split[part]}
+    if choice is None:
+        return list(by_name.values())
+    if isinstance(choice, int):
+        if choice < 1:
+            raise ValueError(f"cases must be at least 1, got {choice}")
+        return list(by_name.values())[:choice]
+    names = [choice] if isinstance(choice, str) else list(choice)
+    if missing := [name for name in names if name not in by_name]:
+        raise ValueError(f"cases must be some of {list(by_name)[:3]} and others, got {missing[:3]}")
+    return [by_name[name] for name in names]
+
+
+def _fact(case: Case | CohortCase, key: str, name: str) -> Any:
+    return case.get(key) if isinstance(case, Mapping) else getattr(case, name)
 
 
 def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:

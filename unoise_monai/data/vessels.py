@@ -7,6 +7,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.data.finding import Case, find_images, list_cases
+from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.finding import Case, find_cohort, find_images, list_cases
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, LoadCased, case_name, check_grids
 
@@ -316,6 +318,22 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
             if check_headers:
                 _check_headers(case)
     return cases
+
+
+def vessel_cohort(path: str | Path) -> list[CohortCase]:
+    """As `find_cohort`, but the volumes of a folder and their labels are those of `list_vessel_cases`.
+
+    Raises:
+        CaseError: as these two.
+    """
+    if not Path(path).is_dir():
+        return find_cohort(path)
+    return [
+        replace(
+            find_cohort(item["image"])[0], name=item["case"], label=Path(item["label"]) if "label" in item else None
+        )
+        for item in list_vessel_cases(path, "keep", check_headers=False)
+    ]
 
 
 def find_angiograms(path: str | Path) -> list[Case]:
