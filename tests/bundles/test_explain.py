@@ -30,6 +30,8 @@ SMALL = {
     "noise_model#channel_factor": 2,
     "device": "cpu",
     "precision": "fp32",
+    "pictures": ["montage"],
+    "count": 1,
     "cases": 1,
     "part": None,
     "scorer#shares": [0.0, 0.3, 1.0],
@@ -97,7 +99,7 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
     np.testing.assert_allclose(written.affine, scan.affine, atol=1e-5)
     names = {path.name for path in folder.iterdir()}
     assert {
-        f"{case.name}_{name}" for name in ("importance.nii.gz", "seg.nii.gz", "mip.png", "saliency_mip.png")
+        f"{case.name}_{name}" for name in ("importance.nii.gz", "seg.nii.gz", "montage.png", "saliency_montage.png")
     } <= names
     record = Records(tmp_path / "out").read(case.name)
     assert record is not None

@@ -66,7 +66,7 @@ def explain_cases(
     cases: Sequence[CohortCase],
     bundle: Bundle,
     settings: Settings,
-    output: Path,
+    output: str | Path,
     comparison: Comparison | None = None,
     command: str = "",
     part: tuple[int, int] | None = None,
@@ -98,6 +98,7 @@ def explain_cases(
         OutputFault: when it cannot be written.
     """
     comparison = Comparison() if comparison is None else comparison
+    output = Path(output)
     records = Records(output)
     if engine is None:
         explainer = CaseExplainer(bundle, comparison)
