@@ -44,7 +44,7 @@ COLUMNS = (
 INTERVALS = ("insertion_zero", "insertion_noise", "insertion_blur")
 VISIBLE = "models/visible.pt"
 """Weights of a noise model that was trained on visible shares, where the bundle has them: a method of its own."""
-CHANGES = {"pictures": []}
+CHANGES: dict[str, list[str]] = {"pictures": []}
 PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
 
 
