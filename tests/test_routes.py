@@ -44,38 +44,18 @@ INVERTED = [
     {"_target_": "unoise_monai.inference.postprocessing", "preprocess": "@preprocessing"},
     {"_target_": "Lambdad", "keys": "importance", "func": "$lambda importance: 1 - importance"},
 ]
-PERCENTILE = {
-    "_target_": "unoise_monai.handlers.ImportanceSaver",
-    "output_dir": "@output_dir",
-    "quantity": "percentile",
-}
-# What is edited in inference.yaml, and the files that it leaves of a case.
-EDITS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "preprocessing": (
-        {"preprocessing": {"_target_": "Compose", "transforms": PLAIN}},
-        ["importance", "montage", "seg"],
-    ),
-    "network_def": (
-        {
-            "network_def": {
-                "_target_": SEGMENTER,
-                "utility": "@utility",
-                "noise_model": {**SMALL["noise_model"], "depth": 1},
-            }
-        },
-        ["importance", "montage", "seg"],
-    ),
-    "inferer": (
-        {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8], "overlap": 0.25}},
-        ["importance", "montage", "seg"],
-    ),
-    "postprocessing": (
-        {"postprocessing": {"_target_": "Compose", "transforms": INVERTED}},
-        ["importance", "montage", "seg"],
-    ),
-    "savers": ({"savers": [PERCENTILE]}, ["percentile", "seg"]),
-    "quantity": ({"quantity": "tolerance"}, ["montage", "seg", "tolerance"]),
-    "pictures": ({"pictures": ["mip"]}, ["importance", "mip", "seg"]),
+SAVER = {"_target_": "unoise_monai.handlers.ImportanceSaver", "output_dir": "@output_dir", "quantity": "percentile"}
+SHALLOW = {**SMALL["noise_model"], "depth": 1}
+USUAL = ["importance", "montage", "seg"]
+# Of each id: what stands there in place of the shipped value, and the files that there are of a case.
+EDITS: dict[str, tuple[Any, list[str]]] = {
+    "preprocessing": ({"_target_": "Compose", "transforms": PLAIN}, USUAL),
+    "network_def": ({"_target_": SEGMENTER, "utility": "@utility", "noise_model": SHALLOW}, USUAL),
+    "inferer": ({"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8], "overlap": 0.25}, USUAL),
+    "postprocessing": ({"_target_": "Compose", "transforms": INVERTED}, USUAL),
+    "savers": ([SAVER], ["percentile", "seg"]),
+    "quantity": ("tolerance", ["montage", "seg", "tolerance"]),
+    "pictures": (["mip"], ["importance", "mip", "seg"]),
 }
 
 
@@ -103,6 +83,11 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def explain(bundle: Path, scan: Path, output: Path, *more: str) -> None:
+    command = ["explain", str(bundle), str(scan), str(output), "--trust-bundle", "--device", "cpu", "--quiet"]
+    assert main([*command, "--workers", "0", *more]) == Exit.DONE
+
+
 def written(bundle: Path, scan: Path, output: Path) -> dict[str, bytes]:
     """What the bundle's own run and the command write, and Python gives: all the same."""
     flow = ConfigWorkflow(
@@ -116,26 +101,13 @@ def written(bundle: Path, scan: Path, output: Path) -> dict[str, bytes]:
     )
     flow.initialize()
     flow.run()
-    command = [
-        "explain",
-        str(bundle),
-        str(scan),
-        str(output / "command"),
-        "--trust-bundle",
-        "--workers",
-        "0",
-        "--quiet",
-    ]
-    assert main([*command, "--device", "cpu"]) == Exit.DONE
+    explain(bundle, scan, output / "command")
     files = files_in(output / "run" / "scan")
     assert files_in(output / "command" / "scan") == files
     loaded = load_bundle(bundle, "cpu", trusted=True)
     saver, found = loaded.savers[0], loaded.explain(scan)
-    volumes = {
-        saver.quantity: map_quantity(found.importance[0].numpy(), saver.quantity, saver.sigma_min, saver.sigma_max)
-    }
-    volumes["seg"] = found.segmentation[0].numpy()
-    for name, values in volumes.items():
+    importance = map_quantity(found.importance[0].numpy(), saver.quantity, saver.sigma_min, saver.sigma_max)
+    for name, values in ((saver.quantity, importance), ("seg", found.segmentation[0].numpy())):
         image = nib.load(output / "run" / "scan" / f"scan_{name}.nii.gz")
         np.testing.assert_array_equal(np.asarray(image.dataobj), values)
         np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
@@ -153,7 +125,7 @@ def test_an_edit_of_the_configuration_changes_every_route_alike(
     name: str, scan: Path, tmp_path: Path, unedited: dict[str, bytes]
 ) -> None:
     edit, left = EDITS[name]
-    files = written(write_bundle(tmp_path / "bundle", edit), scan, tmp_path)
+    files = written(write_bundle(tmp_path / "bundle", {name: edit}), scan, tmp_path)
     assert [file.removeprefix("scan_").split(".")[0] for file in files] == left
     changed = {file for file in files if files[file] != unedited.get(file)}
     if name in ("savers", "quantity", "pictures"):
@@ -165,8 +137,7 @@ def test_an_edit_of_the_configuration_changes_every_route_alike(
 
 def test_an_option_of_the_command_is_an_edit(scan: Path, tmp_path: Path, unedited: dict[str, bytes]) -> None:
     bundle = write_bundle(tmp_path / "bundle", {})
-    command = ["explain", str(bundle), str(scan), str(tmp_path / "out"), "--trust-bundle", "--workers", "0", "--quiet"]
-    assert main([*command, "--device", "cpu", "--quantity", "sigma", "--no-images"]) == Exit.DONE
+    explain(bundle, scan, tmp_path / "out", "--quantity", "sigma", "--no-images")
     edited = written(write_bundle(tmp_path / "edited", {"quantity": "sigma", "pictures": []}), scan, tmp_path / "other")
     assert files_in(tmp_path / "out" / "scan") == edited
     assert edited["scan_seg.nii.gz"] == unedited["scan_seg.nii.gz"]
