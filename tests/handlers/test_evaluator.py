@@ -106,7 +106,7 @@ def test_the_others_are_written(
     assert row["case"] == f"case_{bad}"
     assert reason in row["reason"]
     assert list(evaluator.failed) == [f"case_{bad}"]
-    assert f"1 cases failed, see {tmp_path / 'out' / 'failures.csv'}" in caplog.text
+    assert f"failed cases: 1, see {tmp_path / 'out' / 'failures.csv'}" in caplog.text
     assert f"case_{bad} failed: " in caplog.text
 
 

@@ -346,6 +346,8 @@ def test_refuses_outputs_it_cannot_write(tmp_path: Path) -> None:
         saver(engine_with({"importance": on_grid(IMPORTANCE, "a.nii.gz")}))
     with pytest.raises(ValueError, match="'seg' must hold class indices"):
         saver(engine_with(maps("a.nii.gz", seg=on_grid(IMPORTANCE, "a.nii.gz"))))
+    with pytest.raises(TypeError, match=r"items must hold a MetaTensor .* got none under keys \['seg'\]"):
+        saver(engine_with({"seg": torch.zeros(1, 2, 2, 2)}))
     with pytest.raises(ValueError, match="quantity must be one of"):
         ImportanceSaver(tmp_path, "noise")
     with pytest.raises(ValueError, match="sigma_max must be greater than sigma_min"):

@@ -65,4 +65,4 @@ class CaseEvaluator(SupervisedEvaluator):
             return
         with atomic_path(self.table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("case", "reason"), *self.failed.items()])
-        logger.error("%d cases failed, see %s", len(self.failed), self.table)
+        logger.error("failed cases: %d, see %s", len(self.failed), self.table)

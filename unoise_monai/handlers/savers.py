@@ -369,11 +369,16 @@ class PictureSaver(Saver):
 
 
 def _source(item: Mapping[Any, Any]) -> Path:
-    """The file, or the folder of a DICOM series, that the maps of an item belong to."""
-    known = (
-        value.meta["filename_or_obj"] for value in item.values() if "filename_or_obj" in getattr(value, "meta", {})
-    )
-    return Path(str(next(known)))
+    """The file, or the folder of a DICOM series, that the maps of an item belong to.
+
+    Raises:
+        TypeError: when no map knows it.
+    """
+    for value in item.values():
+        if "filename_or_obj" in getattr(value, "meta", {}):
+            return Path(str(value.meta["filename_or_obj"]))
+    keys = sorted(map(str, item))
+    raise TypeError(f"items must hold a MetaTensor whose meta holds 'filename_or_obj', got none under keys {keys}")
 
 
 DISPLAY_PERCENTILE = 99.9
