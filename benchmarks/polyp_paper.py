@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from truth import CPU, numbers, phantoms, shipped, text
-from unoise_monai.runs.comparison import find_cases, load_case
 from visibility import PHANTOMS, REAL, ROOT, machine
+from volumes import find_cases, load_case
 
 from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.layers import find_layers

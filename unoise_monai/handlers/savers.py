@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.transforms import LoadImage
+from monai.transforms import EnsureChannelFirst
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unoise_monai.checks import check_choice, check_sigma_range
 from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
-from unoise_monai.data.reading import case_name
+from unoise_monai.data.reading import case_name, load_volume
 from unoise_monai.render.canvas import (
     DISPLAY_PERCENTILE,
     check_importance,
@@ -347,7 +347,7 @@ class PictureSaver(Saver):
         if not self.pictures:
             return
         source = _source(item)
-        scan = LoadImage(image_only=True, ensure_channel_first=True)(source) if scan is None else scan
+        scan = EnsureChannelFirst()(load_volume(source)) if scan is None else scan
         image, spacing_mm = to_canonical(*to_numpy(scan))
         importance = item_volume(item, method or self.importance_key)
         values = on_scan_grid(to_numpy(importance)[0], importance, scan, method or self.importance_key, source)
@@ -362,11 +362,16 @@ class PictureSaver(Saver):
 
 
 def _source(item: Mapping[Any, Any]) -> Path:
-    """The file, or the folder of a DICOM series, that the maps of an item belong to."""
-    known = (
-        value.meta["filename_or_obj"] for value in item.values() if "filename_or_obj" in getattr(value, "meta", {})
-    )
-    return Path(str(next(known)))
+    """The file, or the folder of a DICOM series, that the maps of an item belong to.
+
+    Raises:
+        TypeError: when no map knows it.
+    """
+    for value in item.values():
+        if "filename_or_obj" in getattr(value, "meta", {}):
+            return Path(str(value.meta["filename_or_obj"]))
+    keys = sorted(map(str, item))
+    raise TypeError(f"items must hold a MetaTensor whose meta holds 'filename_or_obj', got none under keys {keys}")
 
 
 def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:

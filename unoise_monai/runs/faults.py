@@ -14,6 +14,7 @@ import torch
 from pebble.common import ProcessExpired
 
 from unoise_monai.data.cases import CohortCase, scrub
+from unoise_monai.handlers.evaluator import cause_of
 from unoise_monai.inference.memory import default_budget
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def reason_for(case: CohortCase, error: BaseException, folders: Sequence[str | P
 
 def reason(error: BaseException) -> str:
     """What an error means to a person."""
+    error = cause_of(error)
     if isinstance(error, (FutureTimeout, TimeoutError)):
         return "reading took too long: the file or its storage hangs; try it alone, or raise --timeout"
     if isinstance(error, ProcessExpired):
