@@ -24,6 +24,7 @@ from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.finding import find_cohort
 from unoise_monai.handlers import ImportanceSaver, PictureSaver
 from unoise_monai.inference import Explainer, TiledInferer
+from unoise_monai.metrics.scores import Randomisation
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.phantoms import Truth, write_phantom_cohort
 from unoise_monai.runs import Comparison, MapScorer, Summary, explain_cases, scoreboard, settings_of
@@ -384,7 +385,7 @@ def test_robustness_is_asked_where_the_network_segments(
     bundle: Bundle, cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Tensor] = []
-    monkeypatch.setattr(MapScorer, "robustness", lambda *given: asked.append(given[4]) or {})
+    monkeypatch.setattr(Randomisation, "__call__", lambda score, subject: asked.append(subject.where) or {})
     compare(bundle, cases[:1], tmp_path, robust_cases=1)
     item = preprocessing(TASK)({"case": "a", "image": str(cases[0].files[0]), "label": str(cases[0].label)})
     with torch.no_grad():
