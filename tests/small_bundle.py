@@ -14,9 +14,13 @@ CONFIG = """
 imports:
 - $import torch
 bundle_root: .
+output_dir: $@bundle_root + '/eval'
 ckpt_dir: $@bundle_root + '/models'
 weights: $@ckpt_dir + '/model.pt'
 device: $torch.device('nowhere')
+precision: fp32
+memory_gb: null
+quantity: importance
 sigma_min: 0.0
 sigma_max: 5.0
 pictures: [montage, mip]
@@ -52,9 +56,47 @@ network_def:
   utility: '@utility'
   noise_model: '@noise_model'
 network: $@network_def.to(@device)
+preprocessing:
+  _target_: unoise_monai.data.preprocessing
+  task: '@task'
+  with_label: false
 dataset: $1 / 0
+inferer:
+  _target_: unoise_monai.inference.TiledInferer
+  memory_gb: '@memory_gb'
+  precision: '@precision'
+postprocessing:
+  _target_: unoise_monai.inference.postprocessing
+  preprocess: '@preprocessing'
+savers:
+- _target_: unoise_monai.handlers.ImportanceSaver
+  output_dir: '@output_dir'
+  quantity: '@quantity'
+  sigma_min: '@sigma_min'
+  sigma_max: '@sigma_max'
+- _target_: unoise_monai.handlers.PictureSaver
+  output_dir: '@output_dir'
+  pictures: '@pictures'
+  window: '@window'
+  style: '@style'
+  threshold: '@threshold'
+  axis: '@axis'
+  count: '@count'
+  crop_mm: '@crop_mm'
+  slab_mm: '@slab_mm'
 evaluator: $@dataset
 """
+
+
+METADATA = {
+    "version": "0.3.1",
+    "name": "Small",
+    "network_data_format": {
+        "outputs": {
+            "pred": {"channel_def": {"0": "background", "1": "anterior", "2": "posterior", "3": "importance"}},
+        }
+    },
+}
 
 
 def small_segmenter(seed: int = 0) -> ExplainedSegmenter:
@@ -74,6 +116,6 @@ def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Pat
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
     (folder / "configs" / "inference.yaml").write_text(config)
-    (folder / "configs" / "metadata.json").write_text(json.dumps({"version": "0.3.1", "name": "Small"}))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA))
     torch.save(small_segmenter(seed).state_dict(), folder / "models" / "model.pt")
     return folder
