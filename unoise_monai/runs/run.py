@@ -111,7 +111,7 @@ def explain_cases(
         output.mkdir(parents=True, exist_ok=True)
         with claimed(output, part):
             _take(records, settings, about(command, device), part, overwrite, cases)
-            jobs = _jobs(cases, part, records, settings, comparison, overwrite)
+            jobs = _jobs(cases, part, records, settings, comparison)
             progress = Progress(len(jobs), quiet)
             batches = _batches(jobs, records, cases[0].name if cases else "")
             failed = _run(engine, batches, records, comparison, progress)
@@ -135,12 +135,15 @@ def _take(
     whole = part is None
     claim_output(records.output, settings, dict(facts), overwrite and whole)
     names = {case.name for case in cases}
+    mine = [case.name for case in part_of(cases, part)]
     for record in records.all() if whole else ():
         # A failure of a file that is in the input no more is none.
         failed = record["status"] != "done" and record["case"] not in names
         if failed or record["settings"] != settings.digest:
             records.forget(record["case"])
-    records.sweep((case.name for case in part_of(cases, part)), whole)
+    for name in mine if overwrite else ():
+        records.forget(name)
+    records.sweep(mine, whole)
 
 
 def _jobs(
@@ -149,7 +152,6 @@ def _jobs(
     records: Records,
     settings: Settings,
     comparison: Comparison,
-    overwrite: bool,
 ) -> list[Job]:
     """What there is to do; the first so many cases of the whole cohort are robust ones."""
     numbers = {case.name: number for number, case in enumerate(cases)}
@@ -157,7 +159,7 @@ def _jobs(
     for case in part_of(cases, part):
         robust = comparison.is_robust(numbers[case.name])
         digests = comparison.digests(robust)
-        state = State.MISSING if overwrite else records.state(case, settings.digest)
+        state = records.state(case, settings.digest)
         if state is State.OTHER:
             others.append(case.name)
         elif state is State.MISSING:
