@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ CASE = CohortCase("P1", (Path("/data/hospital/P1.nii.gz"),), "P1.nii.gz")
         (
             ProcessExpired("died", -11),
             "the reading process ended with code -11: the file is corrupt, or memory ran out",
+        ),
+        (
+            BrokenProcessPool("All workers expired"),
+            "the reading processes ended before they could read: memory ran out; try --workers 0",
         ),
         (MemoryError("of 3 GB"), "out of memory: of 3 GB; try --fast, or a machine with more"),
         (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading import Misreader, SlowReader
+from reading import Dead, Misreader, SlowReader
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import CohortCase
@@ -66,6 +66,14 @@ def test_each_fault_is_one_line_and_the_others_are_done(
     assert "took too long" in found["hangs"]["reason"]
     assert not any(str(cases[0].files[0].parent) in record.get("reason", "") for record in noted)
     assert {path.name for path in records.output.iterdir()} == {".unoise", *(case.name for case in cases[:3])}
+
+
+def test_readers_that_cannot_begin_end_no_run(bundle: Bundle, cases: list[CohortCase], records: Records) -> None:
+    noted: list[dict[str, Any]] = []
+    writer = CaseWriter(bundle, records, "")
+    run_local(jobs(cases[:2]), CaseExplainer(bundle), writer, noted.append, read=Dead(bundle))
+    assert [(record["case"], record["stage"]) for record in noted] == [(case.name, "load") for case in cases[:2]]
+    assert "the reading process" in noted[0]["reason"]
 
 
 def test_a_full_disk_ends_the_run_and_says_so(bundle: Bundle, cases: list[CohortCase], records: Records) -> None:

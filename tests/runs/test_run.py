@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from killing import contents, table
+from killing import check_same, contents, table
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import CohortCase
@@ -82,6 +82,13 @@ def test_a_second_run_does_nothing_and_a_third_what_is_missing(
     assert {row["status"] for row in rows} == {"done"}
     assert sorted(bool(row["dice"]) for row in rows) == [False, True, True, True]
     assert table(output, "failures.csv") == []
+
+
+def test_other_processes_read_the_same(explain: Explain, cases: list[CohortCase], output: Path, tmp_path: Path) -> None:
+    explain(cases[:2], ["saliency"], workers=1)
+    output.rename(tmp_path / "read by others")
+    explain(cases[:2], ["saliency"])
+    check_same(tmp_path / "read by others", output)
 
 
 def test_a_failed_case_is_tried_again_and_its_failure_leaves_with_its_file(

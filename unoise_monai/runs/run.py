@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -325,18 +327,30 @@ def read_ahead(
                 yield job, error
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPool(workers, initializer=_start_reader, initargs=[read], context=spawn) as pool:
-        waiting: deque[tuple[Job, Any]] = deque()
-        left = deque(jobs)
-        try:
-            while left or waiting:
-                while left and len(waiting) <= workers:
-                    waiting.append((left[0], pool.schedule(_read, args=(left.popleft().case,), timeout=timeout)))
-                job, future = waiting.popleft()
-                fault = future.exception()
-                yield job, future.result() if fault is None else fault
-        finally:
-            pool.stop()
+    left, again = deque(jobs), False
+    while left:
+        with ProcessPool(workers, initializer=_start_reader, initargs=[read], context=spawn) as pool:
+            waiting: deque[Any] = deque()
+            try:
+                while left:
+                    # Of a pool that is broken: what waits for it fails, or nothing does.
+                    with suppress(RuntimeError):
+                        while len(waiting) < min(len(left), 1 if again else workers + 1):
+                            waiting.append(pool.schedule(_read, args=(left[len(waiting)].case,), timeout=timeout))
+                    future = waiting.popleft() if waiting else None
+                    fault = BrokenProcessPool() if future is None else future.exception()
+                    # A process that ends before the pool knows which case it has breaks the pool, whoever else is read
+                    # in it: a new one tries again, with the first case alone.
+                    broken = isinstance(fault, BrokenProcessPool)
+                    again = broken and not again
+                    if again:
+                        break
+                    # Made by our own process.
+                    yield left.popleft(), pickle.loads(future.result()) if fault is None else fault  # noqa: S301
+                    if broken:
+                        break
+            finally:
+                pool.stop()
 
 
 _reader: Read
@@ -350,8 +364,9 @@ def _start_reader(read: Read) -> None:
     set_num_threads(1)
 
 
-def _read(case: CohortCase) -> Loaded:
-    return portable(_reader(case))
+def _read(case: CohortCase) -> bytes:
+    """A case, pickled here: PyTorch would lend its memory, which is gone when the next case ends this process."""
+    return pickle.dumps(portable(_reader(case)), pickle.HIGHEST_PROTOCOL)
 
 
 class Progress:
