@@ -1,25 +1,42 @@
-"""A bundle gives its networks with their weights, its task and its settings; nothing else of it runs."""
+"""A bundle gives its networks with their weights, its pipeline and its savers; nothing else of it runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from small_bundle import CONFIG, small_segmenter, write_small_bundle
+from small_bundle import CONFIG, METADATA, small_segmenter, write_small_bundle
 from torch import nn
 
 from unoise_monai import bundle as bundle_module
-from unoise_monai.bundle import UntrustedBundle, find_bundle, known_bundles, load_bundle, shipped_bundles
+from unoise_monai.bundle import (
+    Bundle,
+    UntrustedBundle,
+    find_bundle,
+    known_bundles,
+    load_bundle,
+    shipped_bundles,
+    state_sha256,
+)
 from unoise_monai.data import SegmentationTask
+from unoise_monai.handlers import ImportanceSaver, PictureSaver
 from unoise_monai.networks.weights import load_weights
 
 SHIPPED = shipped_bundles()
+
+
+def load(path: Path, **options: Any) -> Bundle:
+    return load_bundle(path, "cpu", trusted=True, **options)
 
 
 def same_weights(network: nn.Module, state: dict[str, torch.Tensor]) -> bool:
@@ -37,37 +54,107 @@ def test_a_shipped_bundle_loads_as_its_files_say(path: Path, tmp_path: Path, mon
     bundle = load_bundle(path, "cpu")
     config = yaml.safe_load((path / "configs" / "inference.yaml").read_text())
     metadata = json.loads((path / "configs" / "metadata.json").read_text())
-    weights = path / "models" / "model.pt"
+    weights, network = path / "models" / "model.pt", bundle.explainer.network
     assert (bundle.name, bundle.version) == (path.name, metadata["version"])
     assert bundle.task == SegmentationTask(**{k: v for k, v in config["task"].items() if k != "_target_"})
-    assert bundle.labels == dict(enumerate(bundle.task.class_names))
-    assert (bundle.sigma_min, bundle.sigma_max) == (config["sigma_min"], config["sigma_max"])
-    names = ("window", "style", "threshold", "axis", "count", "crop_mm", "slab_mm")
-    assert bundle.pictures == {name: config[name] for name in names}
-    assert same_weights(bundle.segmenter, torch.load(weights, weights_only=True))
-    assert not any(module.training for module in bundle.segmenter.modules())
+    assert bundle.class_names == bundle.task.class_names
+    importance, pictures = bundle.savers
+    assert isinstance(importance, ImportanceSaver)
+    assert isinstance(pictures, PictureSaver)
+    assert (importance.sigma_min, importance.sigma_max) == (config["sigma_min"], config["sigma_max"])
+    assert list(pictures.pictures) == config["pictures"]
+    assert same_weights(network, torch.load(weights, weights_only=True))
+    assert not any(module.training for module in network.modules())
     assert bundle.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
     with torch.no_grad():
-        out = bundle.segmenter(torch.zeros(1, 1, 16, 16, 16))
+        out = network(torch.zeros(1, 1, 16, 16, 16))
     assert out.shape[1] == metadata["network_data_format"]["outputs"]["pred"]["num_channels"]
 
 
-def test_data_sets_evaluators_and_the_configs_device_are_left_alone(tmp_path: Path) -> None:
-    bundle = load_bundle(write_small_bundle(tmp_path / "small"), "cpu", trusted=True)
-    assert (bundle.name, bundle.version) == ("small", "0.3.1")
-    assert bundle.task.spacing_mm == (3.0, 3.0, 3.0)
-    assert same_weights(bundle.segmenter, small_segmenter().state_dict())
-
-
-def test_the_hash_of_the_configuration_follows_both_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_data_sets_evaluators_and_the_configs_device_are_left_alone(tmp_path: Path, form: str) -> None:
     path = write_small_bundle(tmp_path / "small")
-    hashes = [load_bundle(path, "cpu", trusted=True).config_sha256]
-    (path / "configs" / "inference.yaml").write_text(CONFIG + "\n")
-    hashes.append(load_bundle(path, "cpu", trusted=True).config_sha256)
-    (path / "configs" / "metadata.json").write_text('{"version": "0.3.2"}')
-    hashes.append(load_bundle(path, "cpu", trusted=True).config_sha256)
-    assert len(set(hashes)) == 3
-    assert load_bundle(path, "cpu", trusted=True).config_sha256 == hashes[-1]
+    if form == "json":
+        (path / "configs" / "inference.yaml").unlink()
+        (path / "configs" / "inference.json").write_text(json.dumps(yaml.safe_load(CONFIG)))
+        assert find_bundle(path) == path
+    bundle = load(path)
+    assert (bundle.name, bundle.version) == ("small", "0.3.1")
+    assert bundle.task is not None
+    assert bundle.task.spacing_mm == (3.0, 3.0, 3.0)
+    assert same_weights(bundle.explainer.network, small_segmenter().state_dict())
+    assert bundle.parsed("memory_gb") is None
+    with pytest.raises(ValueError, match=r"bundle small: dataset cannot be used: .*division by zero"):
+        bundle.parsed("dataset")
+    with pytest.raises(ValueError, match="bundle small: other cannot be used"):
+        bundle.parsed("other")
+
+
+def test_the_hash_of_the_configuration_follows_all_its_files(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path / "small")
+    (path / "configs" / "more.yaml").write_text("quantity: sigma\n")
+    hashes = [load(path).config_sha256, load(path, overlays=["more"]).config_sha256]
+    for name, text in (("inference.yaml", CONFIG + "\n"), ("metadata.json", json.dumps({**METADATA, "a": 1}))):
+        (path / "configs" / name).write_text(text)
+        hashes.append(load(path).config_sha256)
+    assert len(set(hashes)) == 4
+    assert load(path).config_sha256 == hashes[-1]
+
+
+def test_overlays_come_first_then_changes(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path / "small")
+    (path / "configs" / "more.yaml").write_text("quantity: sigma\nsigma_max: 3.0\nanswer: $6 * 7\n")
+    bundle = load(path, overlays=["more"], changes={"quantity": "tolerance", "task#spacing_mm": [2.0, 2.0, 2.0]})
+    saver = bundle.savers[0]
+    assert isinstance(saver, ImportanceSaver)
+    assert (saver.quantity, saver.sigma_max, bundle.parsed("answer")) == ("tolerance", 3.0, 42)
+    assert bundle.task is not None
+    assert bundle.task.spacing_mm == (2.0, 2.0, 2.0)
+    with pytest.raises(FileNotFoundError, match=r"bundle \S*small must hold configs/absent\.yaml, got none"):
+        load(path, overlays=["absent"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantity": "noise"}, "quantity must be one of"),
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"pictures": ["film"]}, "picture"),
+        ({"quality": 1, "task#size": 2}, r"cannot be used: it has no quality, task#size to change$"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(write_small_bundle(tmp_path / "small"), changes=changes)
+
+
+@pytest.mark.parametrize(
+    ("channels", "names"),
+    [
+        (["background", "anterior", "posterior", "importance"], ("background", "anterior", "posterior")),
+        (["vessel", "importance"], ("background", "vessel")),
+        (None, ()),
+    ],
+)
+def test_without_a_task_the_metadata_name_the_classes(
+    tmp_path: Path, channels: list[str] | None, names: tuple[str, ...]
+) -> None:
+    config = CONFIG[: CONFIG.index("task:")] + CONFIG[CONFIG.index("utility:") :]
+    config = config.replace("$@task.num_classes", "3").replace(
+        "_target_: unoise_monai.data.preprocessing\n  task: '@task'\n  with_label: false",
+        "_target_: Compose\n  transforms: []",
+    )
+    path = write_small_bundle(tmp_path / "small", config)
+    pred = {"pred": {"channel_def": dict(enumerate(channels))}} if channels else {}
+    metadata = {**METADATA, "network_data_format": {"outputs": pred}}
+    (path / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    if not names:
+        with pytest.raises(ValueError, match=r"bundle small: configs/metadata\.json must define the channels of pred"):
+            load(path)
+        return
+    bundle = load(path)
+    assert bundle.task is None
+    assert bundle.class_names == names
 
 
 def test_weights_may_be_safetensors_or_named(tmp_path: Path) -> None:
@@ -75,17 +162,17 @@ def test_weights_may_be_safetensors_or_named(tmp_path: Path) -> None:
     safe, other = path / "models" / "model.safetensors", tmp_path / "other.pt"
     save_file(small_segmenter(1).state_dict(), safe)
     torch.save(small_segmenter(2).state_dict(), other)
-    assert same_weights(load_bundle(path, "cpu", trusted=True).segmenter, small_segmenter(0).state_dict())
+    assert same_weights(load(path).explainer.network, small_segmenter(0).state_dict())
     (path / "models" / "model.pt").unlink()
-    bundle = load_bundle(path, "cpu", trusted=True)
-    assert same_weights(bundle.segmenter, small_segmenter(1).state_dict())
+    bundle = load(path)
+    assert same_weights(bundle.explainer.network, small_segmenter(1).state_dict())
     assert bundle.weights_sha256 == hashlib.sha256(safe.read_bytes()).hexdigest()
-    bundle = load_bundle(path, "cpu", weights=other, trusted=True)
-    assert same_weights(bundle.segmenter, small_segmenter(2).state_dict())
+    bundle = load(path, weights=other)
+    assert same_weights(bundle.explainer.network, small_segmenter(2).state_dict())
     assert bundle.weights_sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
     safe.unlink()
     with pytest.raises(FileNotFoundError, match=r"weights must be at \S*model\.pt or \S*model\.safetensors, got none"):
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
 
 
 @pytest.mark.parametrize("name", ["models/model.pt", "configs/inference.yaml", "configs/metadata.json"])
@@ -100,7 +187,7 @@ def test_what_changes_while_it_is_loaded_is_refused(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(bundle_module, "load_weights", loaded)
     with pytest.raises(ValueError, match=r"bundle small must not change while it is loaded"):
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -108,7 +195,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"must fit the network of bundle small, got \d+ of another shape \(noise_model\."
     ):
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
 
 
 def test_nothing_runs_before_the_bundle_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +208,7 @@ def test_nothing_runs_before_the_bundle_is_trusted(tmp_path: Path, monkeypatch: 
         load_bundle(path, "cpu")
     assert not harm.exists()
     # The configuration would do harm.
-    load_bundle(path, "cpu", trusted=True)
+    load(path)
     assert harm.exists()
 
 
@@ -129,7 +216,7 @@ def test_tags_of_yaml_run_nothing_even_when_trusted(tmp_path: Path) -> None:
     harm = tmp_path / "harm.txt"
     path = write_small_bundle(tmp_path / "b", f"a: !!python/object/apply:os.system ['echo > {harm}']\n{CONFIG}")
     with pytest.raises(ValueError, match=r"bundle b: configs/inference\.yaml cannot be used: could not determine"):
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
     assert not harm.exists()
 
 
@@ -142,7 +229,11 @@ def test_tags_of_yaml_run_nothing_even_when_trusted(tmp_path: Path) -> None:
          r"configs/inference\.yaml cannot be used: "),
         ("sigma_max: 5.0", "sigma_max: 0.0", "sigma_max must be greater than sigma_min"),
         ("sigma_max: 5.0", "", r"configs/inference\.yaml cannot be used: .*sigma_max"),
-        ("network_def:", "other:", r"configs/inference\.yaml cannot be used: .*network_def"),
+        *((f"\n{name}:", "\nother:", rf"configs/inference\.yaml cannot be used: .*{name}")
+          for name in ("network_def", "preprocessing", "inferer", "postprocessing", "savers")),
+        ("_target_: unoise_monai.handlers.ImportanceSaver\n  output_dir: '@output_dir'\n  quantity: '@quantity'\n"
+         "  sigma_min: '@sigma_min'\n  sigma_max: '@sigma_max'", "_target_: torch.nn.Identity",
+         "savers must be of class Saver, got Identity"),
         ("labels: [background, anterior, posterior]", "labels: [background]", r"cannot be used: .*"),
         ("sigma_min: 0.0", "sigma_min: [", r"configs/inference\.yaml cannot be used: "),
     ],
@@ -151,7 +242,7 @@ def test_configurations_that_cannot_be_used_are_named(tmp_path: Path, old: str, 
     assert old in CONFIG
     path = write_small_bundle(tmp_path / "bad", CONFIG.replace(old, new))
     with pytest.raises(ValueError, match=says) as caught:
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
     assert type(caught.value) is ValueError
 
 
@@ -160,15 +251,19 @@ def test_metadata_without_a_version_are_refused(tmp_path: Path, text: str) -> No
     path = write_small_bundle(tmp_path / "bad")
     (path / "configs" / "metadata.json").write_text(text)
     with pytest.raises(ValueError, match=r"bundle bad: configs/metadata\.json must "):
-        load_bundle(path, "cpu", trusted=True)
+        load(path)
 
 
-@pytest.mark.parametrize("name", ["inference.yaml", "metadata.json"])
-def test_missing_configs_are_named(tmp_path: Path, name: str) -> None:
+def test_missing_configs_are_named(tmp_path: Path) -> None:
     path = write_small_bundle(tmp_path / "bad")
-    (path / "configs" / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"bundle \S*bad must hold configs/{name}, got none"):
-        load_bundle(path, "cpu", trusted=True)
+    (path / "configs" / "metadata.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"bundle \S*bad must hold configs/metadata\.json, got none"):
+        load(path)
+    (path / "configs" / "inference.yaml").unlink()
+    with pytest.raises(
+        ValueError, match=r"bundle must be a folder with configs/inference\.yaml .*bad, a folder without"
+    ):
+        load(path)
 
 
 def test_bundles_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +284,49 @@ def test_bundles_are_found_by_path_and_by_name(tmp_path: Path, monkeypatch: pyte
     shutil.rmtree(tmp_path / "mine" / "small" / "configs")
     (tmp_path / SHIPPED[0].name).mkdir()
     assert find_bundle(SHIPPED[0].name) == SHIPPED[0]
+    assert load_bundle(SHIPPED[0].name, "cpu").name == SHIPPED[0].name
     with pytest.raises(
         ValueError, match=r"folder with configs/inference\.yaml or one of: .*; got mine/small, a folder"
     ):
         find_bundle("mine/small")
+
+
+ASSEMBLED = """
+import json, sys
+from monai.bundle import ConfigParser
+from unoise_monai.bundle import assemble
+for changes in json.loads(sys.argv[2]):
+    parser = ConfigParser(ConfigParser.load_config_file(sys.argv[1] + "/configs/inference.yaml"))
+    parser.update({"names": "$@task.class_names", **changes})
+    ids = ("network_def", "preprocessing", "inferer", "postprocessing", "savers", "names")
+    bundle = assemble(sys.argv[1], *map(parser.get_parsed_content, ids))
+    assert (bundle.name, bundle.class_names) == ("small", ("background", "anterior", "posterior"))
+    print(bundle.config_sha256)
+"""
+
+
+def test_an_assembled_bundle_has_the_same_hash_in_every_process(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path / "small")
+    # The first two differ in where the files lie, not in what they hold.
+    places = [{"output_dir": str(tmp_path / name)} for name in ("one", "other")]
+    changes = [*places, {"quantity": "sigma"}, {"task#spacing_mm": [2.0, 2.0, 2.0]}, {"precision": "bf16"}]
+    one, other = (
+        subprocess.run(
+            [sys.executable, "-c", ASSEMBLED, str(path), json.dumps(changes)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for seed in ("1", "2")
+    )
+    assert one == other
+    assert one[0] == one[1]
+    assert len(set(one)) == len(changes) - 1
+
+
+def test_the_hash_of_weights_is_that_of_their_values() -> None:
+    network = small_segmenter()
+    assert state_sha256(network) == state_sha256(small_segmenter()) != state_sha256(small_segmenter(1))
+    half = state_sha256(network.to(torch.bfloat16))
+    assert half not in (state_sha256(small_segmenter()), state_sha256(network.to(torch.float32)))

@@ -189,7 +189,7 @@ class Bundle:
             return ConfigParser(copy.deepcopy(dict(self.config or {}))).get_parsed_content(name)
         # A configuration runs code, which raises what it likes.
         except Exception as error:
-            raise ValueError(f"bundle {self.name}: {name} cannot be used: {error}") from error
+            raise ValueError(f"bundle {self.name}: {name} cannot be used: {_causes(error)}") from error
 
     def explain(self, image: str | Path) -> Explanation:
         """Explain the segmentation of one file, or of a folder with one DICOM series; see `Explainer`."""
@@ -280,7 +280,7 @@ def load_bundle(
         named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
     # A configuration runs code, which raises what it likes.
     except Exception as error:
-        raise ValueError(f"{start} cannot be used: {error}") from error
+        raise ValueError(f"{start} cannot be used: {_causes(error)}") from error
     for name, value, kind in (("network_def", network, ExplainedSegmenter), *(("savers", s, Saver) for s in savers)):
         if not isinstance(value, kind):
             raise ValueError(
@@ -366,6 +366,15 @@ def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any
 def _bundles_in(folder: Path) -> list[Path]:
     found = {config.parents[1].resolve() for name in CONFIGS for config in folder.glob(f"*/{name.as_posix()}")}
     return sorted(found)
+
+
+def _causes(error: BaseException) -> str:
+    """What MONAI says of a component, and what that itself raised, in one line."""
+    texts = [" ".join(str(error).split()).removesuffix("set '_mode_=debug' to enter the debugging mode.").strip()]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts[1:] = [str(error)]
+    return ": ".join(texts)
 
 
 def _sha256_of(files: Iterable[Path]) -> str:
