@@ -37,66 +37,25 @@ task:
   labels: [background, anterior, posterior]
   spacing_mm: [3.0, 3.0, 3.0]
   patch_size: [48, 64, 48]
-utility:
-  _target_: unoise_monai.networks.UNet
-  spatial_dims: 3
-  in_channels: 1
-  out_channels: $@task.num_classes
-  depth: 2
-  channel_factor: 2
-noise_model:
-  _target_: unoise_monai.networks.UNet
-  spatial_dims: 3
-  in_channels: 1
-  out_channels: 1
-  depth: 2
-  channel_factor: 1
-network_def:
-  _target_: unoise_monai.ExplainedSegmenter
-  utility: '@utility'
-  noise_model: '@noise_model'
+utility: {_target_: unoise_monai.networks.UNet, spatial_dims: 3, in_channels: 1, out_channels: $@task.num_classes,
+  depth: 2, channel_factor: 2}
+noise_model: {_target_: unoise_monai.networks.UNet, spatial_dims: 3, in_channels: 1, out_channels: 1, depth: 2,
+  channel_factor: 1}
+network_def: {_target_: unoise_monai.ExplainedSegmenter, utility: '@utility', noise_model: '@noise_model'}
 network: $@network_def.to(@device)
-preprocessing:
-  _target_: unoise_monai.data.preprocessing
-  task: '@task'
-  with_label: false
+preprocessing: {_target_: unoise_monai.data.preprocessing, task: '@task', with_label: false}
 dataset: $1 / 0
-inferer:
-  _target_: unoise_monai.inference.TiledInferer
-  memory_gb: '@memory_gb'
-  precision: '@precision'
-postprocessing:
-  _target_: unoise_monai.inference.postprocessing
-  preprocess: '@preprocessing'
+inferer: {_target_: unoise_monai.inference.TiledInferer, memory_gb: '@memory_gb', precision: '@precision'}
+postprocessing: {_target_: unoise_monai.inference.postprocessing, preprocess: '@preprocessing'}
 savers:
-- _target_: unoise_monai.handlers.ImportanceSaver
-  output_dir: '@output_dir'
-  quantity: '@quantity'
-  sigma_min: '@sigma_min'
-  sigma_max: '@sigma_max'
-- _target_: unoise_monai.handlers.PictureSaver
-  output_dir: '@output_dir'
-  pictures: '@pictures'
-  window: '@window'
-  style: '@style'
-  threshold: '@threshold'
-  axis: '@axis'
-  count: '@count'
-  crop_mm: '@crop_mm'
-  slab_mm: '@slab_mm'
+- {_target_: unoise_monai.handlers.ImportanceSaver, output_dir: '@output_dir', quantity: '@quantity',
+  sigma_min: '@sigma_min', sigma_max: '@sigma_max'}
+- {_target_: unoise_monai.handlers.PictureSaver, output_dir: '@output_dir', pictures: '@pictures', window: '@window',
+  style: '@style', threshold: '@threshold', axis: '@axis', count: '@count', crop_mm: '@crop_mm', slab_mm: '@slab_mm'}
 evaluator: $@dataset
 """
-
-
-METADATA = {
-    "version": "0.3.1",
-    "name": "Small",
-    "network_data_format": {
-        "outputs": {
-            "pred": {"channel_def": {"0": "background", "1": "anterior", "2": "posterior", "3": "importance"}},
-        }
-    },
-}
+CHANNELS = {"0": "background", "1": "anterior", "2": "posterior", "3": "importance"}
+METADATA = {"version": "0.3.1", "network_data_format": {"outputs": {"pred": {"channel_def": CHANNELS}}}}
 
 
 def small_segmenter(seed: int = 0) -> ExplainedSegmenter:

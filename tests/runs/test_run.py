@@ -270,15 +270,6 @@ def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
     assert table(output, "failures.csv") == []
 
 
-def test_results_of_other_options_are_made_again(explain: Explain, cases: list[CohortCase], output: Path) -> None:
-    explain(cases[:1], comparison=Comparison(("saliency",)))
-    before = contents(output / cases[0].name)
-    other = Comparison(("saliency",), {"saliency": {"sign": "signed"}})
-    assert explain(cases[:1], comparison=other).done == 1
-    after = contents(output / cases[0].name)
-    assert {name for name in after if after[name] != before[name]} == {f"{cases[0].name}_saliency.nii.gz"}
-
-
 def test_scores_make_a_scoreboard_and_the_first_cases_are_the_robust_ones(
     explain: Explain, cases: list[CohortCase], output: Path
 ) -> None:

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 import pytest
-from killing import contents
 from PIL import Image
 
 from unoise_monai.attribution import Saliency, foreground_sum
@@ -38,9 +37,9 @@ VOXEL_ML = 0.2
 def write(make_bundle: Callable[..., Bundle], case: CohortCase, tmp_path: Path) -> Write:
     """Explain and write a case, one with a label by default, into ``tmp_path / "out"``."""
 
-    def make(chosen: CohortCase = case, methods: tuple[str, ...] = (), done: bool = False, **changes: Any) -> Record:
+    def make(chosen: CohortCase = case, methods: tuple[str, ...] = (), **changes: Any) -> Record:
         bundle, comparison = make_bundle(**{"pictures": [], **changes}), Comparison(methods)
-        job = Job(chosen, done, comparison.digests(False))
+        job = Job(chosen, methods=comparison.digests(False))
         explained = CaseExplainer(bundle, comparison)(CaseReader(bundle)(chosen), job)
         return CaseWriter(bundle, Records(tmp_path / "out"), "digest")(explained)
 
@@ -102,23 +101,6 @@ def test_written_again_with_less_nothing_is_left_of_before(write: Write, case: C
         f"{case.name}_{name}.nii.gz" for name in ("seg", "tolerance")
     ]
     np.testing.assert_allclose(voxels(folder_of / f"{case.name}_tolerance.nii.gz"), 1 - importance, atol=1e-6)
-
-
-def test_a_method_that_is_added_leaves_the_rest_as_it_is(write: Write, case: CohortCase, folder_of: Path) -> None:
-    first = write(methods=("saliency",))
-    before = contents(folder_of)
-    # Whatever else would be written by now, it is not asked for.
-    second = write(methods=("intensity",), done=True, quantity="tolerance")
-    after = contents(folder_of)
-    assert after.keys() - before.keys() == {f"{case.name}_intensity.nii.gz"}
-    assert {name: after[name] for name in before} == before
-    expected = {
-        **first,
-        "files": first["files"] | {name: second["files"][name] for name in after.keys() - before.keys()},
-        "methods": first["methods"] | {"intensity": second["methods"]["intensity"]},
-    }
-    # As text, for NaN equals nothing.
-    assert json.dumps(second, sort_keys=True) == json.dumps(expected, sort_keys=True)
 
 
 def test_no_path_of_the_input_is_in_what_is_written(write: Write, case: CohortCase, tmp_path: Path) -> None:

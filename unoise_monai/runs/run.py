@@ -337,8 +337,8 @@ def read_ahead(
                     with suppress(RuntimeError):
                         while len(waiting) < min(len(left), 1 if again else workers + 1):
                             waiting.append(pool.schedule(_read, args=(left[len(waiting)].case,), timeout=timeout))
-                    future = waiting.popleft() if waiting else None
-                    fault = BrokenProcessPool() if future is None else future.exception()
+                    future: Any = waiting.popleft() if waiting else None
+                    fault = future.exception() if future else BrokenProcessPool()
                     # A process that ends before the pool knows which case it has breaks the pool, whoever else is read
                     # in it: a new one tries again, with the first case alone.
                     broken = isinstance(fault, BrokenProcessPool)

@@ -142,7 +142,9 @@ class CaseWriter:
         # Another worker may have begun it, and died.
         if known is None or known["status"] != "done":
             known = {}
-        kept = {method: result for method, result in known.get("methods", {}).items() if method not in explained.results}
+        kept = {
+            method: result for method, result in known.get("methods", {}).items() if method not in explained.results
+        }
         again = {file for method in explained.results for file in self._files(name, method)}
         keep = {file: known_as for file, known_as in known.get("files", {}).items() if file not in again}
         written = {method: self._files(name, method) for method in (*(() if known else ("",)), *explained.maps)}
