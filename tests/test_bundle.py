@@ -201,7 +201,7 @@ def test_nothing_runs_before_the_bundle_is_trusted(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("UNOISE_TRUSTED_BUNDLES", str(tmp_path / "none"))
     harm = tmp_path / "harm.txt"
     config = CONFIG.replace("- $import torch\n", f"- $import torch\n- $open('{harm}', 'w').close()\n")
-    config = config.replace("@task.num_classes", f"(open('{harm}', 'w').close(), @task.num_classes)[1]")
+    config = config.replace("sigma_min: 0.0", f"sigma_min: $(open('{harm}', 'w').close(), 0.0)[1]")
     path = write_small_bundle(tmp_path / "theirs", config)
     with pytest.raises(UntrustedBundle, match=r"theirs must be trusted before it runs"):
         load_bundle(path, "cpu")
