@@ -186,7 +186,7 @@ class Bundle:
             ValueError: when there is no such id, or it cannot be built.
         """
         try:
-            return ConfigParser(copy.deepcopy(dict(self.config or {}))).get_parsed_content(name)
+            return build(self.config or {}, name)
         # A configuration runs code, which raises what it likes.
         except Exception as error:
             raise ValueError(f"bundle {self.name}: {name} cannot be used: {_causes(error)}") from error
@@ -356,11 +356,9 @@ def state_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """The ``preprocessing`` of a configuration, built anew, as a process that reads cases needs it."""
-    chain: Callable[[Mapping[str, Any]], Any]
-    chain = ConfigParser(copy.deepcopy(dict(config))).get_parsed_content("preprocessing")
-    return chain
+def build(config: Mapping[str, Any], name: str) -> Any:
+    """What an id of a configuration defines, built anew, as a process that reads cases needs it."""
+    return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
 
 
 def _bundles_in(folder: Path) -> list[Path]:

@@ -91,12 +91,12 @@ class Job:
     robust: bool = False
     """Whether what takes many maps is measured, too."""
     passes: Mapping[str, float] = field(default_factory=dict)
-    """Of a map of each method, where an earlier case has told, forward and back together."""
+    """Passes that a map of each method takes, forward and back together, as counted on an earlier case."""
 
 
 @dataclass
 class Explained:
-    """What the networks have to say of a case, on the network's grid."""
+    """Predictions and maps of a case, on the network's grid."""
 
     loaded: Loaded
     job: Job

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from unoise_monai.bundle import Bundle, build_preprocessing
+from unoise_monai.bundle import Bundle, build
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.headers import check_header
@@ -84,7 +84,7 @@ class CaseReader:
                     check_header(path, self.spacing_mm)
         source = fingerprint(inputs_of(case))
         if self._chain is None:
-            self._chain = build_preprocessing(self.config or {})
+            self._chain = build(self.config or {}, "preprocessing")
         with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
             files = {"image": volume_file(case, Path(folder))} | ({"label": case.label} if case.label else {})
             if case.series:

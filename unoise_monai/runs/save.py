@@ -1,4 +1,4 @@
-"""Writes what there is to say of a case: volumes, pictures, numbers, and the record, last."""
+"""Writes the results of a case: volumes, pictures, numbers, and the record, last."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def case_figures(
     classes: Sequence[str],
     voxel_ml: float,
 ) -> dict[str, float]:
-    """What ``cohort.csv`` says of a case, by column; all on the grid of the case's file.
+    """The columns of ``cohort.csv`` for a case; all on the grid of the case's file.
 
     Args:
         importance: ``(X, Y, Z)``, in [0, 1].
