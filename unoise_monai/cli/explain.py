@@ -182,8 +182,7 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
         changes["pictures"] = []
 
     def loaded() -> Bundle:
-        overlays = ("explain",) if args.scores else ()
-        return load_bundle(args.bundle, device, args.weights, args.trust_bundle, changes, overlays)
+        return load_bundle(args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
 
     bundle = loaded()
     if args.fast:
@@ -192,6 +191,11 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
         changes["task#spacing_mm"] = [FAST * side for side in bundle.task.spacing_mm]
         bundle = loaded()
     return bundle, changes
+
+
+def overlays(args: argparse.Namespace) -> tuple[str, ...]:
+    """The configurations that are laid over the bundle's ``inference``."""
+    return ("explain",) if args.scores else ()
 
 
 def ray_engine(
@@ -206,6 +210,7 @@ def ray_engine(
         weights=None if args.weights is None else args.weights.resolve(),
         trusted=args.trust_bundle,
         changes=changes,
+        overlays=overlays(args),
         settings=settings,
         comparison=comparison,
         output=args.output.resolve(),

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -117,6 +118,8 @@ def reason(error: BaseException) -> str:
         return "reading took too long: the file or its storage hangs; try it alone, or raise --timeout"
     if isinstance(error, ProcessExpired):
         return f"the reading process ended with code {error.exitcode}: the file is corrupt, or memory ran out"
+    if isinstance(error, BrokenProcessPool):
+        return "the reading processes ended before they could read: memory ran out; try --workers 0"
     if isinstance(error, Exception) and is_out_of_memory(error):
         return f"out of memory: {error}; try --fast, or a machine with more"
     if isinstance(error, OSError) and error.errno:

@@ -21,7 +21,7 @@ from unoise_monai.bundle import (
     trust_list,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 needs_tools = pytest.mark.skipif(
     not (shutil.which("sha256sum") and shutil.which("find")), reason="sha256sum and find are not installed"
@@ -152,14 +152,10 @@ def test_linked_folders_are_refused(tmp_path: Path, listed: Path, deep: bool) ->
         check_trust(path)
 
 
-def test_the_same_configs_elsewhere_are_not_listed(tmp_path: Path, listed: Path) -> None:
+def test_neither_the_same_configs_elsewhere_nor_a_folder_without_are_trusted(tmp_path: Path, listed: Path) -> None:
     listed.write_text(entries(bundle(tmp_path / "one")), encoding="utf-8")
-    assert not is_trusted(bundle(tmp_path / "two"))
-
-
-def test_a_folder_without_configs_is_not_trusted(tmp_path: Path) -> None:
-    assert not is_trusted(tmp_path)
-    assert not is_trusted(tmp_path / "absent")
+    for folder in (bundle(tmp_path / "two"), tmp_path, tmp_path / "absent"):
+        assert not is_trusted(folder)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,15 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-import torch
 
-from unoise_monai.bundle import find_bundle, load_bundle
+from unoise_monai.bundle import load_bundle
 from unoise_monai.data.finding import find_cohort
 from unoise_monai.phantoms import write_phantom_cohort
-from unoise_monai.runs.run import explain_cohort
-from unoise_monai.runs.settings import Settings
+from unoise_monai.runs import explain_cases, settings_of
 
 CASES = 200
 WARM = 50
 """Cases until the allocators have what they need."""
-CPU = torch.device("cpu")
 
 
 def resident_bytes() -> int:
@@ -39,8 +36,7 @@ def test_two_hundred_cases_grow_by_less_than_two_percent(tmp_path: Path, monkeyp
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory is read from /proc")
     folder = write_phantom_cohort(tmp_path / "phantoms", CASES, size=(48, 40, 32), spacing_mm=(6, 6, 6), progress=False)
-    bundle = load_bundle(find_bundle("pancreas_ct_unoise"), CPU)
-    settings = Settings(bundle.name, bundle.version, bundle.weights_sha256, bundle.config_sha256, "0")
+    bundle = load_bundle("pancreas_ct_unoise", "cpu")
     taken: list[int] = []
     update = "unoise_monai.runs.run.Progress.__call__"
 
@@ -49,7 +45,7 @@ def test_two_hundred_cases_grow_by_less_than_two_percent(tmp_path: Path, monkeyp
         taken.append(resident_bytes())
 
     monkeypatch.setattr(update, measured)
-    summary = explain_cohort(find_cohort(folder), bundle, settings, tmp_path / "out", CPU, quiet=True)
+    summary = explain_cases(find_cohort(folder), bundle, settings_of(bundle), tmp_path / "out", quiet=True)
     assert summary.done == CASES
     early, late = median(taken[WARM : WARM + 50]), median(taken[-50:])
     print(f"{CASES} cases: {early / 1e6:.1f} MB at case {WARM} to {WARM + 50}, {late / 1e6:.1f} MB at the end")  # noqa: T201

@@ -1,9 +1,15 @@
-"""A record stands for files that are there, whole, and made as the run makes them."""
+"""One run at a time; a record stands for files that are there, whole, and made as the run makes them."""
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +18,17 @@ import SimpleITK as sitk
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.data.cases import CohortCase
-from unoise_monai.runs.records import Records, State, fingerprint, inputs_of
+from unoise_monai.runs.records import (
+    OutputInUse,
+    Records,
+    State,
+    claimed,
+    failures,
+    fingerprint,
+    inputs_of,
+    is_failed,
+    tables_locked,
+)
 
 
 @pytest.fixture
@@ -55,11 +71,7 @@ def test_voxels_beside_their_header_count(tmp_path: Path) -> None:
     assert inputs_of(case) == [tmp_path / "scan.mhd"]
 
 
-def test_done_is_what_is_whole(records: Records, case: CohortCase) -> None:
-    assert records.state(case, "digest") is State.DONE
-
-
-@pytest.mark.parametrize("change", ["settings", "cut", "gone", "input", "label", "record", "failed"])
+@pytest.mark.parametrize("change", ["none", "settings", "cut", "gone", "input", "label", "record", "failed"])
 def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, case: CohortCase) -> None:
     file = records.output / case.name / "map.nii.gz"
     if change == "cut":
@@ -75,13 +87,27 @@ def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, c
         (records.folder / f"{case.name}.json").unlink()
     elif change == "failed":
         records.write({**(records.read(case.name) or {}), "status": "failed"})
-    expected = State.OTHER if change in ("input", "label") else State.MISSING
+    expected = {"none": State.DONE, "input": State.OTHER, "label": State.OTHER}.get(change, State.MISSING)
     assert records.state(case, "other" if change == "settings" else "digest") is expected
 
 
-def test_an_input_that_is_gone_says_nothing_against_results(records: Records, case: CohortCase) -> None:
-    assert records.state(replace(case, files=(), label=None, problem="gone"), "digest") is State.DONE
-    case.files[0].unlink()
+@pytest.mark.parametrize("fault", ["refused", "gone", "unread"])
+def test_an_input_that_cannot_be_read_says_nothing_against_results(
+    fault: str, records: Records, case: CohortCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path in case.files:
+            raise PermissionError("no")
+        return opened(path, *arguments, **options)  # type: ignore[call-overload]
+
+    if fault == "refused":
+        case = replace(case, files=(), label=None, problem="gone")
+    elif fault == "gone":
+        case.files[0].unlink()
+    else:
+        monkeypatch.setattr(Path, "open", refuse)
     assert records.state(case, "digest") is State.DONE
 
 
@@ -126,20 +152,6 @@ def test_a_damaged_record_counts_as_none(records: Records, case: CohortCase, cap
     assert f"{case.name}: its record is damaged" in caplog.text
 
 
-def test_an_input_that_cannot_be_read_says_nothing_against_results(
-    records: Records, case: CohortCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = Path.open
-
-    def refuse(path: Path, *arguments: object, **options: object) -> object:
-        if path in case.files:
-            raise PermissionError("no")
-        return opened(path, *arguments, **options)  # type: ignore[call-overload]
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert records.state(case, "digest") is State.DONE
-
-
 def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: CohortCase) -> None:
     records.begin(case.name, "digest", ["one.nii.gz", "two.png"])
     folder = records.output / case.name
@@ -151,9 +163,85 @@ def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: 
     assert not folder.exists()
 
 
+def test_what_is_kept_stays_when_more_is_begun(records: Records, case: CohortCase) -> None:
+    kept = (records.output / case.name / "map.nii.gz").read_bytes()
+    records.begin(case.name, "digest", ["more.nii.gz"], keep=["map.nii.gz"])
+    assert (records.output / case.name / "map.nii.gz").read_bytes() == kept
+    assert list((records.read(case.name) or {})["files"]) == ["map.nii.gz", "more.nii.gz"]
+
+
+def test_methods_without_a_result_of_the_same_digest_are_missing(records: Records, case: CohortCase) -> None:
+    done = records.read(case.name) or {}
+    asked = {"saliency": "1", "rise": "2", "lime": "3"}
+    assert records.missing_methods(case.name, asked) == tuple(asked)
+    methods = {"saliency": {"settings": "1"}, "rise": {"settings": "other"}, "lime": {"settings": "3", "failed": "no"}}
+    records.write({**done, "methods": methods})
+    assert records.missing_methods(case.name, asked) == ("rise", "lime")
+
+
+def test_a_method_that_failed_is_a_failure_of_its_case() -> None:
+    done = {"status": "done", "methods": {"saliency": {"scores": {}}}}
+    assert not is_failed(done)
+    assert not is_failed({"status": "done"})
+    assert failures({**done, "methods": {**done["methods"], "rise": {"failed": "no"}}}) == [("rise", "no")]
+    assert failures({"status": "failed", "stage": "load", "reason": "empty"}) == [("load", "empty")]
+
+
 def test_names_of_organs_are_an_input(case: CohortCase, tmp_path: Path) -> None:
     (tmp_path / "organs.nii").write_bytes(b"organs")
     with_organs = replace(case, organs=tmp_path / "organs.nii")
     assert tmp_path / "organs.json" not in inputs_of(with_organs)
     (tmp_path / "organs.json").write_text("{}")
     assert inputs_of(with_organs)[-1] == tmp_path / "organs.json"
+
+
+def hold(output: Path, end: Connection) -> None:
+    with claimed(output):
+        end.send(os.getpid())
+        end.recv()
+
+
+@contextmanager
+def held_elsewhere(output: Path) -> Iterator[int]:
+    """Another process, by its number, holds an output until it is killed."""
+    end, other = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(output, other))
+    process.start()
+    other.close()
+    try:
+        yield end.recv()
+    finally:
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+
+def test_a_second_run_is_refused_and_learns_by_whom_until_the_first_is_killed(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path) as process:
+        with pytest.raises(OutputInUse, match=f"process {process} on"), claimed(tmp_path):
+            pass
+        with pytest.raises(OutputInUse), claimed(tmp_path, (1, 2)):
+            pass
+    with claimed(tmp_path):
+        pass
+
+
+def test_parts_of_one_whole_run_beside_each_other_and_nothing_else_does(tmp_path: Path) -> None:
+    with claimed(tmp_path, (1, 2)), claimed(tmp_path, (2, 2)):
+        for part in (None, (1, 2), (1, 3)):
+            with pytest.raises(OutputInUse), claimed(tmp_path, part):
+                pass
+    with claimed(tmp_path):
+        pass
+
+
+def test_a_run_that_ends_leaves_no_owner(tmp_path: Path) -> None:
+    with claimed(tmp_path):
+        assert [path.name for path in (tmp_path / ".unoise").glob("*.owner")] == ["whole.owner"]
+    assert list((tmp_path / ".unoise").glob("*.owner")) == []
+
+
+def test_the_tables_are_free_again_after_use(tmp_path: Path) -> None:
+    (tmp_path / ".unoise").mkdir()
+    for _ in range(2):
+        with tables_locked(tmp_path):
+            pass
