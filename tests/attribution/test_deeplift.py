@@ -100,7 +100,7 @@ class Summing(nn.Module):
 
 
 def test_several_baselines_are_the_mean_of_each_s_map() -> None:
-    network, kinds = unet(), ("zero", "blurred", -1.0)
+    network, kinds = unet(), ("zero", "blur", -1.0)
     singles = [DeepLift(network, kind, sign="signed")(IMAGE, TARGET) for kind in kinds]
     maps = DeepLiftShap(network, kinds, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), torch.stack([each.as_tensor() for each in singles]).mean(dim=0))

@@ -248,10 +248,7 @@ def test_numbered() -> None:
         ({"size": "16"}, "size must be integers of at least 1, one or one an axis, got '16'"),
         ({"size": (4, 4, 4)}, "size must be one number or 2, one an axis, got (4, 4, 4)"),
         ({"compactness": 0}, "compactness must be above 0, got 0"),
-        (
-            {"within": torch.zeros(1, 1, 4, 5)},
-            "within must lie on the image's grid (1, 1, 8, 8), got (1, 1, 4, 5)",
-        ),
+        ({"within": torch.zeros(1, 1, 4, 5)}, "within must lie on the image's grid (1, 1, 8, 8), got (1, 1, 4, 5)"),
         ({"image": torch.full((1, 1, 8, 8), torch.nan)}, "image must hold finite values only, got 64 NaN or infinite"),
         ({"image": torch.zeros(2, 1, 8, 8)}, "image must be one item, (1, C, *spatial), got (2, 1, 8, 8)"),
     ],

@@ -159,7 +159,7 @@ def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
     torch.testing.assert_close(maps.as_tensor(), expected)
 
 
-@pytest.mark.parametrize("kind", ["zero", "blurred"])
+@pytest.mark.parametrize("kind", ["zero", "blur"])
 def test_the_sum_is_the_difference_of_scores_within_the_delta(kind: str) -> None:
     network = unet(2)
     with torch.no_grad():
@@ -194,14 +194,14 @@ def test_expected_gradients_of_a_linear_network() -> None:
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_expected_gradients_equal_the_loop(sigma: float) -> None:
     network = unet(2)
-    starts = baselines(IMAGE, ("zero", "blurred"), seed=1)
+    starts = baselines(IMAGE, ("zero", "blur"), seed=1)
     expected = torch.zeros_like(IMAGE)
     with seeded(1, IMAGE.device):
         chosen, places = torch.randint(2, (5,)).tolist(), torch.rand(5).tolist()
         for at, place in zip(chosen, places, strict=True):
             step = IMAGE + sigma * torch.randn_like(IMAGE) - starts[at]
             expected += step * slope(network, starts[at] + place * step) / 5
-    maps = GradientShap(network, 5, ("zero", "blurred"), sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
+    maps = GradientShap(network, 5, ("zero", "blur"), sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), expected)
 
 

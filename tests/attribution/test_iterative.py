@@ -146,7 +146,7 @@ def test_hidden_voxels_become_the_hidden_value(channels: int) -> None:
     assert [int(each.roi.sum()) for each in rounds] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("kind", ["minimum", "mean", "blurred", "noise", torch.tensor([0.5, -2.0]).view(1, 2, 1, 1)])
+@pytest.mark.parametrize("kind", ["minimum", "mean", "blur", "noise", torch.tensor([0.5, -2.0]).view(1, 2, 1, 1)])
 def test_hidden_voxels_become_the_baseline_of_the_whole_image(kind: Baseline) -> None:
     network, image = unet(2, 2), torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(3))
     recording = type("Recorder", (Recording,), {"seen": []})

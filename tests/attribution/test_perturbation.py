@@ -156,7 +156,7 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "counting: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean", "blurred", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
+@pytest.mark.parametrize("kind", ["zero", "mean", "blur", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
 def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
     class Showing(PerturbationAttributor):
         name = "showing"

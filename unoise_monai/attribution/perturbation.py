@@ -20,6 +20,7 @@ from unoise_monai.attribution.base import (
     Score,
     baseline,
     batches,
+    check_at_least,
     check_baseline,
     check_time_limit,
     seeded,
@@ -33,17 +34,15 @@ from unoise_monai.types import Image, VoxelMap
 class PerturbationAttributor(Attributor):
     """An attribution from the scores of copies of the image of which parts are hidden: no pass back.
 
-    Positive is what speaks for the target: hiding it lowers the score. The target needs no gradient, so that it may be
-    a measure such as `HardDice`.
+    Positive is what speaks for the target: hiding it lowers the score. The target may be without a gradient, such as
+    `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``.
 
     Args:
-        baseline: what hidden voxels become, see `baseline`; an image of your own gives other settings.
+        baseline: what hidden voxels become, see `baseline`.
         seed: of what is drawn; None draws from the global random state.
         progress: show a bar of the perturbed copies.
-        time_limit_s: seconds an item after which no further copy is begun, see `batches`. The map is then that of the
-            copies so far, drawn in an order that spreads over the volume.
-
-    ``notes`` of the map hold how many copies were ``planned`` and ``evaluated``.
+        time_limit_s: seconds an item, see `batches`. The map is then that of the copies so far, drawn in an order that
+            spreads over the volume.
 
     Raises:
         ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0; in the call, when an image as baseline
@@ -92,13 +91,12 @@ class Occlusion(PerturbationAttributor):
     """How far the score falls when a window around a voxel is hidden.
 
     Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014. Each voxel gets the mean fall over
-    the windows that cover it. The last windows of a side are moved back into the volume, so that all are of one size
-    and every voxel is covered. Koker et al., "U-Noise", 2021, section 4.2, slide a window of 15 with a stride of 2 over
-    2D images and report the Dice that is left, which is ``window=15, stride=2`` with the target `unperturbed_dice`: the
-    fall is 1 minus that Dice.
+    the windows that cover it; the last ones of a side are moved back into the volume. Koker et al., "U-Noise", 2021,
+    section 4.2, take ``window=15, stride=2`` in 2D and report the Dice that is left: with the target
+    `unperturbed_dice`, 1 minus the fall.
 
     Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot distinguish
-    voxels closer than the stride, and sees nothing of a structure that another, outside the window, makes up for.
+    voxels closer than the stride, and misses a structure that another, outside the window, makes up for.
 
     Args:
         window: sides of the window, one number or one an axis.
@@ -195,13 +193,12 @@ class RISE(PerturbationAttributor):
     Petsiuk, Das, Saenko, "RISE: randomized input sampling for explanation of black-box models", 2018, in 2D and 3D: a
     coarse grid of cells, each visible with a probability, is interpolated linearly and cut out at a random offset;
     masked voxels become ``baseline`` by degrees. The map is the mean of the scores, weighted by the mask at the voxel.
-    Two things differ from the paper's equation 6, neither of which changes what the map tends to but for a constant:
-    the sum is divided by the masks' sum at the voxel in place of what they are expected to sum to, so that uneven
-    coverage is no part of the map; and the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a
-    voxel that does not matter.
+    Two things differ from the paper's equation 6, and change what the map tends to by a constant at most: the sum is
+    divided by the masks' own sum at the voxel, not the expected one, so that uneven coverage is no part of the map; and
+    the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a voxel that does not matter.
 
-    Costs a pass forward for each mask, and one. The map is a sample mean, blurred by a cell and noisy with few masks: a
-    ranking of voxels, neither their contributions nor a change of the score per intensity.
+    Costs a pass forward for each mask, and one. The map is blurred by a cell and noisy with few masks: a ranking of
+    voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
         masks: how many.
@@ -216,16 +213,10 @@ class RISE(PerturbationAttributor):
     name = "rise"
 
     def __init__(
-        self,
-        network: nn.Module,
-        masks: int = 500,
-        cells: int | Sequence[int] = 7,
-        visible: float = 0.5,
-        **options: Any,
+        self, network: nn.Module, masks: int = 500, cells: int | Sequence[int] = 7, visible: float = 0.5, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        if masks < 1:
-            raise ValueError(f"masks must be at least 1, got {masks}")
+        check_at_least("masks", masks, 1)
         if any(number < 1 for number in ([cells] if isinstance(cells, int) else cells)):
             raise ValueError(f"cells must be at least 1 on each axis, got {cells}")
         check_fraction("visible", visible)
@@ -239,7 +230,7 @@ class RISE(PerturbationAttributor):
         changes = []
         for batch in self.batches(self.masks, score):
             masks = torch.cat([self.mask(image.shape[2:]) for _ in batch]).to(image.device)
-            # The score's own level is no part of the map; taken off at once, it costs no digits of the sums.
+            # Taken off here, the score's own level costs the sums no digits.
             changes.append(score(torch.lerp(hidden, image, masks)) - whole)
             weighted += torch.einsum("n,n...->...", changes[-1], masks[:, 0])
             weights += masks[:, 0].sum(dim=0)
