@@ -148,17 +148,3 @@ def test_a_baseline_of_your_own() -> None:
     noise = [LayerConductance(network, baseline="noise", seed=seed)(image, target).as_tensor() for seed in (0, 0, 1)]
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "message"),
-    [
-        (LayerConductance, {"steps": 1}, "steps must be at least 2, got 1"),
-        (LayerConductance, {"rule": "gausslegendre"}, "rule must be one of 'riemann_trapezoid', got 'gausslegendre'"),
-        (LayerIntegratedGradients, {"rule": "simpson"}, "rule must be one of 'gausslegendre', .*, got 'simpson'"),
-        (InternalInfluence, {"baseline": "nothing"}, "baseline must be one of .*, got 'nothing'"),
-    ],
-)
-def test_bad_options(method: type[LayerPath], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        method(unet(2), **options)
