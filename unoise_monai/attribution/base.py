@@ -160,7 +160,10 @@ class Attributor(ABC):
     """A method that maps how much each voxel of an image contributes to a target of a segmentation.
 
     The network and the image come back untouched. The network runs in evaluation mode; where a volume does not fit
-    ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes the options below, and documents only what it adds.
+    ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes the arguments below. Options of several methods are
+    the ``baseline`` that they compare with or hide voxels by (see `baseline`), the ``seed`` of what is drawn (None
+    draws from the global random state), ``progress``, which shows a bar, and ``time_limit_s``, seconds an item, after
+    which the best map so far comes back (see `batches`). Methods document what they add.
 
     Args:
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
@@ -178,7 +181,8 @@ class Attributor(ABC):
 
     Raises:
         ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, the target
-            is of another number of items, or does not give one scalar an item.
+            is of another number of items or does not give one scalar an item, or an image as baseline does not expand
+            to the volume.
     """
 
     name: ClassVar[str]

@@ -111,8 +111,6 @@ class NoisyMaps(ComposedAttributor):
         method: a gradient method, see `Method`.
         samples: noisy copies; a map costs that many times what the method costs.
         sigma: of the noise, in units of normalised intensity. Smilkov et al. take 10% to 20% of the image's range.
-        seed: of the noise; None draws from the global random state.
-        progress: show a bar of the samples.
 
     Raises:
         ValueError: when ``samples`` is below 1, or ``sigma`` negative or not finite; see also `ComposedAttributor`.
@@ -218,9 +216,6 @@ class VoxelwiseMean(ComposedAttributor):
     Args:
         method: a gradient method or a CAM, see `Method`.
         max_voxels: of a larger region, this many are drawn; None for all.
-        seed: of the order in which voxels are taken; None draws from the global random state.
-        progress: show a bar of the voxels.
-        time_limit_s: seconds an item, see `batches`; the map is then the mean so far.
 
     Shape:
         called with an image and a `Region`; for one that sums, the sum of the maps in place of their mean. Where its

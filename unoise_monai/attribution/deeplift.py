@@ -35,16 +35,14 @@ class DeepLift(GradientAttributor):
     group norm, attention, or whatever else multiplies things that depend on the image.
 
     Args:
-        baseline: see `baseline`; an image of your own gives other settings.
         substitute: apply the rescale rule also to activation modules that Captum has none for, such as PReLU;
             ``notes["substituted"]`` counts them. Else such networks are refused.
-        seed: of a noise baseline.
 
     Raises:
-        ValueError: when ``baseline`` is none; in the call, when an image as baseline does not expand to the volume, or
-            the network has activations without a rule and ``substitute`` is False, functional activations, gates or
-            maximum pooling, pooling windows that overlap, where Captum keeps one window's share of a voxel, or an
-            activation or pooling module that is called more than once, of which Captum keeps the last call.
+        ValueError: when ``baseline`` is none; in the call, when the network has activations without a rule and
+            ``substitute`` is False, functional activations, gates or maximum pooling, pooling windows that overlap,
+            where Captum keeps one window's share of a voxel, or an activation or pooling module that is called more
+            than once, of which Captum keeps the last call.
     """
 
     name = "deep_lift"

@@ -112,12 +112,9 @@ class IntegratedGradients(GradientAttributor):
     Args:
         steps: of the integral.
         rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
-        baseline: see `baseline`.
-        seed: of a noise baseline.
 
     Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
-            baseline does not expand to the volume.
+        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
     """
 
     name = "integrated_gradients"
@@ -166,11 +163,9 @@ class GradientShap(GradientAttributor):
         samples: gradients to draw.
         baselines: equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
         sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
-        seed: of all that is drawn; None draws from the global random state.
 
     Raises:
-        ValueError: when ``samples`` is below 1, ``baselines`` holds no baseline, or ``sigma`` is negative or not
-            finite; in the call, when an image as baseline does not expand to the volume.
+        ValueError: when ``samples`` is below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
     """
 
     name = "gradient_shap"

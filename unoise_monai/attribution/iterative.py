@@ -226,15 +226,13 @@ class IterativeROI(Attributor):
         region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
         max_rounds: the most rounds, in the paper 5.
         min_probability: stops after the round that brings the class's probability below it.
-        hidden: what hidden voxels become, see `baseline`.
+        hidden: what hidden voxels become, as a `baseline`.
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work.
-        seed: of the default saliency, and of noise as ``hidden``.
 
     Raises:
         ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
-            call, when no voxel was given to the class, an image as ``hidden`` does not expand to the volume, or the
-            default saliency refuses the network.
+            call, when no voxel was given to the class, or the saliency refuses the network.
     """
 
     name = "iterative_roi"

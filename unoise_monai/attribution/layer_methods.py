@@ -219,15 +219,12 @@ class LayerPath(LayerAttributor):
     """Contributions that Captum sums up in steps from a baseline to the image.
 
     Args:
-        layer: its name (`find_layers`) or path.
         steps: of the integral.
         rule: how it is summed, by default the first of ``rules``.
-        baseline: see `baseline`.
-        seed: of a noise baseline.
 
     Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
-            baseline does not expand to the volume, or the volume goes in windows and the target is not linear.
+        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when the volume goes
+            in windows and the target is not linear.
     """
 
     method: ClassVar[Any]

@@ -121,63 +121,50 @@ def _layer(output: _Output, size: tuple[int, ...]) -> Layer:
 
 
 def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
-    """What the modules gave in a pass, in the order in which they finished, the network itself last."""
-    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in volume.network.modules()):
-        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
-    known = volume.rule.stride is not None
-    size = [probe_side(volume)] * (image.ndim - 2) if known else image.shape[2:]
-    watch = _Watch(image.ndim)
-    modules = dict(volume.network.named_modules())
-    with evaluating(volume.network), watching(modules, watch.leave, watch.enter):
-        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
-    return watch.once()
-
-
-class _Watch:
-    """Collects what modules give.
+    """What modules gave in a pass, in the order in which they finished, the network itself last.
 
     Left out are modules that run more than once, outputs without a grid (pooled to a single voxel, as in squeeze and
     excitation), and the sums or concatenations of MONAI's `SkipConnection`.
     """
+    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
+    modules = dict(volume.network.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
+        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
+    found: list[tuple[weakref.ref[Tensor], _Output]] = []
+    calls: Counter[str] = Counter()
+    running: list[nn.Module] = []
+    # For each running module, the voxels of the coarsest grid within it.
+    coarsest: list[float] = []
+    latest: list[Any] = [None]
 
-    def __init__(self, ndim: int) -> None:
-        self.ndim = ndim
-        self.outputs: list[tuple[weakref.ref[Tensor], _Output]] = []
-        self.logits: object = None
-        self.calls: Counter[str] = Counter()
-        self.coarsest: list[float] = []
-        """For each running module, the voxels of the coarsest grid within it."""
-        self.skips = 0
-        """How many running modules are a `SkipConnection`."""
-
-    def enter(self, path: str, module: nn.Module) -> None:
-        self.coarsest.append(math.inf)
-        self.skips += isinstance(module, SkipConnection)
-
-    def leave(self, call: Call) -> None:
-        path, output = call.path, call.output
-        within, voxels = self.coarsest.pop(), self.voxels(output)
-        skip = isinstance(call.module, SkipConnection)
-        self.skips -= skip
-        self.calls[path] += 1
-        self.logits = output if not path else None
-        if voxels < math.inf and not skip:
-            spans = within < min([voxels, *map(self.voxels, call.inputs)])
-            order, depth, grid = len(self.outputs), len(self.coarsest) - 1 - self.skips, tuple(output.shape[2:])
-            made = _Output(order, path, depth, grid, output.shape[1], spans, logits=False)
-            self.outputs.append((weakref.ref(output), made))
-        if self.coarsest:
-            self.coarsest[-1] = min(self.coarsest[-1], within, voxels)
-
-    def voxels(self, value: Any) -> float:
-        placed = isinstance(value, Tensor) and value.ndim == self.ndim and any(side > 1 for side in value.shape[2:])
+    def voxels(value: Any) -> float:
+        placed = isinstance(value, Tensor) and value.ndim == image.ndim and any(side > 1 for side in value.shape[2:])
         return math.prod(value.shape[2:]) if placed else math.inf
 
-    def once(self) -> list[_Output]:
-        """The outputs of the modules that ran once."""
-        once = [(tensor, output) for tensor, output in self.outputs if self.calls[output.path] == 1]
-        return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
+    def enter(path: str, module: nn.Module) -> None:
+        running.append(module)
+        coarsest.append(math.inf)
+
+    def leave(call: Call) -> None:
+        running.pop()
+        within, here, output = coarsest.pop(), voxels(call.output), call.output
+        calls[call.path] += 1
+        latest[0] = output
+        if here < math.inf and not isinstance(call.module, SkipConnection):
+            depth = sum(not isinstance(module, SkipConnection) for module in running) - 1
+            spans = within < min([here, *map(voxels, call.inputs)])
+            grid, channels = tuple(output.shape[2:]), output.shape[1]
+            made = _Output(len(found), call.path, depth, grid, channels, spans, logits=False)
+            found.append((weakref.ref(output), made))
+        if coarsest:
+            coarsest[-1] = min(coarsest[-1], within, here)
+
+    known = volume.rule.stride is not None
+    size = [probe_side(volume)] * (image.ndim - 2) if known else image.shape[2:]
+    with evaluating(volume.network), watching(modules, leave, enter):
+        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
+    once = [(tensor, output) for tensor, output in found if calls[output.path] == 1]
+    return [output._replace(logits=tensor() is latest[0]) for tensor, output in once]
 
 
 Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]

@@ -35,18 +35,11 @@ class PerturbationAttributor(Attributor):
     """An attribution from the scores of copies of the image of which parts are hidden: no pass back.
 
     Positive is what speaks for the target: hiding it lowers the score. The target may be without a gradient, such as
-    `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``.
-
-    Args:
-        baseline: what hidden voxels become, see `baseline`.
-        seed: of what is drawn; None draws from the global random state.
-        progress: show a bar of the perturbed copies.
-        time_limit_s: seconds an item, see `batches`. The map is then that of the copies so far, drawn in an order that
-            spreads over the volume.
+    `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``; at a time limit these are spread over
+    the volume.
 
     Raises:
-        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0; in the call, when an image as baseline
-            does not expand to the volume.
+        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0.
     """
 
     differentiates = False
