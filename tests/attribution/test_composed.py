@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.composed import ComposedAttributor, Method, SmoothGrad, VoxelwiseMean
-from unoise_monai.attribution.gradient import GradientAttributor, IntegratedGradients, Saliency, note_convergence
+from unoise_monai.attribution.gradient import IntegratedGradients, Saliency, note_convergence
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
@@ -105,16 +105,3 @@ class Other(Attributor):
 def test_refusals(method: Method, options: dict | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Twice(NETWORK, method, options)
-
-
-def test_a_method_of_one_s_own() -> None:
-    class Ones(GradientAttributor):
-        name = "ones"
-        clips = True
-
-        def maps(self, images: Tensor, score: Score) -> Tensor:
-            return torch.ones_like(images)
-
-    attributor = Twice(nn.Conv2d(1, 2, 1), Ones)
-    assert attributor(IMAGE, TARGET).unique().tolist() == [2.0]
-    assert attributor.volume.clips

@@ -10,6 +10,7 @@ import torch
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from monai.networks import nets
 from monai.networks.blocks import activation
+from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,18 +32,6 @@ def unet(depth: int = 2) -> UNet:
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 2)
     return network
-
-
-class Shallow(nn.Module):
-    def __init__(self, act: Any, skip: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.first, self.last = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
-        self.act, self.skip = act, skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(self.act(x) + x if self.skip else self.act(x))
 
 
 def by_hand(network: Shallow, start: Tensor) -> Tensor:
@@ -67,7 +56,7 @@ ACTS = [nn.ReLU(), nn.ReLU(inplace=True), nn.ELU(), nn.Sigmoid(), nn.PReLU(), nn
 @pytest.mark.parametrize("act", ACTS, ids=str)
 @pytest.mark.parametrize("skip", [False, True])
 def test_equals_the_rescale_rule_by_hand(act: nn.Module, skip: bool) -> None:
-    network = Shallow(act, skip)
+    network = Shallow(act, skip=skip)
     maps = DeepLift(network, baseline=0.5, substitute=True, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), by_hand(network, torch.full_like(IMAGE, 0.5)), rtol=1e-3, atol=1e-4)
 
@@ -94,11 +83,6 @@ def test_skip_connections_from_before_the_pooling_count() -> None:
         _, delta = captum.attr.DeepLift(score).attribute(copy, return_convergence_delta=True)
     ours = notes_of(DeepLift(network)(IMAGE, TARGET))
     assert abs(ours["convergence_delta"]) < 0.05 * abs(float(delta))
-
-
-class Summing(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, 1].flatten(1).sum(dim=1)
 
 
 def test_several_baselines_are_the_mean_of_each_s_map() -> None:

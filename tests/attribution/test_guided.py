@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.networks import nets
 from monai.networks.blocks import activation
+from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,21 +34,6 @@ from unoise_monai.networks import UNet
 
 def whole(*size: int) -> Region:
     return Region(torch.ones(1, 1, *size), 1, mean=False)
-
-
-class Shallow(nn.Module):
-    """Convolution, activation, convolution, optionally with the activation's input added to what it gives."""
-
-    def __init__(self, act: nn.Module, spatial_dims: int = 2, skip: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.first, self.last = conv(2, 3, 3, padding=1), conv(3, 2, 3, padding=1)
-        self.act, self.skip = act, skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(self.act(x) + x if self.skip else self.act(x))
 
 
 def by_hand(network: Shallow, image: Tensor, deconvolution: bool, slope: float = 0.0) -> Tensor:
@@ -76,7 +62,7 @@ METHODS = [(GuidedBackprop, False), (Deconvolution, True)]
 def test_equals_the_pass_by_hand(
     method: type[ClippedGradient], deconvolution: bool, size: tuple[int, ...], skip: bool, inplace: bool
 ) -> None:
-    network, image = Shallow(nn.ReLU(inplace), len(size), skip), torch.randn(1, 2, *size)
+    network, image = Shallow(nn.ReLU(inplace), len(size), skip, channels=2), torch.randn(1, 2, *size)
     result = method(network, sign="signed")(image, whole(*size)).as_tensor()
     torch.testing.assert_close(result, by_hand(network, image, deconvolution))
     assert not torch.allclose(result, Saliency(network, sign="signed")(image, whole(*size)).as_tensor())
@@ -94,20 +80,15 @@ def test_equals_captum_where_no_relu_s_input_goes_elsewhere(method: type[Clipped
     torch.testing.assert_close(method(network, sign="signed")(image, whole(8, 12, 8)).as_tensor(), expected)
 
 
-class Summing(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, 1].flatten(1).sum(dim=1)
-
-
 @pytest.mark.parametrize(("method", "deconvolution"), METHODS)
 def test_substitutes_say_so(method: type[ClippedGradient], deconvolution: bool) -> None:
-    network, image = Shallow(nn.PReLU(init=0.3)), torch.randn(1, 2, 6, 5)
+    network, image = Shallow(nn.PReLU(init=0.3), channels=2), torch.randn(1, 2, 6, 5)
     with pytest.raises(ValueError, match=rf"{method.name} has a rule for, got PReLU x 1, the first at 'act'"):
         method(network)(image, whole(6, 5))
     result = method(network, substitute=True, sign="signed")(image, whole(6, 5))
     torch.testing.assert_close(result.as_tensor(), by_hand(network, image, deconvolution, slope=0.3))
     assert result.meta["attribution"][0]["substituted"] == {"PReLU": 1}
-    plain = method(Shallow(nn.ReLU()), substitute=True)(image, whole(6, 5))
+    plain = method(Shallow(nn.ReLU(), channels=2), substitute=True)(image, whole(6, 5))
     assert "substituted" not in plain.meta["attribution"][0]
 
 

@@ -62,16 +62,6 @@ def test_a_mean_right_at_the_threshold_is_in() -> None:
     assert not smoothed(line, everything, (1, 21), 1, 0.31).any()
 
 
-def test_most_neighbours_fill_holes_and_drop_specks() -> None:
-    mask = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
-    mask[..., 5:14, 5:14] = True
-    clean = smoothed(mask, torch.ones_like(mask), 5, 3, 0.5)
-    mask[..., 9, 9], mask[..., 1, 17] = False, True
-    assert torch.equal(smoothed(mask, torch.ones_like(mask), 5, 3, 0.5), clean)
-    assert bool(clean[..., 9, 9])
-    assert not bool(clean[..., 1, 17])
-
-
 def test_below_one_half_regions_grow_with_the_passes_and_the_box() -> None:
     mask = torch.zeros(1, 1, 24, 24, 24, dtype=torch.bool)
     mask[..., 9:14, 9:14, 9:14] = True

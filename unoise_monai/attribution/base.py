@@ -148,6 +148,8 @@ class Score(nn.Module):
         self.volume, self.target, self.copies, self.windows = volume, target, copies, windows
         self.notes: dict[str, Any] = {}
         """What a method notes about its map, such as a convergence delta, for the map's metadata."""
+        self.place: MetaTensor | None = None
+        """The image as it came, for its geometry; None for a tensor without."""
 
     def forward(self, images: Image) -> Tensor:
         scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
@@ -216,6 +218,7 @@ class Attributor(ABC):
             with attributing(self.network), without_tf32():
                 item = item.clone().requires_grad_()
                 score = self.score(item, of_item(target, index))
+                score.place = image if isinstance(image, MetaTensor) else None
                 values = self.attribute(item, score)
             maps.append(signed(values.detach().float(), self.sign))
             notes.append({"method": self.name, "sign": self.sign, **score.notes})

@@ -259,11 +259,6 @@ class IterativeROI(Attributor):
         self.region = region or RegionOfInterest()
         self.max_rounds, self.min_probability, self.hidden = max_rounds, min_probability, hidden
         self.fine_tune, self.seed = fine_tune, seed
-        self._place: MetaTensor | None = None
-
-    def __call__(self, image: Image, target: Target) -> MetaTensor:
-        self._place = _place(image)
-        return super().__call__(image, target)
 
     def rounds(self, image: Image, label: int, truth: LabelMap | None = None) -> list[Round]:
         """The regions of a class, one a round, the first the one that the network relied on most.
@@ -286,18 +281,18 @@ class IterativeROI(Attributor):
             if self.fine_tune is None:
                 raise ValueError("truth is what fine_tune trains towards, it must be None where fine_tune is")
             check_truth(truth, plain)
-        self._place = _place(image)
         with attributing(self.network), torch.no_grad():
             logits = self.volume(plain)
             if truth is not None:
                 check_classes(truth, logits)
-            return self._unveil(plain, logits, class_sum(logits, label), truth)
+            place = image if isinstance(image, MetaTensor) else None
+            return self._unveil(plain, logits, class_sum(logits, label), place, truth)
 
     @torch.no_grad()
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
         logits = score.volume(plain)
-        rounds = self._unveil(plain, logits, score.target)
+        rounds = self._unveil(plain, logits, score.target, score.place)
         score.notes["probability"] = ClassProbability.of(score.target, logits)(logits)
         score.notes["rounds"] = [{"voxels": int(each.roi.sum()), "probability": each.probability} for each in rounds]
         if not rounds:
@@ -307,7 +302,9 @@ class IterativeROI(Attributor):
             values[each.roi] = 1 - index / self.max_rounds
         return values
 
-    def _unveil(self, image: Image, logits: Logits, target: Target, truth: LabelMap | None = None) -> list[Round]:
+    def _unveil(
+        self, image: Image, logits: Logits, target: Target, place: MetaTensor | None, truth: LabelMap | None = None
+    ) -> list[Round]:
         probability = ClassProbability.of(target, logits)
         network = self.network if self.fine_tune is None else copy.deepcopy(self.network)
         volume = VolumeNetwork(network, self.volume.memory_gb, self.volume.precision)
@@ -317,7 +314,8 @@ class IterativeROI(Attributor):
         rounds: list[Round] = []
         while len(rounds) < self.max_rounds and not (rounds and rounds[-1].probability < self.min_probability):
             masked = torch.where(visible, image, hidden)
-            placed = masked if self._place is None else MetaTensor(masked).copy_meta_from(self._place)
+            # A saliency may count in mm.
+            placed = masked if place is None else MetaTensor(masked).copy_meta_from(place)
             saliency = explain(placed, target).as_tensor().abs() * visible
             roi = self.region(saliency, visible)
             if not roi.any():
@@ -328,8 +326,3 @@ class IterativeROI(Attributor):
                 self.fine_tune(network, masked, segmentation(logits) if truth is None else truth, volume.memory_gb)
             rounds.append(Round(roi, saliency, probability(volume(masked))))
         return rounds
-
-
-def _place(image: Image) -> MetaTensor | None:
-    """Where an image lies, without its voxels: a saliency may count in mm."""
-    return MetaTensor(torch.empty(0)).copy_meta_from(image) if isinstance(image, MetaTensor) else None

@@ -26,7 +26,6 @@ from unoise_monai.attribution.base import (
     seeded,
 )
 from unoise_monai.attribution.registry import register
-from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
 
@@ -127,14 +126,9 @@ class Occlusion(PerturbationAttributor):
         if len(lengths) > 1 or any(s > w for s, w in zip(_each(stride, axes), _each(window, axes), strict=True)):
             raise ValueError(f"stride must be at most the window on each axis, got {stride} and {window}")
         self.window, self.stride, self.unit = window, stride, unit
-        self._voxel_sizes: Sequence[float] | None = None
-
-    def __call__(self, image: Image, target: Target) -> MetaTensor:
-        self._voxel_sizes = _voxel_sizes_mm(image) if self.unit == "mm" else None
-        return super().__call__(image, target)
 
     def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
-        windows = self.windows(image.shape[2:])
+        windows = self.windows(image.shape[2:], _voxel_sizes_mm(score.place) if self.unit == "mm" else None)
         # Over the whole volume from the start, so that a time limit leaves no half of it out.
         order = torch.randperm(len(windows)).tolist()
         whole = score(image)
@@ -149,12 +143,12 @@ class Occlusion(PerturbationAttributor):
                 covers[window] += 1
         return (falls / covers.clamp_min(1))[None, None]
 
-    def windows(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
-        """All windows of a volume, in voxels."""
+    def windows(self, size: Sequence[int], voxel_sizes: Sequence[float] | None = None) -> list[tuple[slice, ...]]:
+        """All windows of a volume, in voxels; of sides in mm, by the sizes of voxels."""
         for name, sides in (("window", self.window), ("stride", self.stride)):
             if len(_each(sides)) not in (1, len(size)):
                 raise ValueError(f"{name} must be one number or {len(size)}, one an axis, got {sides}")
-        scale = self._voxel_sizes or [1.0] * len(size)
+        scale = voxel_sizes or [1.0] * len(size)
         window, stride = (
             [max(1, round(side / unit)) for side, unit in zip(_each(sides, len(size)), scale, strict=True)]
             for sides in (self.window, self.stride)
@@ -169,9 +163,9 @@ def _each(sides: float | Sequence[float], axes: int = 1) -> list[float]:
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _voxel_sizes_mm(image: Image) -> list[float]:
-    if not isinstance(image, MetaTensor):
-        raise ValueError(f"unit 'mm' needs an image with an affine, a MetaTensor, got {type(image).__name__}")
+def _voxel_sizes_mm(image: MetaTensor | None) -> list[float]:
+    if image is None:
+        raise ValueError("unit 'mm' needs an image with an affine, a MetaTensor, got Tensor")
     affines = image.affine.reshape(-1, *image.affine.shape[-2:]).cpu().double()
     sizes = [voxel_sizes(affine.numpy())[: image.ndim - 2].tolist() for affine in affines]
     if any(not math.isclose(a, b, rel_tol=1e-3) for item in sizes for a, b in zip(item, sizes[0], strict=True)):
