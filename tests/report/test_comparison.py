@@ -16,18 +16,12 @@ from unoise_monai.runs.comparison import load_case
 from unoise_monai.attribution import registry
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.data import SegmentationTask
-from unoise_monai.metrics import Hiding, Randomisation
+from unoise_monai.metrics import Hiding, Infidelity, PhantomTruth, Randomisation, Sensitivity, Visibility
 from unoise_monai.runs import Comparison, MapScorer, find_cases
 from unoise_monai.unoise import ExplainedSegmenter
 
-SCORER = MapScorer(
-    hidings={"zero": Hiding("zero")},
-    shares=(0.0, 0.3, 1.0),
-    measures=("dice",),
-    infidelity_samples=4,
-    sensitivity_samples=1,
-    randomisation_steps=1,
-)
+VISIBILITY = Visibility({"zero": Hiding("zero")}, (0.0, 0.3, 1.0), ("dice",))
+SCORER = MapScorer([VISIBILITY, Infidelity(4), Sensitivity(1), Randomisation(1), PhantomTruth()])
 
 
 def comparison(

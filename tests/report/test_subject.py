@@ -10,11 +10,11 @@ from unoise_monai.runs.comparison import load_case, prepare
 
 from unoise_monai.data import SegmentationTask
 from unoise_monai.inference.tiling import VolumeNetwork
-from unoise_monai.metrics.visibility import Hiding
+from unoise_monai.metrics import Hiding, Visibility
 from unoise_monai.runs import MapScorer, find_cases
 from unoise_monai.unoise import ExplainedSegmenter
 
-SCORER = MapScorer(hidings={"zero": Hiding("zero")}, shares=(0.0, 1.0), measures=("dice",))
+SCORER = MapScorer([Visibility({"zero": Hiding("zero")}, (0.0, 1.0), ("dice",))])
 
 
 def test_a_labelled_case_is_scored_against_its_label(
