@@ -301,10 +301,7 @@ def define(**body: Any) -> type:
     [
         (lambda: Visibility(hidings={}), "hidings must be at least one"),
         (lambda: Visibility(shares=(0.1, 1.0)), "shares must hold 0 and 1"),
-        (
-            lambda: Visibility(measures=("surface_distance", "dice")),
-            "first of measures must be one of .*'surface_d",
-        ),
+        (lambda: Visibility(measures=("surface_distance", "dice")), "first of measures must be one of .*'surface_d"),
         (lambda: Visibility(measures=("dices",)), "measure must be one of 'dice'"),
         (lambda: Visibility(measures=()), "measures must be a sequence of at least one name"),
         (lambda: MapScorer(scores=[Sensitivity(), Sensitivity(3)]), r"scores must have a name each, got \['sens"),

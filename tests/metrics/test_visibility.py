@@ -124,8 +124,7 @@ def test_mean_score_leaves_out_classes_that_are_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)],
+    ("share", "expected"), [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)]
 )
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_at_is_linear_between_the_points(share: float, expected: float, shuffled: bool) -> None:

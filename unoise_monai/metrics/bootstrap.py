@@ -29,11 +29,7 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: ArrayLike,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    groups: Sequence[Hashable] | None = None,
+    values: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0, groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """The mean over cases and its percentile interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993).
 

@@ -175,8 +175,8 @@ def infidelities(
         predicted = torch.cat(parts, dim=1)
         # By least squares; 0 of a map of zeros.
         scale = (predicted * change).sum(dim=1, keepdim=True) / predicted.square().sum(dim=1, keepdim=True)
-        value = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
-        results[name] = InfidelityResult(value.minimum(squared_change), squared_change)
+        error = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
+        results[name] = InfidelityResult(error.minimum(squared_change), squared_change)
     return results
 
 

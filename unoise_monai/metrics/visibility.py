@@ -252,11 +252,7 @@ class VisibilityScorer:
         self._ends: dict[bool | None, dict[str, Tensor]] = {}
 
     def __call__(
-        self,
-        importance: VoxelMap,
-        levels: Sequence[float] = SHARES,
-        mode: str = "insertion",
-        order: str = "quantile",
+        self, importance: VoxelMap, levels: Sequence[float] = SHARES, mode: str = "insertion", order: str = "quantile"
     ) -> VisibilityScores:
         """The measures of what is segmented at every level; ``mode`` and ``order`` are those of `visible_voxels`.
 
