@@ -106,12 +106,6 @@ def test_distance_map_without_a_border_ranks_nothing() -> None:
     assert torch.equal(distance_map(label, (1.0, 1.0)), torch.zeros(2, 1, 3, 4))
 
 
-@pytest.mark.parametrize("bad", [(1.0,), (1.0, 1.0, 1.0), (1.0, 0.0), (1.0, math.inf), (math.nan, 1.0)])
-def test_distance_map_refuses_bad_spacing(bad: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
-        distance_map(torch.ones(1, 1, 3, 4), bad)
-
-
 def curve_of(share: list[float], dice: list[float]) -> VisibilityCurve:
     points = torch.tensor(share, dtype=torch.float64)
     return VisibilityCurve(points, points, torch.tensor(dice, dtype=torch.float64)[:, None])
