@@ -38,15 +38,12 @@ def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
         ValueError: when the two are not of one shape, or hold another class.
     """
     found, wanted = (
-        volume.as_subclass(Tensor).long()
-        if isinstance(volume, Tensor)
-        else torch.from_numpy(np.array(volume, np.int64))
-        for volume in (segmentation, label)
+        each.as_subclass(Tensor).long() if isinstance(each, Tensor) else torch.from_numpy(np.array(each, np.int64))
+        for each in (segmentation, label)
     )
     if found.shape != wanted.shape:
-        raise ValueError(
-            f"segmentation and label must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}"
-        )
+        shapes = f"{tuple(found.shape)} and {tuple(wanted.shape)}"
+        raise ValueError(f"segmentation and label must have one shape, got {shapes}")
     counts = [torch.bincount(volume.flatten(), minlength=classes) for volume in (found, wanted)]
     for name, count in zip(("segmentation", "label"), counts, strict=True):
         if len(count) > classes:

@@ -126,9 +126,8 @@ def randomisation(
     correlation above 0.5, so it is taken ``where`` the target lies, such as in the segmented voxels. SSIM is of the
     whole volume, which its windows need.
 
-    A layer is a convolution with the norms and activations that follow it in the pass (`weighted_layers`); random is
-    what its modules' own initialisation gives (`randomise`). A map without contrast counts as correlated by 0, two such
-    by 1.
+    A layer is a convolution with the norms and activations that follow it in the pass (`weighted_layers`); its modules'
+    own initialisation makes it random (`randomise`). A map without contrast counts as correlated by 0, two such by 1.
 
     Args:
         attributor: from an image and a target to a map.
@@ -136,8 +135,7 @@ def randomisation(
         target: what the map explains, made from the logits of the trained network.
         where: the voxels whose ranks are compared, ``(B, 1, *spatial)``, bool; None for all.
         seed: of the random weights; those of a layer don't depend on ``steps`` or the device.
-        network: whose weights count: the attributor's ``network`` by default. For a learned attributor, its noise
-            model.
+        network: whose weights are made random; the attributor's ``network`` by default.
         steps: how many maps to make, of about equally many layers each; None for one a layer.
         limit: of the rank correlation, above which a map is called unchanged.
 

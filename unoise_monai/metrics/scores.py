@@ -77,11 +77,7 @@ class ScoredMap:
         return self.labelled if need == "label" else need == "many_passes" or getattr(self, need) is not None
 
     def required(self, need: str) -> Any:
-        """The contribution, attributor or truth.
-
-        Raises:
-            ValueError: when it is None.
-        """
+        """The contribution, attributor or truth; a ValueError when it is None."""
         if not self.has(need):
             raise ValueError(f"{need} must be given for a score that needs it, got None")
         return getattr(self, need)
@@ -107,8 +103,7 @@ class MapScore(ABC):
     ``"contribution"``, values with signs; ``"attributor"``, the method again; ``"truth"``, that of a phantom;
     ``"many_passes"``, time: it runs the method or the network often, so on the first cases of a run only."""
     columns: ClassVar[Mapping[str, str] | Sequence[str]] = ()
-    """The numbers that it gives: names, or names with the direction of each; ``*`` stands for any text. By default one,
-    called as the score."""
+    """The numbers that it gives: names, or names with directions; ``*`` stands for any text. By default its name."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -160,7 +155,7 @@ HIDINGS: Mapping[str, Hiding] = {
     "noise": Hiding("noise", sigma=5.0),
     "blur": Hiding("blur", sigma=4.0),
 }
-"""The four operators: zero, the mean, noise of sigma 5 in normalised intensity, a Gaussian blur of 4 voxels."""
+"""Noise of sigma 5 in normalised intensity, a Gaussian blur of 4 voxels."""
 
 
 @dataclass(frozen=True)

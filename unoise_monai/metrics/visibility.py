@@ -204,7 +204,7 @@ class Hiding:
             return image + (self.sigma or 0) * eps.to(image)
         if self.value is not None:
             return baseline(image, self.value)
-        kind = "blurred" if self.operator == "blur" and "blurred" in BASELINES else self.operator
+        kind = self.operator if self.operator in BASELINES else "blurred"
         return baseline(image, kind, sigma=self.sigma or 1.0)
 
 
@@ -322,13 +322,12 @@ class VisibleDice(Metric):
 
     Args:
         network: the utility network; it runs in evaluation mode and comes back in the mode that it had.
-        levels: shares to leave visible (to hide, in deletion), or thresholds of the tolerance, each in [0, 1].
+        levels: shares to leave visible (in deletion, to hide), or thresholds of the tolerance, in [0, 1].
         order: ``"quantile"`` or ``"threshold"``.
         value: what ``compute`` returns: ``"curve"`` (a `VisibilityCurve`), ``"area"`` under it, or a share, for the
             mean Dice there. It is the share that is visible, in deletion too.
         inferer: how the network is run; the plain call by default.
-        output_transform: from the engine's output to ``(image, importance, label)``: ``(B, C, *spatial)``,
-            ``(B, 1, *spatial)`` in [0, 1] and class indices ``(B, 1, *spatial)``.
+        output_transform: from the engine's output to ``(image, importance, label)``, as `VisibilityScorer` has them.
         device: where the results are kept.
         hiding: what hidden voxels become; zero by default.
         measure: a name of `MEASURES`.

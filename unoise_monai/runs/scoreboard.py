@@ -238,15 +238,15 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
     """
     folder = Path(output_dir)
     rows = method_rows(results)
-    for name, text in (("scoreboard.csv", csv_table(rows)), ("scoreboard.md", markdown_table(rows, results))):
-        with atomic_path(folder / name) as temporary:
+    for file, text in (("scoreboard.csv", csv_table(rows)), ("scoreboard.md", markdown_table(rows, results))):
+        with atomic_path(folder / file) as temporary:
             temporary.write_text(text)
+    every = [curve for result in results for modes in result.get("curves", {}).values() for curve in modes.values()]
+    measure = _measures(every[0])[0] if every else ""
+    name = {"dice": "Dice", "iou": "IoU"}.get(measure, measure.replace("_", " "))
     for operator, mode in operators(results):
         curves = mean_curves(results, [row.method for row in rows], operator, mode)
         if curves:
-            drawn = next(result["curves"][operator][mode] for result in results if operator in result.get("curves", {}))
-            measure = _measures(drawn)[0]
-            name = {"dice": "Dice", "iou": "IoU"}.get(measure, measure.replace("_", " "))
             picture = plot_visibility(curves, f"{mode}, hidden by {operator}", measure=name)
             save_png(picture, folder / f"curves_{mode}_{operator}.png")
     costs = {row.method: (row.seconds, row.overall) for row in rows if math.isfinite(row.overall) and row.seconds > 0}
