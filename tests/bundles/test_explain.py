@@ -34,10 +34,10 @@ SMALL = {
     "count": 1,
     "cases": 1,
     "part": None,
-    "scorer#shares": [0.0, 0.3, 1.0],
-    "scorer#infidelity_samples": 4,
-    "scorer#sensitivity_samples": 1,
-    "scorer#randomisation_steps": 1,
+    "scorer#scores#0#shares": [0.0, 0.3, 1.0],
+    "scorer#scores#1#samples": 4,
+    "scorer#scores#2#samples": 1,
+    "scorer#scores#3#steps": 1,
 }
 
 bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -90,7 +90,7 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(methods)
     assert {row["failed"] for row in rows.values()} == {"0"}
-    for operator in parser["scorer#hidings"]:
+    for operator in parser["scorer#scores#0#hidings"]:
         assert np.isfinite(float(rows["saliency"][f"insertion_{operator}"]))
         assert (tmp_path / "out" / f"curves_insertion_{operator}.png").stat().st_size > 0
     folder = tmp_path / "out" / case.name

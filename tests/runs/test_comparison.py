@@ -24,7 +24,7 @@ from unoise_monai.data.cases import CohortCase
 from unoise_monai.data.finding import find_cohort
 from unoise_monai.handlers import ImportanceSaver, PictureSaver
 from unoise_monai.inference import Explainer, TiledInferer
-from unoise_monai.metrics.scores import Randomisation
+from unoise_monai.metrics.scores import Infidelity, PhantomTruth, Randomisation, Sensitivity, Visibility
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.phantoms import Truth, write_phantom_cohort
 from unoise_monai.runs import Comparison, MapScorer, Summary, explain_cases, scoreboard, settings_of
@@ -33,12 +33,13 @@ from unoise_monai.unoise import ExplainedSegmenter
 
 TASK = pancreas(spacing_mm=(16.0, 16.0, 16.0))
 SCORER = MapScorer(
-    hidings={"zero": Hiding("zero")},
-    shares=(0.0, 0.3, 1.0),
-    measures=("dice",),
-    infidelity_samples=4,
-    sensitivity_samples=1,
-    randomisation_steps=1,
+    [
+        Visibility({"zero": Hiding("zero")}, shares=(0.0, 0.3, 1.0), measures=("dice",)),
+        Infidelity(samples=4),
+        Sensitivity(samples=1),
+        Randomisation(steps=1),
+        PhantomTruth(),
+    ]
 )
 
 

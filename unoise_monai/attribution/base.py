@@ -67,8 +67,7 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     if kind in ("mean", "minimum"):
         constant = image.mean(axes, keepdim=True) if kind == "mean" else image.amin(axes, keepdim=True)
         return constant.expand_as(image).clone()
-    # metrics.visibility.Hiding still asks for "blurred".
-    if kind in ("blur", "blurred"):
+    if kind == "blur":
         # MONAI's filter alone would mix in the zeros outside the volume.
         gauss = GaussianFilter(len(axes), sigma).to(image.device)
         return (gauss(image) / gauss(torch.ones_like(image[:1, :1]))).detach()
@@ -87,7 +86,7 @@ def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> 
 def check_baseline(kind: Baseline, name: str = "baseline") -> None:
     """Refuse what is neither one of `BASELINES` nor of finite values, with a ValueError."""
     if isinstance(kind, str):
-        check_choice(name, "blur" if kind == "blurred" else kind, BASELINES)
+        check_choice(name, kind, BASELINES)
     else:
         check_finite(torch.as_tensor(kind), name)
 

@@ -1,14 +1,14 @@
-"""What is measured of a map: each score is what its metric says, and gets what it needs; a further one is one class."""
+"""Scores: each is what its metric gives, and gets what it needs; a further one is one class."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import (
     Infidelity,
     MapScore,
+    MapScorer,
+    PhantomTruth,
+    Randomisation,
     ScoredMap,
     Sensitivity,
     Visibility,
@@ -32,12 +35,13 @@ from unoise_monai.metrics import (
     max_sensitivity,
     randomisation,
 )
-from unoise_monai.metrics.scores import HIDINGS
+from unoise_monai.metrics.scores import HIDINGS, per_intensity
 from unoise_monai.runs.scoreboard import method_rows, write_scoreboard
-from unoise_monai.runs.scoring import MapScorer, per_intensity
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend" / "score.md"
-QUICK: dict[str, Any] = {"infidelity_samples": 0, "sensitivity_samples": 0, "randomisation_steps": 0}
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "extend" / "score.md"
+EXPLAIN = ROOT / "bundles" / "hippocampus_mr_unoise" / "configs" / "explain.yaml"
+SHORT = Visibility(shares=(0.0, 1.0), measures=("dice",))
 
 
 def scored(importance: Tensor | None = None, **changes: Any) -> ScoredMap:
@@ -69,12 +73,11 @@ def with_method(**changes: Any) -> ScoredMap:
 
 
 def test_areas_are_those_of_visible_dice() -> None:
-    scorer = MapScorer(shares=(0.0, 0.25, 0.5, 1.0), measures=("dice", "surface_distance"), **QUICK)
-    subject = scored()
-    found = scorer(subject)
+    score, subject = Visibility(shares=(0.0, 0.25, 0.5, 1.0), measures=("dice", "surface_distance")), scored()
+    found = MapScorer([score])(subject)
     assert set(found["scores"]) == {f"{mode}_{name}" for name in HIDINGS for mode in ("insertion", "deletion")}
     for name, hiding in HIDINGS.items():
-        metric = VisibleDice(subject.network, scorer.shares, value="area", hiding=hiding, mode="deletion")
+        metric = VisibleDice(subject.network, score.shares, value="area", hiding=hiding, mode="deletion")
         metric.update((subject.image, subject.importance, subject.label))
         assert found["scores"][f"deletion_{name}"] == pytest.approx(metric.compute())
         curve = found["curves"][name]["insertion"]
@@ -83,14 +86,13 @@ def test_areas_are_those_of_visible_dice() -> None:
 
 
 def test_what_cannot_be_measured_is_none_in_curves_and_no_score() -> None:
-    scorer = MapScorer(shares=(0.0, 1.0), measures=("dice",), **QUICK)
-    found = scorer(scored(label=torch.zeros(1, 1, 12, 10)))
+    found = MapScorer([SHORT])(scored(label=torch.zeros(1, 1, 12, 10)))
     assert found["curves"]["zero"]["insertion"]["dice"] == [None, None]
     assert found["scores"] == {}
 
 
 def test_maps_of_a_case_share_the_passes_at_the_ends() -> None:
-    scorer = MapScorer(shares=(0.0, 0.5, 1.0), measures=("dice",), **QUICK)
+    scorer = MapScorer([Visibility(shares=(0.0, 0.5, 1.0), measures=("dice",))])
     passes: list[int] = []
     cache: dict[str, Any] = {}
     for expected in (4 * 4, 4 * 2):
@@ -105,7 +107,7 @@ def test_maps_of_a_case_share_the_passes_at_the_ends() -> None:
 
 
 def test_scores_are_those_of_the_metrics() -> None:
-    subject, scorer = with_method(), MapScorer(randomisation_steps=2, seed=3)
+    subject, scorer = with_method(), MapScorer([Infidelity(), Sensitivity(), Randomisation(steps=2)], seed=3)
     found = scorer(subject)["scores"]
 
     def seeded() -> torch.Generator:
@@ -121,7 +123,7 @@ def test_scores_are_those_of_the_metrics() -> None:
         "randomisation_ssim": random.ssim[-1],
         "unchanged": random.unchanged,
     }
-    assert {name: found[name] for name in expected} == {name: float(value) for name, value in expected.items()}
+    assert found == {name: float(value) for name, value in expected.items()}
 
 
 def test_a_gradient_predicts_small_changes_and_another_map_does_not() -> None:
@@ -140,7 +142,7 @@ def test_a_gradient_predicts_small_changes_and_another_map_does_not() -> None:
     ],
 )
 def test_a_score_without_what_it_needs_is_left_out(changes: dict[str, Any], missing: set[str]) -> None:
-    scorer = MapScorer(hidings={"zero": HIDINGS["zero"]}, shares=(0.0, 1.0), measures=("dice",))
+    scorer = MapScorer([replace(SHORT, hidings={"zero": HIDINGS["zero"]}), *MapScorer().scores[1:]])
     whole = scorer(with_method())["scores"]
     assert set(whole) - set(scorer(with_method(**changes))["scores"]) == missing
     few = scorer(with_method(), many_passes=False)["scores"]
@@ -149,8 +151,9 @@ def test_a_score_without_what_it_needs_is_left_out(changes: dict[str, Any], miss
 
 def test_truth_of_a_map_that_knows_it() -> None:
     truth = torch.randint(0, 5, (1, 1, 12, 10), generator=torch.Generator().manual_seed(0))
-    assert not any(name.startswith("truth") for name in MapScorer(**QUICK)(scored())["scores"])
-    found = MapScorer(**QUICK)(scored((truth == 1).float() + 0.5 * (truth == 2), truth=truth))["scores"]
+    scorer = MapScorer([PhantomTruth()])
+    assert not scorer(scored())["scores"]
+    found = scorer(scored((truth == 1).float() + 0.5 * (truth == 2), truth=truth))["scores"]
     assert found["truth_average_precision"] == pytest.approx(1)
     deciding = ((truth == 1) | (truth == 2)).sum()
     assert found["truth_top_target"] == pytest.approx(float((truth == 1).sum() / deciding))
@@ -209,10 +212,13 @@ def test_the_page_s_score_gets_a_column_and_ranks_in_its_direction(
     code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "my_scores.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    parser = ConfigParser(yaml.safe_load(config))
-    parser["scorer"] |= {"shares": [0.0, 1.0], "measures": ["dice"], **QUICK}
+    (tmp_path / "my_scores.yaml").write_text(config)
+    files = [EXPLAIN, tmp_path / "my_scores.yaml"]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    for score in range(4):
+        parser[f"scorer#scores#{score}#_disabled_"] = True
     scorer = parser.get_parsed_content("scorer")
-    assert "Spread(share=0.5)" in repr(scorer)
+    assert repr(scorer) == "MapScorer(scores=[PhantomTruth(), Spread(share=0.5)], seed=0)"
     flat = torch.ones(1, 1, 12, 10)
     point = flat.clone()
     point[0, 0, 3, 4] = 1000
@@ -264,20 +270,16 @@ def test_a_column_knows_its_score_and_direction(column: str, name: str, better: 
     assert direction(f"{column}_" if name != "visibility" else "in_sertion") is None
 
 
-def test_a_further_score_of_the_same_name_takes_the_place_of_the_default() -> None:
-    wide = Infidelity(samples=4, sigma=2.0)
-    scorer = MapScorer(scores=[wide])
-    assert [score.name for score in scorer.all_scores] == [
-        "visibility",
-        "infidelity",
-        "sensitivity",
-        "randomisation",
-        "truth",
-    ]
-    assert scorer.all_scores[1] is wide
-    assert MapScorer(infidelity_samples=4, infidelity_sigma=2.0).all_scores[1] == wide
-    assert repr(MapScorer(scores=[Sensitivity()])) == repr(MapScorer(scores=[Sensitivity()]))
-    assert MapScorer(shares=(0, 1)).all_scores[0] == Visibility(shares=(0, 1))
+def test_the_bundles_scores_are_the_default_and_0_leaves_one_out() -> None:
+    parser = ConfigParser(ConfigParser.load_config_file(EXPLAIN))
+    scorer = parser.get_parsed_content("scorer")
+    assert scorer.scores[1:] == list(MapScorer().scores[1:])
+    assert scorer.scores[0].hidings == MapScorer().scores[0].hidings == HIDINGS
+    assert repr(scorer) == repr(ConfigParser(parser.get()).get_parsed_content("scorer"))
+    for score, option in ((1, "samples"), (2, "samples"), (3, "steps")):
+        parser[f"scorer#scores#{score}#{option}"] = 0
+    left = parser.get_parsed_content("scorer")(with_method())["scores"]
+    assert {direction(column).score for column in left} == {Visibility}
 
 
 def test_a_class_that_is_defined_again_takes_the_place_of_the_former() -> None:
@@ -297,11 +299,11 @@ def define(**body: Any) -> type:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: MapScorer(hidings={}), "hidings must be at least one"),
-        (lambda: MapScorer(shares=(0.1, 1.0)), "shares must hold 0 and 1"),
-        (lambda: MapScorer(measures=("surface_distance", "dice")), "the first of measures must be one of .*'surface_d"),
-        (lambda: MapScorer(measures=("dices",)), "measure must be one of 'dice'"),
-        (lambda: MapScorer(measures=()), "measures must be a sequence of at least one name"),
+        (lambda: Visibility(hidings={}), "hidings must be at least one"),
+        (lambda: Visibility(shares=(0.1, 1.0)), "shares must hold 0 and 1"),
+        (lambda: Visibility(measures=("surface_distance", "dice")), "first of measures must be one of .*'surface_d"),
+        (lambda: Visibility(measures=("dices",)), "measure must be one of 'dice'"),
+        (lambda: Visibility(measures=()), "measures must be a sequence of at least one name"),
         (lambda: MapScorer(scores=[Sensitivity(), Sensitivity(3)]), r"scores must have a name each, got \['sens"),
         (lambda: define(), "name must be given by a score, got none in Own"),
         (lambda: define(name="own", better="large"), "better must be one of 'high', 'low', got 'large'"),
