@@ -238,7 +238,7 @@ def test_it_goes_on_with_what_is_missing(
     [
         ({"options": {"saliency": {"sign": "positive"}}}, 1),
         ({"options": {"rise": {"masks": 3}}}, 0),
-        ({"scorer": replace(SCORER, shares=(0.0, 1.0))}, 1),
+        ({"scorer": replace(SCORER, seed=1)}, 1),
         ({"truth_dir": "truthTr"}, 1),
         # One map to score, two each for sensitivity and randomisation, one to watch its memory.
         ({"robust_cases": 1}, 6),
