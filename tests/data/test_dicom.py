@@ -98,10 +98,7 @@ def test_rounded_positions_are_even(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [
-        ({"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"),
-        ({"0020|0032": "1000\\-20\\30"}, "must have"),
-    ],
+    [({"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"), ({"0020|0032": "1000\\-20\\30"}, "must have")],
 )
 def test_slices_of_other_volumes(tmp_path: Path, change: dict[str, str], says: str) -> None:
     paths = write_series(tmp_path / "in")

@@ -208,8 +208,7 @@ def test_a_path_that_simpleitk_would_die_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extension", ["mhd", "nhdr"])
 @pytest.mark.parametrize(
-    "name",
-    ["{}.raw", "/data/{}.raw", "../{}.raw", "LIST {}", "{}%03d.raw 1 5 1", "{}", "deep/{}", "damaged"],
+    "name", ["{}.raw", "/data/{}.raw", "../{}.raw", "LIST {}", "{}%03d.raw 1 5 1", "{}", "deep/{}", "damaged"]
 )
 def test_names_in_headers_are_not_repeated(tmp_path: Path, extension: str, name: str) -> None:
     """A name there may be a patient's, and is not in what scrubs messages."""

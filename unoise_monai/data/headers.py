@@ -22,12 +22,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 NIFTI = (".nii.gz", ".nii", ".hdr")
-ITK_READERS = {
-    ".nrrd": "NrrdImageIO",
-    ".nhdr": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-}
+ITK_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 """SimpleITK's reader of each other format, so that the extension alone decides how a file is read."""
 DICOM = (".dcm", ".ima")
 VOLUMES = (*NIFTI, *ITK_READERS)
