@@ -116,7 +116,8 @@ def test_corpus(bad: Bad, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", SAMPLE, ids=lambda bad: bad.name)
 def test_every_route_refuses_alike(bad: Bad, tmp_path: Path) -> None:
     path = bad.write(tmp_path)
-    explainer = Explainer(ExplainedSegmenter(UNet(3, 1, 2, 2, 2), UNet(3, 1, 1, 2, 2)), TASK)
+    network = ExplainedSegmenter(UNet(3, 1, 2, 2, 2), UNet(3, 1, 1, 2, 2))
+    explainer = Explainer(network, preprocessing(TASK, with_label=False))
     item = {"image": str(path)}
     messages = set()
     for route in (LOAD, preprocessing(TASK), lambda item: explainer(item["image"])):

@@ -13,7 +13,6 @@ from unoise_monai.data import finding as module
 from unoise_monai.data.cases import series_name
 from unoise_monai.data.finding import download_task, find_images, find_items, list_cases
 from unoise_monai.data.headers import CaseError
-from unoise_monai.data.task import SegmentationTask
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -116,15 +115,12 @@ def test_download_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "dataset.json").write_text("{}")
 
     monkeypatch.setattr(module, "DecathlonDataset", fetch)
-    task = SegmentationTask("Task09_Spleen", ("background", "spleen"), (2.0, 2.0, 5.0), (64, 64, 32), (-60, 240))
-    folder = download_task(task, tmp_path / "new" / "data")
-    assert folder == tmp_path / "new" / "data" / "Task09_Spleen"
-    assert download_task(task, tmp_path / "new" / "data") == folder
-    assert len(calls) == 1
-    assert calls[0]["root_dir"] == str(folder.parent)
-    assert calls[0]["task"] == "Task09_Spleen"
-    assert calls[0]["download"] is True
-    assert calls[0]["cache_rate"] == 0, "the download must not load every volume"
+    folder = tmp_path / "new" / "data" / "Task09_Spleen"
+    for _ in range(2):
+        assert download_task(folder.name, folder.parent) == folder
+    # Without a cache rate of 0 the download would load every volume.
+    expected = {"root_dir": str(folder.parent), "task": folder.name, "section": "training"}
+    assert calls == [{**expected, "download": True, "cache_rate": 0.0}]
 
 
 @pytest.mark.parametrize("name", ["Task04_Hippocampus", "Task07_Pancreas"])

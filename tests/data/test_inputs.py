@@ -131,7 +131,7 @@ def test_a_bad_case_of_a_decathlon_folder(tmp_path: Path) -> None:
     assert cases["gone"].files == (root / "imagesTr/gone.nii.gz",)
     assert problems["far"].startswith("must lie within")
     assert (cases["far"].files, cases["far"].shown) == ((), "far.nii.gz")
-    assert problems["case_1"].startswith("must have a label, which must lie within")
+    assert problems["case_1"].startswith("must have a map (label), which must lie within")
     assert problems["case_3"] == ""
 
 
@@ -214,7 +214,7 @@ def test_a_label_that_is_gone_leaves_its_path(tmp_path: Path) -> None:
     case = find_cases(tmp_path)[0]
     assert case.files == (tmp_path / "imagesTr/case_1.nii.gz",)
     assert case.label == tmp_path / "labelsTr/case_1.nii.gz"
-    assert case.problem.startswith("must have a label, which must be there")
+    assert case.problem.startswith("must have a map (label), which must be there")
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "Schmidt.dcm"])

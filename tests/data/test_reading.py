@@ -19,14 +19,12 @@ from monai.transforms import Compose, Lambdad
 from unoise_monai.data.cases import Case
 from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import (
-    LARGEST_INTENSITY,
     CaseCompose,
     LoadCased,
     case_name,
     check_item,
     check_same_grid,
     grid_of,
-    intensity_fault,
     load_volume,
 )
 
@@ -183,10 +181,6 @@ def test_voxels_are_finite(case: dict[str, str], write: Write, value: float) -> 
 
 
 def test_intensities(case: dict[str, str], write: Write) -> None:
-    assert intensity_fault(-1024, 3000) == intensity_fault(0, LARGEST_INTENSITY) == ""
-    assert intensity_fault(7, 7) == "must not be constant, got 7 everywhere"
-    for low, high in ((0, 2e12), (-2e12, 0)):
-        assert "must hold intensities up to 1e+12, got" in intensity_fault(low, high)
     voxels = np.ones(SHAPE, np.float32)
     voxels[1, 2, 3] = 1e20
     write(Path(case["image"]), voxels)

@@ -206,10 +206,7 @@ T = TypeVar("T")
 
 
 class CaseDataset(Dataset):
-    """MONAI's `Dataset`, in which a case that cannot be used is an item of the keys ``case`` and ``failed``, the reason.
-
-    `CaseEvaluator` goes on after it.
-    """
+    """MONAI's `Dataset`, in which a case that cannot be used is an item with the keys ``case`` and ``failed`` (why)."""
 
     def __getitem__(self, index: int) -> Any:
         try:

@@ -19,7 +19,6 @@ from unoise_monai.data.nifti import write_nifti
 
 SERIES_UID, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 PIXEL_SPACING, PHOTOMETRIC = "0028|0030", "0028|0004"
-HEAD_BYTES = 2**16
 BROKEN_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|.{4})([0-9][0-9.]{4,63})", re.DOTALL)
 BROKEN_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]{5,64})", re.DOTALL)
 NO_SCAN = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|11|66|67|88|104|481\.[3-9])(\..*)?)\.?")
@@ -94,7 +93,11 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
             found = read_slice(entry.path)
             slices[found.uid or f"folder {entry.place.parent}"].append(found)
         except RuntimeError:
-            head = _head(entry.path)
+            try:
+                with entry.path.open("rb") as file:
+                    head = file.read(2**16)
+            except OSError:
+                head = b""
             if (kind := BROKEN_CLASS.search(head)) and NO_SCAN.fullmatch(kind[1]):
                 continue
             if broken := BROKEN_UID.search(head):

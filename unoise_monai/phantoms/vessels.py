@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
 from unoise_monai.phantoms.abdomen import Phantom, Truth, check_options
@@ -21,7 +23,16 @@ from unoise_monai.phantoms.head import (
     strip,
     waves,
 )
-from unoise_monai.phantoms.shapes import Array, Ellipsoid, grid_affine, paint, paint_cones, random_rotation, soften
+from unoise_monai.phantoms.shapes import (
+    Array,
+    Ellipsoid,
+    grid_affine,
+    paint,
+    paint_cones,
+    random_rotation,
+    soften,
+    unit,
+)
 
 MIN_RADIUS_MM, MAX_RADIUS_MM = 0.3, 3.0
 STEP_MM = 0.75
@@ -66,15 +77,11 @@ def branch_radii(radius: float, share: float) -> tuple[float, float]:
 
 def branch_angles(radius: float, first: float, second: float) -> tuple[float, float]:
     """The angles, in radians, by which branches of these radii leave the direction of their parent (minimum work)."""
-    cosines = (
-        (radius**4 + first**4 - second**4) / (2 * radius**2 * first**2),
-        (radius**4 + second**4 - first**4) / (2 * radius**2 * second**2),
-    )
-    return float(np.arccos(np.clip(cosines[0], -1, 1))), float(np.arccos(np.clip(cosines[1], -1, 1)))
 
+    def angle(one: float, other: float) -> float:
+        return math.acos(min(1.0, max(-1.0, (radius**4 + one**4 - other**4) / (2 * radius**2 * one**2))))
 
-def unit(vector: Array) -> Array:
-    return vector / np.linalg.norm(vector)
+    return angle(first, second), angle(second, first)
 
 
 def smooth_course(waypoints: Array) -> Array:
@@ -223,8 +230,7 @@ def vessel_phantom(
     The grid is a slab around the circle of Willis. Heads are of 60 to 95 % of an adult's size, so that the default
     grid shows skull and scalp of most; it always crops the head above and below. Arteries of 0.3 to 3 mm radius enter
     from below. The label is exact: 1 where the voxel's centre lies in a vessel. In the image a voxel mixes blood and
-    tissue by their shares, so that a vessel thinner than a voxel is faint. How blood brightens says
-    :func:`unoise_monai.phantoms.head.inflow`, what else varies between scans :class:`unoise_monai.phantoms.head.Look`.
+    tissue by their shares, so that a vessel thinner than a voxel is faint; see `head.inflow` and `head.Look`.
 
     Args:
         seed: of anatomy, look and noise, at least 0.
@@ -237,18 +243,13 @@ def vessel_phantom(
         stripped: whether the soft tissue is removed, as scanners and people do; None draws it for 40 % of the scans.
 
     Raises:
-        ValueError: when ``seed`` is negative or no integer.
-        ValueError: when ``size`` is not three integers of at least 16.
-        ValueError: when ``spacing_mm`` is not three positive finite numbers.
-        ValueError: when ``oblique_degrees`` is not finite, or ``noise`` not finite and at least 0.
+        ValueError: when an option is not as described, negative or not finite.
     """
     check_options(seed, size, spacing_mm, oblique_degrees, noise)
     affine = grid_affine(size, spacing_mm, oblique_degrees, left_handed)
     # Streams of their own: the anatomy must not depend on options, nor on how many voxels the noise fills.
     anatomy_rng, look_rng, noise_rng = (np.random.default_rng([seed, stream]) for stream in range(3))
-    place = np.diag([1.0, 1.0, 1.0, 1.0])
-    place[:3, :3] = random_rotation(anatomy_rng, 10)
-    place[:3, 3] = anatomy_rng.uniform(-6, 6, 3)
+    place = from_matvec(random_rotation(anatomy_rng, 10), anatomy_rng.uniform(-6, 6, 3))
     to_head = np.linalg.inv(place) @ affine
     scale = anatomy_rng.uniform(0.6, 0.95)
     brain, solids = random_head(anatomy_rng, scale)
