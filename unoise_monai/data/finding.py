@@ -176,7 +176,8 @@ def with_map(case: Case, kind: str, entry: Entry | None) -> Case:
     if entry.problem:
         problem = case.problem or f"must have a map ({kind}), which {entry.problem}"
         case = replace(case, files=case.files if entry.files else (), problem=problem)
-    return replace(case, **{kind: entry.path}) if entry.files else case
+    maps: dict[str, Any] = {kind: entry.path} if entry.files else {}
+    return replace(case, **maps)
 
 
 def find_cases(

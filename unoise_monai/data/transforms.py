@@ -60,10 +60,8 @@ def n4_bias_correction(
         levels: of the field, each with twice the control points of the one before.
 
     Raises:
-        ValueError: when ``image`` is not 3-D, holds NaN or infinite values, one value only, or none above 0; when
-            ``shrink``, ``iterations`` or ``levels`` is below 1.
+        ValueError: when ``image`` is not 3-D, holds NaN or infinite values, one value only, or none above 0.
     """
-    _check(shrink, iterations, levels)
     if image.ndim != 3:
         raise ValueError(f"image must be 3-D, got shape {image.shape}")
     if not np.isfinite(image).all():
@@ -109,7 +107,9 @@ class N4BiasCorrectiond(MapTransform):
         levels: int = 4,
         allow_missing_keys: bool = False,
     ) -> None:
-        _check(shrink, iterations, levels)
+        for name, value in (("shrink", shrink), ("iterations", iterations), ("levels", levels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(keys, allow_missing_keys)
         self.shrink, self.iterations, self.levels = shrink, iterations, levels
 
@@ -121,17 +121,9 @@ class N4BiasCorrectiond(MapTransform):
             if tissue < TISSUE_SHARE:
                 logger.warning("%s: bias not corrected, %.1f %% of its voxels show tissue", d.get("case"), 100 * tissue)
                 continue
-            corrected = np.stack(
-                [n4_bias_correction(each, self.shrink, self.iterations, self.levels) for each in channels]
-            )
-            d[key] = convert_to_dst_type(corrected, d[key], dtype=np.float32)[0]
+            corrected = [n4_bias_correction(each, self.shrink, self.iterations, self.levels) for each in channels]
+            d[key] = convert_to_dst_type(np.stack(corrected), d[key], dtype=np.float32)[0]
         return d
-
-
-def _check(shrink: int, iterations: int, levels: int) -> None:
-    for name, value in (("shrink", shrink), ("iterations", iterations), ("levels", levels)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 SAMPLINGS = ("foreground", "uniform")

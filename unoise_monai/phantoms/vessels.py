@@ -40,7 +40,7 @@ STEP_MM = 0.75
 TIGHTEST_BEND_MM = 4.0
 """The smallest radius of curvature of a branch."""
 TAPER_PER_MM = 0.004
-"""The share of its radius that a vessel loses with each mm: the twigs too thin to be drawn take that blood away."""
+"""The share of its radius that a vessel loses with each mm, to twigs too thin to be drawn."""
 
 # Courses of the trunks of the right side in an adult, mm; the left side mirrors x.
 CAROTID = (
@@ -183,7 +183,7 @@ def random_vessels(rng: np.random.Generator, scale: float, brain: Ellipsoid) -> 
         brain: where branches may grow; they end at its border.
 
     Returns:
-        Segments in the order of growth, so that a parent comes before its branches; radii 0.3 to 3 mm.
+        Segments, a parent before its branches; radii 0.3 to 3 mm.
     """
     tree = VesselTree(rng, scale, brain)
     anterior, posterior = [], []
@@ -209,7 +209,7 @@ def random_vessels(rng: np.random.Generator, scale: float, brain: Ellipsoid) -> 
 
 
 SUBVOXELS = 3
-"""Sub-voxels along each axis, whose share inside vessels is the partial volume; odd, so that one is in the centre."""
+"""Sub-voxels along each axis, whose share in vessels is the partial volume; odd, so that one is in the centre."""
 SLAB = 32
 """How many planes of voxels are divided into sub-voxels at a time, which bounds the memory."""
 STRIPPED_SHARE = 0.4
@@ -234,10 +234,7 @@ def vessel_phantom(
 
     Args:
         seed: of anatomy, look and noise, at least 0.
-        size: voxels along each axis, at least 16.
-        spacing_mm: voxel sizes.
-        oblique_degrees: turn of the grid about a fixed oblique axis.
-        left_handed: flip the first voxel axis, so that the affine's determinant is negative.
+        size, spacing_mm, oblique_degrees, left_handed: see `abdomen_phantom`.
         noise: standard deviation of the Rician noise in each channel, in the image's arbitrary unit, whose entering
             blood is 350 to 950; None draws it.
         stripped: whether the soft tissue is removed, as scanners and people do; None draws it for 40 % of the scans.
@@ -285,17 +282,11 @@ def vessel_phantom(
 def paint_blood(
     segments: list[Segment], decay: float, size: Sequence[int], affine: Array
 ) -> tuple[NDArray[np.uint8], Volume, Volume]:
-    """Vessels on a voxel grid, each array ``(X, Y, Z)``.
-
-    Args:
-        segments: the vessels, in mm.
-        decay: transit after which the inflow effect has fallen to 1/e.
-        size: voxels along each axis.
-        affine: ``(4, 4)``, voxel indices to mm.
+    """Vessels, in mm, on the voxel grid of an affine ``(4, 4)``.
 
     Returns:
-        Whether the voxel's centre lies in a vessel (0 or 1), the share of the voxel that lies in vessels, and that
-        share times the blood's brightness (1 where it enters), steps of 1/255.
+        Three arrays ``(X, Y, Z)``: whether the voxel's centre lies in a vessel (0 or 1); the share of the voxel that
+        lies in vessels; that share times the blood's brightness, see `inflow`, in steps of 1/255.
     """
     vessels = (
         np.concatenate([both_ends(segment.points) for segment in segments]),
@@ -306,13 +297,12 @@ def paint_blood(
     share, blood = np.zeros((2, *size), np.float32)
     for first in range(0, size[0], SLAB):
         slab = slice(first, min(first + SLAB, size[0]))
-        to_voxel = np.diag([*[1 / SUBVOXELS] * 3, 1.0])
-        to_voxel[:3, 3] = (1 / SUBVOXELS - 1) / 2
+        to_voxel = from_matvec(np.diag([1 / SUBVOXELS] * 3), [(1 / SUBVOXELS - 1) / 2] * 3)
         to_voxel[0, 3] += first
         fine = np.zeros(SUBVOXELS * np.array([slab.stop - first, *size[1:]]), np.uint8)
         paint_cones(fine, *vessels, affine @ to_voxel)
-        offsets = np.ndindex(SUBVOXELS, SUBVOXELS, SUBVOXELS)
-        for view in (fine[i::SUBVOXELS, j::SUBVOXELS, k::SUBVOXELS] for i, j, k in offsets):
+        for i, j, k in np.ndindex(SUBVOXELS, SUBVOXELS, SUBVOXELS):
+            view = fine[i::SUBVOXELS, j::SUBVOXELS, k::SUBVOXELS]
             share[slab] += view > 0
             blood[slab] += view
         middle = SUBVOXELS // 2
