@@ -48,10 +48,10 @@ def test_sections_without_cases(decathlon: Path) -> None:
 def test_the_index_must_be_readable(decathlon: Path, tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=f"{tmp_path} must be a Decathlon task folder with a dataset.json, got none"):
         list_cases(tmp_path)
-    for content, said in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
+    for content, reason in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
         (decathlon / "dataset.json").write_text(content)
         for read in (list_cases, find_images):
-            with pytest.raises(CaseError, match=rf"dataset.json {said}"):
+            with pytest.raises(CaseError, match=rf"dataset.json {reason}"):
                 read(decathlon)
 
 

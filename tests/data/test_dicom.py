@@ -97,20 +97,17 @@ def test_rounded_positions_are_even(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
-    [({"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"), ({"0020|0032": "1000\\-20\\30"}, "must have")],
+    ("voxels", "tags", "says"),
+    [
+        (slices(), {"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"),
+        (slices(), {"0020|0032": "1000\\-20\\30"}, "must have"),
+        (slices()[:, :8], {}, "slices of one size, got (12, 10) and (12, 8)"),
+    ],
 )
-def test_slices_of_other_volumes(tmp_path: Path, change: dict[str, str], says: str) -> None:
+def test_slices_of_other_volumes(tmp_path: Path, voxels: np.ndarray, tags: dict[str, str], says: str) -> None:
     paths = write_series(tmp_path / "in")
-    other = write_series(tmp_path / "other", tags=change)
-    paths[2].write_bytes(other[2].read_bytes())
+    paths[2].write_bytes(write_series(tmp_path / "other", voxels, tags=tags)[2].read_bytes())
     assert says in refusal(tmp_path / "in", tmp_path)
-
-
-def test_slices_of_another_size(tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "in")
-    paths[2].write_bytes(write_series(tmp_path / "other", slices()[:, :8])[2].read_bytes())
-    assert "slices of one size, got (12, 10) and (12, 8)" in refusal(tmp_path / "in", tmp_path)
 
 
 def test_one_slice_frames_and_colours(tmp_path: Path) -> None:

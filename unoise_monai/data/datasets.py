@@ -38,7 +38,7 @@ def split_cases(
 
     Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
     and stay together; any other case is a patient of its own. (Not so in Task04, where the two hippocampi of a patient
-    are two cases and nothing tells which belong together.) Training and validation get at least one patient each,
+    are two cases and which ones is not known.) Training and validation get at least one patient each,
     unless ``validation_share`` is 0; a single patient serves as both, with a warning. Cases that a saved split does not
     know were never trained on: they join its test part.
 
@@ -126,7 +126,7 @@ def _drawn(names: Sequence[str], validation_share: float, test_share: float, see
     for name in sorted(names):
         patients[patient_of(name)].append(name)
     if len(patients) == 1:
-        logger.warning("a single patient serves for training and for validation: the scores say little")
+        logger.warning("a single patient serves for training and for validation: the scores mean little")
         return {"training": list(names), "validation": list(names), "test": []}
     order = np.random.default_rng(seed).permutation(sorted(patients)).tolist()
     count = len(patients)
@@ -155,7 +155,7 @@ METADATA_TYPES = [
 
 
 class CaseCache(PersistentDataset):
-    """MONAI's `PersistentDataset`, whose volumes come back with their geometry, and whose files appear whole.
+    """MONAI's `PersistentDataset`, but volumes come back with their geometry, and files appear whole.
 
     MONAI's defaults give a plain tensor from the second read on, do not distinguish two tasks' preprocessing, and with
     ``track_meta=True`` find every file of theirs corrupt; a process may read what another is still writing.

@@ -110,7 +110,9 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
     cases = []
     for uid in sorted(slices.keys() | problems.keys()):
         name = series_name(uid)
-        files = () if uid in problems else tuple(each.path for each in _in_order(slices[uid]))
+        # Up the normal, or by their paths where headers have no position.
+        in_order = sorted(slices[uid], key=lambda each: (np.nan_to_num(each.height_mm), str(each.path)))
+        files = () if uid in problems else tuple(each.path for each in in_order)
         cases.append(Case(name, files, name, series=True, problem=problems.get(uid, "")))
     return cases
 
@@ -127,12 +129,6 @@ def only_series(folder: Path) -> Case:
     if found[0].problem:
         raise CaseError(f"DICOM series {found[0].problem}")
     return found[0]
-
-
-def _in_order(slices: list[Slice]) -> list[Slice]:
-    """Up the normal, as far as headers tell; else by their paths."""
-    heights = [0.0 if np.isnan(each.height_mm) else each.height_mm for each in slices]
-    return [each for _, _, each in sorted(zip(heights, map(str, (s.path for s in slices)), slices, strict=True))]
 
 
 GAP_SHARE, GAP_MM = 0.01, 0.02

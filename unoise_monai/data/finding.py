@@ -80,7 +80,6 @@ def download_task(name: str, root: str | Path) -> Path:
 
 
 COLUMNS = ("case", "image")
-NO_PICTURE = "must hold a picture, got a DICOM file without one"
 
 
 def read_table(path: Path) -> list[Case]:
@@ -131,8 +130,9 @@ def one_file(path: Path, case: Case) -> Case:
         path = path.with_suffix(".hdr")
     entry = look_at(Path(path.anchor), path.relative_to(path.anchor)) or Entry(path, path, "must be a file")
     if entry.is_slice:
-        found = find_series([entry]) or [replace(case, series=True, problem=NO_PICTURE)]
-        return replace(found[0], name=case.name, shown=case.name)
+        problem = "must hold a picture, got a DICOM file without one"
+        found, *_ = find_series([entry]) or [replace(case, series=True, problem=problem)]
+        return replace(found, name=case.name, shown=case.name)
     return replace(case, files=entry.files, problem=entry.problem)
 
 

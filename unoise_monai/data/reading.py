@@ -74,7 +74,7 @@ def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> Me
 
     Raises:
         CaseError: see `check_header` and `check_series`; when a file's voxels are cut off or damaged. The message names
-            a file, but nothing of a series, whose folders tend to bear patients' names.
+            a file, but nothing of a series, whose folders often have patients' names.
     """
     slices, path = _slices(source)
     if slices:

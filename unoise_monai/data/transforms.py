@@ -41,7 +41,7 @@ from unoise_monai.data.task import SegmentationTask
 logger = logging.getLogger(__name__)
 
 TISSUE_SHARE = 0.05
-"""The least share of voxels above 0 in which N4 can tell a bias field from vessels."""
+"""The least share of voxels above 0 with which N4 does not take vessels for a bias field."""
 
 
 def n4_bias_correction(
@@ -126,9 +126,6 @@ class N4BiasCorrectiond(MapTransform):
         return d
 
 
-SAMPLINGS = ("foreground", "uniform")
-
-
 def preprocessing(task: SegmentationTask, with_label: bool = True) -> CaseCompose:
     """From a case's files to normalised volumes: RAS, the task's spacing, intensities near zero mean, unit variance.
 
@@ -193,7 +190,7 @@ def training_transforms(
     Raises:
         ValueError: when ``sampling`` is unknown.
     """
-    check_choice("sampling", sampling, SAMPLINGS)
+    check_choice("sampling", sampling, ("foreground", "uniform"))
     keys = ["image", "label"]
     size = task.patch_size if patch_size is None else tuple(patch_size)
     steps: list[Transform] = [

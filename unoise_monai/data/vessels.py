@@ -125,9 +125,7 @@ def vessel_label(
        of the vessel and its surroundings: the full width at half maximum, whatever the bias field.
 
     Args:
-        image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
-        spacing_mm: voxel sizes.
-        sigmas_mm: smallest and largest scale of `vesselness`.
+        image, spacing_mm, sigmas_mm: see `vesselness`.
         reach_mm: how far a vessel's edge may lie from its core.
         island_mm3: connected parts of less volume are removed.
 
@@ -202,7 +200,7 @@ SIDECAR = {
         **{"faint": FAINT, "local_mm": LOCAL_MM, "flank_mm": FLANK_MM},
     },
 }
-"""What BIDS asks of a derived mask, and the settings that it was made with."""
+"""What BIDS requires of a derived mask, and the settings that it was made with."""
 
 
 def label_vessels(item: Item) -> Path:
@@ -221,7 +219,7 @@ def label_vessels(item: Item) -> Path:
         CaseError: when the volume is bad, see `LoadCased`, or shows no vessel.
     """
     source, path = _place(item["image"]), semi_automatic_path(item["image"])
-    # A series' folder tends to bear the patient's name.
+    # A series' folder often has the patient's name.
     name = "DICOM series" if source.is_dir() else f"image file {source}"
     if path.exists():
         raise FileExistsError(f"a semi-automatic label must not take the place of a file, got {path}")

@@ -202,7 +202,7 @@ def strip(image: Volume, share: Volume, patches: Volume, look: Look) -> Volume:
         patches: a field of mean 0 and variance 1; where it is highest the tissue stays.
         look: how thoroughly it is done.
     """
-    # Without a margin the threshold alone has to tell vessels from tissue.
+    # Without a margin the threshold alone has to separate vessels and tissue.
     relative = look.threshold if look.margin >= 0 else look.threshold + 0.8
     cut = np.float32(relative * look.blood / look.contrast)
     kept = image > cut
