@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,6 @@ from unoise_monai.data import finding as module
 from unoise_monai.data.cases import series_name
 from unoise_monai.data.finding import download_task, find_images, find_items, list_cases
 from unoise_monai.data.headers import CaseError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
@@ -128,18 +127,14 @@ def test_monai_can_download_the_tasks(name: str) -> None:
     assert name in module.DecathlonDataset.resource
 
 
-def test_real_hippocampus() -> None:
-    folder = SHARED / "Task04_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_hippocampus(shared: Callable[[str], Path]) -> None:
+    folder = shared("Task04_Hippocampus")
     assert len(list_cases(folder)) == 195
     assert [case["case"] for case in find_images(folder)][:2] == ["hippocampus_006", "hippocampus_014"]
 
 
-def test_real_abdomen() -> None:
-    folder = SHARED / "abdomen_ct"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_abdomen(shared: Callable[[str], Path]) -> None:
+    folder = shared("abdomen_ct")
     cases = list_cases(folder)
     assert [case["case"] for case in cases] == ["abdomen_001"]
     assert find_images(folder) == cases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,6 @@ from unoise_monai.data.cases import Case, scrub
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.finding import find_cases
 from unoise_monai.data.headers import CaseError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom_series"
 
 
 def only(folder: Path) -> Case:
@@ -171,15 +170,14 @@ def test_the_patient_is_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str
         assert not [text for text in texts if secret in text]
 
 
-def test_real_series(tmp_path: Path) -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"real data is not there: {SHARED}")
-    case = only(SHARED)
+def test_real_series(tmp_path: Path, shared: Callable[[str], Path]) -> None:
+    folder = shared("dicom_series")
+    case = only(folder)
     assert case.name == case.shown == "series-67ca2283a388"
     assert len(case.files) == 32
     path = volume_file(case, tmp_path)
     image = nib.load(path)
-    voxels, affine = as_itk(SHARED)
+    voxels, affine = as_itk(folder)
     np.testing.assert_array_equal(np.asarray(image.dataobj), voxels)
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     assert image.shape == (35, 51, 32)

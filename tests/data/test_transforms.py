@@ -18,7 +18,6 @@ from unoise_monai.data.reading import CaseError
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing, training_transforms
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 Write = Callable[..., Path]
 CT = SegmentationTask("CT", ("background", "organ", "tumour"), (1.0, 1.5, 1.25), (16, 16, 16), (-200.0, 300.0))
 MR = SegmentationTask("MR", ("background", "organ", "tumour"), (1.0, 1.0, 1.0), (16, 16, 16))
@@ -223,10 +222,8 @@ def test_augmentation_moves_image_and_label_together(case: dict[str, str], write
     assert any(not torch.equal(labels[0], other) for other in labels[1:])
 
 
-def test_real_hippocampus() -> None:
-    folder = SHARED / "Task04_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_hippocampus(shared: Callable[[str], Path]) -> None:
+    folder = shared("Task04_Hippocampus")
     task = hippocampus()
     for case in list_cases(folder, check_headers=False)[:2]:
         item = preprocessing(task)(case)
@@ -238,10 +235,8 @@ def test_real_hippocampus() -> None:
         assert crop["label"].max() > 0
 
 
-def test_real_abdomen() -> None:
-    folder = SHARED / "abdomen_ct"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_abdomen(shared: Callable[[str], Path]) -> None:
+    folder = shared("abdomen_ct")
     (case,) = list_cases(folder)
     item = preprocessing(pancreas())(case)
     assert item["image"].shape == (1, 122, 101, 112)
