@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.phantoms.abdomen import HOUNSFIELD, Phantom, Tissue, Truth, abdomen_phantom
+from unoise_monai.phantoms.abdomen import Phantom, Tissue, Truth, abdomen_phantom
 from unoise_monai.phantoms.vessels import vessel_phantom
 
 # The whole abdomen at 6 mm: fast, and everything is in it.
@@ -67,7 +67,7 @@ def test_intensity_does_not_identify_the_target(phantom: Phantom) -> None:
         edge = grown(phantom.truth != value)
         inner_means.append(phantom.image[~edge].mean())
     assert abs(inner_means[0] - inner_means[1]) < 4
-    assert HOUNSFIELD[Tissue.TARGET] == HOUNSFIELD[Tissue.BOWEL]
+    assert Tissue.TARGET.hounsfield == Tissue.BOWEL.hounsfield
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,68 +11,49 @@ import numpy as np
 from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
-from unoise_monai.phantoms.shapes import (
-    LONG_MM,
-    Array,
-    Ellipsoid,
-    Tube,
-    grid_affine,
-    paint,
-    random_rotation,
-    soften,
-    unit,
-)
+from unoise_monai.phantoms.shapes import Array, Ellipsoid, Tube, grid_affine, paint, random_rotation, soften, unit
 
+LONG_MM = 1e4
+"""An endless radius that keeps the arithmetic finite."""
 TUBE_POINTS = 64
 """Balls in a tube about 115 mm long: closer than 2 mm, so that the tube's surface is smooth to 0.1 mm."""
 
 
 class Tissue(IntEnum):
-    """What a point of the phantom is made of."""
+    """What a point of the phantom is made of, and its mean intensity in the portal-venous phase, in HU."""
 
-    AIR = 0
-    FAT = 1
-    MUSCLE = 2
-    BONE = 3
-    DISC = 4
-    LUNG = 5
-    LIVER = 6
-    SPLEEN = 7
-    KIDNEY = 8
-    STOMACH_WALL = 9
-    STOMACH_FLUID = 10
-    AORTA = 11
-    SPLENIC_VEIN = 12
-    TARGET = 13
-    BOWEL = 14
+    hounsfield: int
+
+    def __new__(cls, value: int, hounsfield: int) -> Tissue:
+        tissue = int.__new__(cls, value)
+        tissue._value_, tissue.hounsfield = value, hounsfield
+        return tissue
+
+    AIR = 0, -1000
+    FAT = 1, -100
+    MUSCLE = 2, 55
+    BONE = 3, 250
+    DISC = 4, 90
+    LUNG = 5, -820
+    LIVER = 6, 110
+    SPLEEN = 7, 125
+    KIDNEY = 8, 170
+    STOMACH_WALL = 9, 60
+    STOMACH_FLUID = 10, 30
+    AORTA = 11, 180
+    SPLENIC_VEIN = 12, 165
+    TARGET = 13, 95
+    BOWEL = 14, 95
 
 
-HOUNSFIELD = {
-    Tissue.AIR: -1000,
-    Tissue.FAT: -100,
-    Tissue.MUSCLE: 55,
-    Tissue.BONE: 250,
-    Tissue.DISC: 90,
-    Tissue.LUNG: -820,
-    Tissue.LIVER: 110,
-    Tissue.SPLEEN: 125,
-    Tissue.KIDNEY: 170,
-    Tissue.STOMACH_WALL: 60,
-    Tissue.STOMACH_FLUID: 30,
-    Tissue.AORTA: 180,
-    Tissue.SPLENIC_VEIN: 165,
-    Tissue.TARGET: 95,
-    Tissue.BOWEL: 95,
-}
-"""Mean intensity in the portal-venous phase, in HU."""
 Solid = tuple[Tissue, Ellipsoid | Tube]
 """A tissue and its shape; in a list, each is painted over those before it."""
 
 
 def random_hounsfield(rng: np.random.Generator) -> Array:
     """One patient's mean intensity of each tissue, in HU; the target and the bowel share theirs."""
-    means = np.array([HOUNSFIELD[kind] for kind in Tissue]) + rng.normal(0, 4, len(Tissue))
-    means[Tissue.AIR] = HOUNSFIELD[Tissue.AIR]
+    means = np.array([kind.hounsfield for kind in Tissue]) + rng.normal(0, 4, len(Tissue))
+    means[Tissue.AIR] = Tissue.AIR.hounsfield
     means[Tissue.BOWEL] = means[Tissue.TARGET]
     return means
 

@@ -15,35 +15,27 @@ from unoise_monai.phantoms.shapes import Array, Ellipsoid, soften
 
 
 class Tissue(IntEnum):
-    """What a point of the head is made of, vessels aside."""
+    """What a point of the head is made of, vessels aside, and the range of its brightness in units of the brain's."""
 
-    AIR = 0
-    SKIN = 1
-    FAT = 2
-    MUSCLE = 3
-    BONE = 4
-    MARROW = 5
-    FLUID = 6
-    BRAIN = 7
-    DEEP_BRAIN = 8
-    EYE = 9
-    CHOROID = 10
+    brightness: tuple[float, float]
 
+    def __new__(cls, value: int, low: float, high: float) -> Tissue:
+        tissue = int.__new__(cls, value)
+        tissue._value_, tissue.brightness = value, (low, high)
+        return tissue
 
-BRIGHTNESS = {
-    Tissue.AIR: (0.0, 0.02),
-    Tissue.SKIN: (0.8, 1.6),
-    Tissue.FAT: (1.1, 2.6),
-    Tissue.MUSCLE: (0.5, 0.9),
-    Tissue.BONE: (0.05, 0.3),
-    Tissue.MARROW: (0.7, 2.4),
-    Tissue.FLUID: (0.25, 0.7),
-    Tissue.BRAIN: (1.0, 1.0),
-    Tissue.DEEP_BRAIN: (0.85, 1.15),
-    Tissue.EYE: (0.3, 0.8),
-    Tissue.CHOROID: (1.3, 2.4),
-}
-"""Range of each tissue's brightness in units of the brain's."""
+    AIR = 0, 0.0, 0.02
+    SKIN = 1, 0.8, 1.6
+    FAT = 2, 1.1, 2.6
+    MUSCLE = 3, 0.5, 0.9
+    BONE = 4, 0.05, 0.3
+    MARROW = 5, 0.7, 2.4
+    FLUID = 6, 0.25, 0.7
+    BRAIN = 7, 1.0, 1.0
+    DEEP_BRAIN = 8, 0.85, 1.15
+    EYE = 9, 0.3, 0.8
+    CHOROID = 10, 1.3, 2.4
+
 
 BRIGHT = (Tissue.SKIN, Tissue.FAT, Tissue.MARROW, Tissue.CHOROID)
 """What may be as bright as a vessel and is none."""
@@ -51,7 +43,7 @@ BRIGHT = (Tissue.SKIN, Tissue.FAT, Tissue.MARROW, Tissue.CHOROID)
 
 def random_brightness(rng: np.random.Generator) -> Array:
     """One scan's brightness of each tissue, in units of the brain's."""
-    return rng.uniform(*np.array([BRIGHTNESS[kind] for kind in Tissue]).T)
+    return rng.uniform(*np.array([kind.brightness for kind in Tissue]).T)
 
 
 def waves(

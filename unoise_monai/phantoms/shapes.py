@@ -11,8 +11,6 @@ from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-LONG_MM = 1e4
-"""Stands for an endless radius and keeps the arithmetic finite."""
 
 
 @dataclass(frozen=True)
