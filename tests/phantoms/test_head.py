@@ -3,18 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unoise_monai.phantoms.head import BRIGHT, BRIGHTNESS, Tissue, random_brightness, random_head, waves
+from unoise_monai.phantoms.head import BRIGHT, Tissue, random_brightness, random_head, waves
 from unoise_monai.phantoms.shapes import grid_affine, paint
 
 
 def test_every_tissue_has_its_brightness_and_the_brain_is_the_unit() -> None:
     draws = np.array([random_brightness(np.random.default_rng(seed)) for seed in range(200)])
-    low, high = np.array([BRIGHTNESS[kind] for kind in Tissue]).T
+    low, high = np.array([kind.brightness for kind in Tissue]).T
     assert (draws >= low).all()
     assert (draws <= high).all()
     assert (draws[:, Tissue.BRAIN] == 1).all()
     assert (draws[:, Tissue.BONE] < draws[:, Tissue.MUSCLE]).all()
-    assert all(BRIGHTNESS[kind][1] > 1.5 for kind in BRIGHT)
+    assert all(kind.brightness[1] > 1.5 for kind in BRIGHT)
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.95])

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.phantoms.abdomen import HOUNSFIELD, Phantom, Tissue, Truth, abdomen_phantom
+from unoise_monai.phantoms.abdomen import Phantom, Tissue, Truth, abdomen_phantom
+from unoise_monai.phantoms.vessels import vessel_phantom
 
 # The whole abdomen at 6 mm: fast, and everything is in it.
 COARSE = {"size": (48, 48, 48), "spacing_mm": (6.0, 6.0, 6.0)}
@@ -42,8 +44,9 @@ def test_every_meaning_is_present_and_the_label_is_the_target(phantom: Phantom) 
     assert phantom.image[phantom.truth == Truth.OUTSIDE].mean() < -900
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_another_case() -> None:
-    first, again, other = (abdomen_phantom(seed, **COARSE) for seed in (7, 7, 8))
+@pytest.mark.parametrize("draw", [abdomen_phantom, vessel_phantom])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_case(draw: Callable[..., Phantom]) -> None:
+    first, again, other = (draw(seed, **COARSE) for seed in (7, 7, 8))
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
     assert (first.image != other.image).any()
@@ -58,13 +61,13 @@ def test_a_seed_keeps_its_abdomen() -> None:
     assert phantom.image[::8, ::8, 10].tolist() == [[-80, -63, -91], [11, -105, -84], [215, -44, 1], [76, -86, -100]]
 
 
-def test_intensity_does_not_tell_the_target(phantom: Phantom) -> None:
+def test_intensity_does_not_identify_the_target(phantom: Phantom) -> None:
     inner_means = []
     for value in (Truth.TARGET, Truth.DISTRACTOR):
         edge = grown(phantom.truth != value)
         inner_means.append(phantom.image[~edge].mean())
     assert abs(inner_means[0] - inner_means[1]) < 4
-    assert HOUNSFIELD[Tissue.TARGET] == HOUNSFIELD[Tissue.BOWEL]
+    assert Tissue.TARGET.hounsfield == Tissue.BOWEL.hounsfield
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,6 +127,7 @@ def test_a_volume_of_96_takes_under_two_seconds() -> None:
         ({"noise": float("inf")}, "noise must be a finite number of at least 0, got inf"),
     ],
 )
-def test_bad_options_are_refused(options: dict, message: str) -> None:
+@pytest.mark.parametrize("draw", [abdomen_phantom, vessel_phantom])
+def test_bad_options_are_refused(draw: Callable[..., Phantom], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        abdomen_phantom(**({"seed": 0} | options))
+        draw(**({"seed": 0} | options))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unoise_monai.phantoms.abdomen import HOUNSFIELD, Solid, Tissue, random_abdomen, random_hounsfield
+from unoise_monai.phantoms.abdomen import Solid, Tissue, random_abdomen, random_hounsfield
 from unoise_monai.phantoms.shapes import Ellipsoid, Tube
 
 
@@ -41,5 +41,5 @@ def test_target_and_bowel_share_one_intensity_in_every_patient() -> None:
     means = [random_hounsfield(np.random.default_rng(seed)) for seed in range(3)]
     for values in means:
         assert values[Tissue.TARGET] == values[Tissue.BOWEL]
-        assert values[Tissue.AIR] == HOUNSFIELD[Tissue.AIR]
+        assert values[Tissue.AIR] == Tissue.AIR.hounsfield
     assert not np.array_equal(means[0], means[1])
