@@ -79,11 +79,7 @@ class UNoise(nn.Module):
     """
 
     def __init__(
-        self,
-        segmenter: ExplainedSegmenter,
-        sigma_min: float = 1.0,
-        sigma_max: float = 5.0,
-        noise_form: str = "scaled",
+        self, segmenter: ExplainedSegmenter, sigma_min: float = 1.0, sigma_max: float = 5.0, noise_form: str = "scaled"
     ) -> None:
         super().__init__()
         check_sigma_range(sigma_min, sigma_max)

@@ -29,8 +29,7 @@ class UpBlock(nn.Module):
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest"),
-            ConvBlock(spatial_dims, in_channels, out_channels, repeats=1),
+            nn.Upsample(scale_factor=2.0, mode="nearest"), ConvBlock(spatial_dims, in_channels, out_channels, repeats=1)
         )
         self.conv = ConvBlock(spatial_dims, 2 * out_channels, out_channels)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from monai.networks.utils import copy_model_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -99,7 +100,13 @@ def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], t
 
 
 def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, name: str) -> None:
-    own = network.state_dict()
+    if misfits := _misfits(network.state_dict(), state):
+        raise ValueError(f"the weights in {source} must fit the {name}, got {misfits}")
+    network.load_state_dict(dict(state))
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """How many weights of ``state`` do not fit a network's own, and the first of each kind; empty where all fit."""
     kinds = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -109,14 +116,11 @@ def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, na
             if key in state and state[key].shape != value.shape
         ],
     }
-    misfits = [f"{len(found)} {kind} ({_first(found)})" for kind, found in kinds.items() if found]
-    if misfits:
-        raise ValueError(f"the weights in {source} must fit the {name}, got {', '.join(misfits)}")
-    network.load_state_dict(dict(state))
-
-
-def _first(names: Sequence[str]) -> str:
-    return "; ".join(names[:SHOWN]) + ("; ..." if len(names) > SHOWN else "")
+    return ", ".join(
+        f"{len(found)} {kind} ({'; '.join(found[:SHOWN])}{'; ...' if len(found) > SHOWN else ''})"
+        for kind, found in kinds.items()
+        if found
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -152,20 +156,14 @@ def copy_matching_layers(
     Raises:
         ValueError: when a layer other than a head is missing, extra or of another shape.
     """
-    own = target.state_dict()
     prefixes = tuple(f"{head}." for head in heads)
-    body = [name for name in own if not name.startswith(prefixes)]
-    misfits = [f"{name} is missing" for name in body if name not in source]
-    misfits += [
-        f"{name} is {tuple(source[name].shape)}, not {tuple(own[name].shape)}"
-        for name in body
-        if name in source and source[name].shape != own[name].shape
-    ]
-    misfits += [f"{name} is extra" for name in source if name not in own and not name.startswith(prefixes)]
-    if misfits:
-        shown = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
-        raise ValueError(f"the pretrained network must have the noise model's shape but for its head: {shown}")
-    with torch.no_grad():
-        target.load_state_dict({**own, **{name: source[name] for name in body}})
-    logger.info("copied %d of %d tensors from the pretrained network: %s", len(body), len(own), ", ".join(body))
-    return body
+    own, body = (
+        {name: value for name, value in state.items() if not name.startswith(prefixes)}
+        for state in (target.state_dict(), source)
+    )
+    if misfits := _misfits(own, body):
+        raise ValueError(f"the pretrained network must have the noise model's shape but for its head, got {misfits}")
+    copied = list(own)
+    copy_model_state(target, body)
+    logger.info("copied %d tensors from the pretrained network, all but the head: %s", len(copied), ", ".join(copied))
+    return copied
