@@ -30,7 +30,7 @@ _COSTS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], PassCost]]
 
 @dataclass(frozen=True)
 class PassCost:
-    """What one forward pass takes: ``bytes_per_voxel`` of its input's grid, and ``fixed_bytes`` for cast weights."""
+    """What one pass takes: ``bytes_per_voxel`` of its input's grid, and ``fixed_bytes`` for cast weights."""
 
     bytes_per_voxel: float
     fixed_bytes: int
@@ -80,9 +80,8 @@ def measure_pass(
 ) -> PassCost:
     """What a pass of ``network`` costs, measured once per network, channels, device and dtype on a block of zeros.
 
-    Every operation's results are counted while they live, whether a layer or a bare function made them, and times
-    `WORKSPACE`. Casts of the weights don't grow with the volume and count as ``fixed_bytes``. The network's weights,
-    mode and hooks stay as they are; hooks that the caller has set run for this pass too.
+    Counts every operation's results while they live, times `WORKSPACE`; casts of the weights, which don't grow with the
+    volume, are the ``fixed_bytes``. Hooks on the network run for this pass too.
 
     Args:
         network: what the measurement is remembered for.

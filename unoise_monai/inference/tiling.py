@@ -35,7 +35,7 @@ PROBE_SIDE = 16
 
 
 class TilingRule(NamedTuple):
-    """How a network is tiled, and why. ``stride`` and ``halo`` are in voxels, None where it doesn't tell them."""
+    """How a network is tiled, and why; ``stride`` and ``halo`` in voxels, None where the network has none."""
 
     exact: bool
     stride: int | None
@@ -44,10 +44,10 @@ class TilingRule(NamedTuple):
 
 
 def tiling_rule(network: object) -> TilingRule:
-    """Tiles are exact where the network tells its ``stride`` and ``halo`` and no layer of it sees further.
+    """Tiles are exact where the network has a ``stride`` and a ``halo`` and no layer of it sees the whole tile.
 
-    Layers that see the whole tile: instance and batch norm that compute the statistics of what they see, group and
-    layer norm, attention, adaptive pooling, circular padding, and upsampling with aligned corners.
+    Such layers are norms that compute the statistics of what they see, attention, adaptive pooling, circular padding,
+    and upsampling with aligned corners.
     """
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         network = network.module
@@ -88,12 +88,11 @@ def tiles_of(
 class VolumeNetwork(nn.Module):
     """A segmentation network over volumes of any size, differentiable, within a bound of memory.
 
-    Where the network tells its ``stride``, the volume is padded at the end of each side to a multiple of it, repeating
-    its last voxels, and the output cut back. Where a pass forward and back does not fit ``memory_gb``, it goes through
-    in tiles with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
-    made again on the way back. Logits and gradients equal those of one pass to rounding, whatever scalar is made of the
-    logits. A network that does not tell its stride goes through in one pass, whatever it takes; where ``memory_gb`` is
-    given, a warning is logged.
+    Where the network has a ``stride``, the volume is padded at the end of each side to a multiple of it, repeating its
+    last voxels, and the output cut back. Where a pass does not fit ``memory_gb``, it goes through in the fewest tiles
+    that do, with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
+    made again on the way back. Logits and the image's gradients equal those of one pass to rounding. A network without
+    a stride goes through in one pass, whatever it takes; where ``memory_gb`` is given, a warning is logged.
 
     Args:
         network: a network from images to logits, on its device.
@@ -163,8 +162,7 @@ class VolumeNetwork(nn.Module):
     def copies(self, image: Image, gradient: bool = True) -> int:
         """How many copies of one volume a pass may take: one on a CPU that is given no bound, where more are slower.
 
-        What passes over such an image take, forward and (``gradient``) back, is measured here where it is not known
-        yet, so that no later pass has to, among a method's hooks.
+        Measures passes over such an image, forward and (``gradient``) back, before a method sets its hooks.
         """
         if self.rule.stride is None:
             return 1
