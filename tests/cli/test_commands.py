@@ -157,10 +157,7 @@ def test_tests_come_beside_and_bad_counts_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("findings", "code"), [((GOOD,), 0), ((GOOD, BAD), 1)])
 def test_its_lines_and_status(
-    findings: tuple[Finding, ...],
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    findings: tuple[Finding, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("unoise_monai.report.doctor.diagnose", lambda bundles: Diagnosis(findings))
     assert main(["doctor"]) == code

@@ -137,11 +137,8 @@ def run_explain(args: argparse.Namespace) -> int:
     bundle, changes = load(args, "cpu" if remote else str(find_device(args.device)))
     settings = settings_of(bundle, changes, args.anonymise, remote)
     methods = tuple(filter(None, args.methods.split(",")))
-    if args.scores:
-        scored = bundle.parsed("comparison")
-        comparison = replace(scored, methods=methods or scored.methods)
-    else:
-        comparison = Comparison(methods)
+    comparison = bundle.parsed("comparison") if args.scores else Comparison()
+    comparison = replace(comparison, methods=methods or comparison.methods)
     engine = ray_engine(args, changes, settings, comparison) if remote else None
     try:
         summary = explain_cases(
@@ -175,21 +172,17 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
     """
     from unoise_monai.bundle import load_bundle
 
-    changes: dict[str, Any] = {
-        name: getattr(args, name) for name in ("quantity", "precision", "memory_gb") if getattr(args, name) is not None
-    }
+    values = {name: getattr(args, name) for name in ("quantity", "precision", "memory_gb")}
+    changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if not args.images:
         changes["pictures"] = []
-
-    def loaded() -> Bundle:
-        return load_bundle(args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
-
-    bundle = loaded()
+    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
+    bundle = load_bundle(*options)
     if args.fast:
         if bundle.task is None:
             raise ValueError(f"--fast needs a bundle with a task, whose grid it makes coarser, got {bundle.name}")
         changes["task#spacing_mm"] = [FAST * side for side in bundle.task.spacing_mm]
-        bundle = loaded()
+        bundle = load_bundle(*options)
     return bundle, changes
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,13 +24,13 @@ and bf16, on 64^3 to 128^3 voxels on an AMX CPU. Tiles kept to their budget ther
 ``MALLOC_MMAP_THRESHOLD_=1048576`` in the environment.
 """
 
-_ANY_MACHINE_BYTES = 4 * 10**9
+CGROUP = Path("/sys/fs/cgroup")
 _COSTS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], PassCost]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class PassCost:
-    """What one forward pass takes: ``bytes_per_voxel`` of its input's grid, and ``fixed_bytes`` for cast weights."""
+    """What one pass takes: ``bytes_per_voxel`` of its input's grid, and ``fixed_bytes`` for cast weights."""
 
     bytes_per_voxel: float
     fixed_bytes: int
@@ -80,20 +80,16 @@ def measure_pass(
 ) -> PassCost:
     """What a pass of ``network`` costs, measured once per network, channels, device and dtype on a block of zeros.
 
-    Every operation's results are counted while they live, whether a layer or a bare function made them, and times
-    `WORKSPACE`. Casts of the weights don't grow with the volume and count as ``fixed_bytes``. The network's weights,
-    mode and hooks stay as they are; hooks that the caller has set run for this pass too.
+    Counts every operation's results while they live, times `WORKSPACE`; casts of the weights, which don't grow with the
+    volume, are the ``fixed_bytes``. Hooks on the network run for this pass too.
 
     Args:
         network: what the measurement is remembered for.
-        predict: runs the network on ``(1, C, *spatial)``, casts and all.
+        predict: runs the network on ``(1, C, *spatial)``, casts and all, to ``(1, K, *spatial)``.
         block: ``(1, C, *spatial)``, a small input that the network takes.
         device: where it runs.
         dtype: the number format that ``predict`` runs in.
         gradient: count the pass back to the input, too.
-
-    Raises:
-        ValueError: when the output is not one tensor ``(1, K, *spatial)`` on the input's grid.
     """
     costs = _COSTS.setdefault(network, {})
     key = (block[1], len(block), str(device), dtype, gradient)
@@ -103,11 +99,8 @@ def measure_pass(
     with torch.set_grad_enabled(gradient), LiveTensors({parameter.shape for parameter in parameters}) as tensors:
         image = torch.zeros(block, device=device, requires_grad=gradient)
         output = predict(image)
-        if gradient and isinstance(output, Tensor):
+        if gradient:
             torch.autograd.grad(output.sum(), image)
-    if not isinstance(output, Tensor) or output.shape != (1, *output.shape[1:2], *block[2:]):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"network must give one tensor (B, K, *spatial) on the input's grid {block}, got {got}")
     costs[key] = PassCost(
         bytes_per_voxel=WORKSPACE * tensors.peak / math.prod(block[2:]),
         fixed_bytes=0 if dtype == torch.float32 else sum(weight.numel() for weight in parameters) * dtype.itemsize,
@@ -175,25 +168,11 @@ def fewest_tiles(size: Sequence[int], stride: int, halo: int, max_voxels: float)
 
 def _available_ram() -> int:
     """Bytes of RAM that this process can get: the system's own figure, or its container's limit if that is lower."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        available = 1024 * _fields(meminfo)["MemAvailable:"]
-    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    else:
-        available = _ANY_MACHINE_BYTES
-    group = Path("/sys/fs/cgroup")
-    limit = group / "memory.max"
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+    available: int = psutil.virtual_memory().available
+    limit = CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
         # The page cache counts as used, though the kernel gives it up on demand.
-        used = int((group / "memory.current").read_text()) - _fields(group / "memory.stat")["inactive_file"]
-        available = min(available, max(0, int(text) - used))
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])
+        available = min(available, max(0, int(most) - used))
     return available
-
-
-def _fields(path: Path) -> dict[str, int]:
-    return {
-        words[0]: int(words[1])
-        for words in map(str.split, path.read_text(encoding="utf-8").splitlines())
-        if len(words) > 1
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,11 +52,7 @@ def resolve_precision(device: torch.device | str, precision: str = "auto") -> to
 
 
 def differentiable(device: torch.device | str, precision: str) -> str:
-    """``precision``, but ``"fp32"`` for what `resolve_precision` makes fp16: gradients underflow in it, unscaled.
-
-    Raises:
-        ValueError: when `resolve_precision` refuses ``precision``.
-    """
+    """``precision``, but ``"fp32"`` for what `resolve_precision` makes fp16: gradients underflow in it, unscaled."""
     return "fp32" if resolve_precision(device, precision) == torch.float16 else precision
 
 
@@ -81,17 +77,12 @@ def autocast(device: torch.device | str, precision: str = "auto") -> Iterator[to
 
     ``"fp32"`` is float32 also inside an outer autocast, and on CUDA without TF32, see `without_tf32`, which a pass
     back needs around it too. The settings come back as they were.
-
-    Raises:
-        ValueError: when `resolve_precision` refuses ``precision``.
     """
     device = torch.device(device)
     dtype = resolve_precision(device, precision)
-    if dtype != torch.float32:
-        with torch.autocast(device.type, dtype=dtype):
-            yield dtype
-        return
-    with without_tf32(), torch.autocast(device.type, enabled=False):
+    plain = dtype == torch.float32
+    cast = torch.autocast(device.type, enabled=False) if plain else torch.autocast(device.type, dtype=dtype)
+    with without_tf32() if plain else nullcontext(), cast:
         yield dtype
 
 
@@ -110,12 +101,7 @@ def to_fast_layout(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def to_float32(output: Any, like: Tensor) -> Any:
-    """Every tensor of ``output`` in float32; with the geometry of ``like`` where that is a MetaTensor.
-
-    Args:
-        output: a tensor, or tensors in tuples, lists and dictionaries.
-        like: the input that ``output`` was computed from.
-    """
+    """Every tensor in ``output`` (tuples, lists, dictionaries) in float32, with the geometry of a MetaTensor ``like``."""
     if isinstance(output, Tensor):
         output = output.float().contiguous()
         return MetaTensor(output).copy_meta_from(like, copy_attr=False) if isinstance(like, MetaTensor) else output

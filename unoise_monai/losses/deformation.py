@@ -22,8 +22,7 @@ class RandomDeformation(nn.Module):
 
     A velocity field, cubic B-splines on control points, is integrated by scaling and squaring (Arsigny et al. 2006), so
     that the deformation is a diffeomorphism. Each call draws the spacing of the control points and the bound of their
-    displacements anew, as Chatterjee et al., "DS6", 2022 do; the voxels', averages of several, stay well below it.
-    Towards the fixed planes the velocity falls to 0 over one spacing.
+    displacements anew, as Chatterjee et al., "DS6", 2022 do. Towards the fixed planes the velocity falls to 0.
 
     Args:
         control_spacing: lowest and highest distance of the control points, in voxels, whole numbers.
@@ -36,8 +35,7 @@ class RandomDeformation(nn.Module):
 
     Raises:
         ValueError: when a range is not in rising order, a spacing is below 2, or a displacement is negative or above 1;
-            in ``forward``, when the image is so large that the bound, in voxels, exceeds the lowest spacing: the field
-            would change too fast for the voxels that it is integrated on.
+            in ``forward``, when the image is so large that the bound, in voxels, exceeds the lowest spacing.
     """
 
     def __init__(
@@ -51,8 +49,7 @@ class RandomDeformation(nn.Module):
             raise ValueError(f"control_spacing must be a rising range of at least 2, got {tuple(control_spacing)}")
         if not 0 <= max_displacement[0] <= max_displacement[1] <= 1:
             raise ValueError(f"max_displacement must be a rising range inside [0, 1], got {tuple(max_displacement)}")
-        self.control_spacing = control_spacing
-        self.max_displacement = max_displacement
+        self.control_spacing, self.max_displacement = control_spacing, max_displacement
         self.integrate = DVF2DDF(num_steps=steps, padding_mode="border")
 
     @torch.no_grad()
@@ -142,16 +139,9 @@ class DeformationAwareLoss(nn.Module):
 
 
 def spline_basis(side: int, spacing: int) -> Tensor:
-    """What each control point of a uniform cubic B-spline gives to each voxel of an axis.
+    """The weight of each control point of a uniform cubic B-spline in each voxel, ``(side, control points)``.
 
-    The control points lie at ``-spacing, 0, spacing, ...``, one beyond either end at least.
-
-    Args:
-        side: voxels.
-        spacing: of the control points, in voxels.
-
-    Returns:
-        ``(side, control points)``; every row adds up to 1.
+    The control points lie at ``-spacing, 0, spacing, ...``, in voxels, one beyond either end at least.
     """
     count = math.ceil((side - 1) / spacing) + 3
     distance = (torch.arange(side)[:, None] / spacing - (torch.arange(count) - 1)).abs()

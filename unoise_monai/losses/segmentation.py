@@ -73,9 +73,9 @@ class FocalTverskyLoss(nn.Module):
         self, false_negatives: float = 0.7, false_positives: float = 0.3, power: float = 0.75, smooth: float = 1.0
     ) -> None:
         super().__init__()
-        values = {"false_negatives": false_negatives, "false_positives": false_positives}
-        for name, value in {**values, "power": power, "smooth": smooth}.items():
-            if not (math.isfinite(value) and value > 0):
+        weights = {"false_negatives": false_negatives, "false_positives": false_positives}
+        for name, value in {**weights, "power": power, "smooth": smooth}.items():
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
         self.power = power
         # MONAI's alpha weighs the false positives. With soft labels the loss of a label against itself is 0.
@@ -139,8 +139,7 @@ class MultiScaleLoss(nn.Module):
         super().__init__()
         if not weights or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise ValueError(f"weights must be finite numbers of at least 0, one or more, got {list(weights)}")
-        self.loss = loss
-        self.weights = tuple(weights)
+        self.loss, self.weights = loss, tuple(weights)
 
     def forward(self, pred: Logits | Sequence[Logits], target: LabelMap | Tensor) -> Tensor:
         scales = [pred] if isinstance(pred, Tensor) else list(pred)
