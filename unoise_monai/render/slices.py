@@ -83,9 +83,10 @@ def montage(
     low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, size)
     views = []
     for index in spread(low, high, count):
-        pixels, shown, labels = (
+        pixels = display_slice(image[tuple(crop)], axis, index)
+        shown, labels = (
             None if volume is None else display_slice(volume[tuple(crop)], axis, index)
-            for volume in (image, importance, segmentation)
+            for volume in (importance, segmentation)
         )
         outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
         views.append(View(axis, f"slice {index + 1} of {size}", pixels, shown, outlines))
@@ -267,7 +268,8 @@ def layer_grid(
         picture = project(values, axis)
         low, high = float(picture.min()), float(picture.max())
         title = _title(layer, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
-        pictures.append((title, values, np.zeros(picture.shape) if low == high else scale_map(picture)))
+        grey = np.zeros(picture.shape) if low == high else np.asarray(scale_map(picture), dtype=np.float64)
+        pictures.append((title, values, grey))
     panels = []
     for title, values, grey in pictures:
         x, y, z = (size / count for size, count in zip(extent_mm, values.shape, strict=True))

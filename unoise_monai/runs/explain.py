@@ -24,12 +24,13 @@ from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference.explain import Explainer
+from unoise_monai.inference.memory import Attempt, with_less_memory
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
 from unoise_monai.metrics.scores import ScoredMap, per_intensity
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, segmentation
-from unoise_monai.runs.faults import Attempt, reason_for, with_less_memory
+from unoise_monai.runs.faults import reason_for
 from unoise_monai.runs.load import Loaded
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
