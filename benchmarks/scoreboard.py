@@ -22,8 +22,7 @@ from pathlib import Path
 from visibility import REAL, ROOT, machine
 
 from unoise_monai.bundle import Bundle, load_bundle
-from unoise_monai.data import Case, choose_cases, find_items
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data import Case, choose_cases, find_labelled
 from unoise_monai.runs import Comparison, explain_cases, settings_of
 from unoise_monai.runs.records import Records
 from unoise_monai.runs.run import method_results
@@ -60,7 +59,7 @@ def main() -> None:
     folder = ROOT / "bundles" / arguments.bundle
     data = (arguments.data or next(path for path in REAL[arguments.bundle] if path.is_dir())).resolve()
     out = (arguments.out or ROOT / "runs" / f"scoreboard_{arguments.bundle}").resolve()
-    chosen = choose_cases(find_items(data), folder / "models" / "split.json", "validation", arguments.cases)
+    chosen = choose_cases(find_labelled(data), folder / "models" / "split.json", "validation", arguments.cases)
     cases = [Case.of(item) for item in chosen]
     runs = {"cases": load(folder)}
     if (folder / VISIBLE).is_file():
@@ -91,7 +90,7 @@ def load(folder: Path, weights: Path | None = None) -> tuple[Bundle, Comparison]
     return bundle, comparison if weights is None else replace(comparison, methods=["unoise"])
 
 
-def finish(bundle: str, out: Path, cases: Sequence[CohortCase], comparisons: dict[str, Comparison]) -> None:
+def finish(bundle: str, out: Path, cases: Sequence[Case], comparisons: dict[str, Comparison]) -> None:
     """The scoreboard over the cases of all jobs."""
     results = method_results(Records(out / "cases"), comparisons["cases"])
     if "visible" in comparisons:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs.load import CaseReader, Loaded
 
 
 class Misreader(CaseReader):
-    def __call__(self, case: CohortCase) -> Loaded:
+    def __call__(self, case: Case) -> Loaded:
         if case.name == "crashes":
             os.abort()
         if case.name == "hangs":
@@ -23,7 +23,7 @@ class Misreader(CaseReader):
 class SlowReader(CaseReader):
     """Half a second slower; the item says from when to when, by the clock that all processes share."""
 
-    def __call__(self, case: CohortCase) -> Loaded:
+    def __call__(self, case: Case) -> Loaded:
         start = time.monotonic()
         time.sleep(0.5)
         loaded = super().__call__(case)

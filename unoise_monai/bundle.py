@@ -25,7 +25,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose
 from torch import nn
 
-from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.transforms import SegmentationTask
 from unoise_monai.handlers.savers import Saver
 from unoise_monai.inference.explain import Explainer, Explanation
 from unoise_monai.networks.weights import SAFETENSORS, load_weights

@@ -14,7 +14,7 @@ from monai.bundle.config_parser import ConfigParser
 from tasks import hippocampus
 
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
-from unoise_monai.data import Case, choose_cases, find_items, preprocessing
+from unoise_monai.data import Case, choose_cases, find_labelled, preprocessing
 from unoise_monai.networks import UNet, load_state
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.runs.records import Records
@@ -74,7 +74,7 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
     torch.manual_seed(0)
     parser = workflow(bundle, **changes).parser
     network, chain = parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("preprocessing")
-    (case,) = map(Case.of, choose_cases(find_items(cohort), choice=1))
+    (case,) = map(Case.of, choose_cases(find_labelled(cohort), choice=1))
     # An untrained network that segments half of the volume.
     image = chain({"case": case.name, "image": str(case.files[0])})["image"].as_tensor()[None]
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_every_method_gives_a_finite_map_with_contrast_on_a_real_volume(precisio
     segmenter.load_state_dict(load_state(ROOT / "bundles" / "hippocampus_mr_unoise" / "models" / "model.pt"))
     segmenter.eval()
     # Gradients of whole volumes by forty methods take their time: the middle of one, where the hippocampus is.
-    (case,) = map(Case.of, choose_cases(find_items(REAL), choice=1))
+    (case,) = map(Case.of, choose_cases(find_labelled(REAL), choice=1))
     chain = preprocessing(hippocampus(), with_label=False)
     image = chain({"case": case.name, "image": str(case.files[0])})["image"][None, :, 2:26, 8:40, 4:28].clone()
     with torch.no_grad():

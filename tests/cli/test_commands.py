@@ -13,7 +13,7 @@ from PIL import Image
 
 from unoise_monai.cli import Exit, commands
 from unoise_monai.cli.main import main
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.handlers.savers import PICTURES
 from unoise_monai.phantoms import write_phantom_cohort
@@ -61,7 +61,7 @@ def test_without_a_viewer_there_are_no_volumes(results: tuple[Path, Path], monke
     def never(*args: object) -> None:
         raise AssertionError("was read")
 
-    monkeypatch.setattr("unoise_monai.data.finding.find_cohort", never)
+    monkeypatch.setattr("unoise_monai.data.finding.find_cases", never)
     monkeypatch.setattr("unoise_monai.data.dicom.volume_file", never)
     assert main(["report", str(output), "--no-viewer", "--quiet", "--input", str(folder)]) == 0
     assert list((output / "report" / "volumes").glob("*")) == []
@@ -76,7 +76,7 @@ def test_scans_of_other_cases_are_not_made(
     shutil.copy(more / "phantom_001.nii.gz", more / "stranger.nii.gz")
     asked = []
 
-    def count(case: CohortCase, place: Path) -> Path:
+    def count(case: Case, place: Path) -> Path:
         asked.append(case.files[0].name)
         return volume_file(case, place)
 

@@ -17,7 +17,7 @@ from unoise_monai.attribution.registry import method_names
 from unoise_monai.cli import Exit, explain
 from unoise_monai.cli.main import main, parser
 from unoise_monai.handlers.savers import QUANTITIES
-from unoise_monai.inference.precision import PRECISIONS
+from unoise_monai.inference.memory import PRECISIONS
 from unoise_monai.phantoms import write_phantom_cohort
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -25,8 +25,7 @@ from nibabel.affines import apply_affine, from_matvec
 
 from unoise_monai.data.headers import CaseError, check_header
 from unoise_monai.data.reading import LoadCased
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import preprocessing
+from unoise_monai.data.transforms import SegmentationTask, preprocessing
 from unoise_monai.inference.explain import Explainer
 from unoise_monai.networks import UNet
 from unoise_monai.unoise import ExplainedSegmenter

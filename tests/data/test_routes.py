@@ -19,8 +19,7 @@ from unoise_monai.data.datasets import CaseDataset
 from unoise_monai.data.finding import find_cases, find_items
 from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import LoadCased, load_again
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import preprocessing, training_transforms
+from unoise_monai.data.transforms import SegmentationTask, preprocessing, training_transforms
 from unoise_monai.handlers import CaseEvaluator, ImportanceSaver, PictureSaver
 from unoise_monai.inference import TiledInferer
 from unoise_monai.inference.explain import Explainer, postprocessing

@@ -15,8 +15,7 @@ from tasks import hippocampus, pancreas
 
 from unoise_monai.data.finding import list_cases
 from unoise_monai.data.reading import CaseError
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import preprocessing, training_transforms
+from unoise_monai.data.transforms import SegmentationTask, preprocessing, training_transforms
 
 Write = Callable[..., Path]
 CT = SegmentationTask("CT", ("background", "organ", "tumour"), (1.0, 1.5, 1.25), (16, 16, 16), (-200.0, 300.0))

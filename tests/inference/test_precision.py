@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from unoise_monai.inference import precision
-from unoise_monai.inference.precision import (
+from unoise_monai.inference import memory as precision
+from unoise_monai.inference.memory import (
     AutocastInferer,
     autocast,
     differentiable,

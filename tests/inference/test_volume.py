@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.inference import precision
+from unoise_monai.inference import memory as precision
 from unoise_monai.inference import tiling as volume_module
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet

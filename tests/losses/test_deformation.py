@@ -9,7 +9,7 @@ from monai.networks.blocks import Warp
 from torch import nn
 
 from unoise_monai.losses import DeformationAware, DeformationAwareLoss, FocalTverskyLoss, RandomDeformation
-from unoise_monai.losses.deformation import spline_basis
+from unoise_monai.losses.segmentation import spline_basis
 
 SIZES = {2: (40, 33), 3: (24, 33, 20)}
 

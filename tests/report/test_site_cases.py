@@ -25,7 +25,7 @@ from unoise_monai.report.cases import (
     without_paths,
 )
 from unoise_monai.runs.records import Records
-from unoise_monai.runs.tables import write_tables
+from unoise_monai.runs.save import write_tables
 
 
 def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from small_bundle import CONFIG, write_small_bundle
 
 from unoise_monai.bundle import Bundle, load_bundle
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.cases import Case
+from unoise_monai.data.finding import find_cases
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.runs.settings import Settings, settings_of
 
@@ -35,12 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cases(folder: Path) -> list[CohortCase]:
-    return find_cohort(folder)
+def cases(folder: Path) -> list[Case]:
+    return find_cases(folder)
 
 
 @pytest.fixture
-def case(cases: list[CohortCase]) -> CohortCase:
+def case(cases: list[Case]) -> Case:
     """One with a label."""
     return next(case for case in cases if case.label is not None)
 

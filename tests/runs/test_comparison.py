@@ -20,14 +20,15 @@ from unoise_monai.attribution import registry
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.bundle import Bundle
 from unoise_monai.data import preprocessing
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.cases import Case
+from unoise_monai.data.finding import find_cases
 from unoise_monai.handlers import ImportanceSaver, PictureSaver
 from unoise_monai.inference import Explainer, TiledInferer
+from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.scores import Infidelity, PhantomTruth, Randomisation, Sensitivity, Visibility
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.phantoms import Truth, write_phantom_cohort
-from unoise_monai.runs import Comparison, MapScorer, Summary, explain_cases, scoreboard, settings_of
+from unoise_monai.runs import Comparison, Summary, explain_cases, scoreboard, settings_of
 from unoise_monai.runs.records import Records
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -82,9 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cases(folder: Path) -> list[CohortCase]:
+def cases(folder: Path) -> list[Case]:
     """Two with labels."""
-    return [case for case in find_cohort(folder) if case.label is not None][:2]
+    return [case for case in find_cases(folder) if case.label is not None][:2]
 
 
 @pytest.fixture
@@ -114,13 +115,13 @@ def blank_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(
-    bundle: Bundle, cases: Sequence[CohortCase], output: Path, methods: Sequence[str] = ("saliency",), **changes: Any
+    bundle: Bundle, cases: Sequence[Case], output: Path, methods: Sequence[str] = ("saliency",), **changes: Any
 ) -> Summary:
     comparison = Comparison(methods, **{"scorer": SCORER, "robust_cases": 0, **changes})
     return explain_cases(cases, bundle, settings_of(bundle), output, comparison, workers=0, quiet=True)
 
 
-def results_of(output: Path, case: CohortCase) -> dict[str, Any]:
+def results_of(output: Path, case: Case) -> dict[str, Any]:
     record = Records(output).read(case.name)
     assert record is not None
     return dict(record["methods"])
@@ -135,17 +136,17 @@ def counts_of(output: Path) -> dict[str, tuple[str, str]]:
     return {name: (row["cases"], row["failed"]) for name, row in rows_of(output).items()}
 
 
-def broken_copy(folder: Path, images: Path) -> tuple[list[CohortCase], Path, bytes]:
+def broken_copy(folder: Path, images: Path) -> tuple[list[Case], Path, bytes]:
     """Two cases in a folder of their own, the file of the first cut in half, and what it held."""
     shutil.copytree(folder / "imagesTr", images)
-    cases = find_cohort(images)[:2]
+    cases = find_cases(images)[:2]
     bad = cases[0].files[0]
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     return cases, bad, whole
 
 
-def test_every_case_and_method(bundle: Bundle, cases: list[CohortCase], folder: Path, tmp_path: Path) -> None:
+def test_every_case_and_method(bundle: Bundle, cases: list[Case], folder: Path, tmp_path: Path) -> None:
     bundle = replace(bundle, savers=(ImportanceSaver(), PictureSaver(pictures=["montage"], count=1)))
     methods = ("saliency", "unoise", "intensity", "random", "label_distance")
     summary = compare(bundle, cases, tmp_path, methods, robust_cases=1, truth_dir=folder / "truthTr")
@@ -183,7 +184,7 @@ def test_every_case_and_method(bundle: Bundle, cases: list[CohortCase], folder: 
     assert found > 2 * first["random"]["scores"]["truth_top_target"]
 
 
-def test_a_map_is_scored_against_the_label(bundle: Bundle, cases: list[CohortCase], tmp_path: Path) -> None:
+def test_a_map_is_scored_against_the_label(bundle: Bundle, cases: list[Case], tmp_path: Path) -> None:
     """With everything visible, the curve ends at the Dice of the whole image."""
     compare(bundle, cases[:1], tmp_path)
     item = preprocessing(TASK)({"case": "a", "image": str(cases[0].files[0]), "label": str(cases[0].label)})
@@ -196,7 +197,7 @@ def test_a_map_is_scored_against_the_label(bundle: Bundle, cases: list[CohortCas
 
 
 def test_without_labels_the_whole_image_s_segmentation_counts(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    cases = find_cohort(folder / "imagesTs")
+    cases = find_cases(folder / "imagesTs")
     compare(bundle, cases, tmp_path)
     found = results_of(tmp_path, cases[0])["saliency"]
     assert found["label"] == "own segmentation"
@@ -217,9 +218,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def test_it_goes_on_with_what_is_missing(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path, calls: list[int]
-) -> None:
+def test_it_goes_on_with_what_is_missing(bundle: Bundle, cases: list[Case], tmp_path: Path, calls: list[int]) -> None:
     compare(bundle, cases, tmp_path)
     assert len(calls) == 2
     assert compare(bundle, cases, tmp_path).kept == 2
@@ -248,7 +247,7 @@ def test_it_goes_on_with_what_is_missing(
 )
 def test_other_options_make_another_result(
     bundle: Bundle,
-    cases: list[CohortCase],
+    cases: list[Case],
     folder: Path,
     tmp_path: Path,
     calls: list[int],
@@ -271,7 +270,7 @@ def test_other_options_make_another_result(
 
 
 def test_the_first_robust_case_decides_for_all(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Saliency.attribute
 
@@ -324,7 +323,7 @@ class Failing(Saliency):
 
 
 def test_a_method_that_fails_on_a_case_is_reported_and_tried_again(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "saliency": Failing})
     monkeypatch.setattr(Failing, "calls", 0)
@@ -340,9 +339,7 @@ def test_a_method_that_fails_on_a_case_is_reported_and_tried_again(
     assert Failing.calls == 3
 
 
-def test_a_missing_truth_is_one_case_s_fault(
-    bundle: Bundle, cases: list[CohortCase], folder: Path, tmp_path: Path
-) -> None:
+def test_a_missing_truth_is_one_case_s_fault(bundle: Bundle, cases: list[Case], folder: Path, tmp_path: Path) -> None:
     truth = tmp_path / "truth"
     truth.mkdir()
     shutil.copy(folder / "truthTr" / f"{cases[1].name}.nii.gz", truth)
@@ -355,7 +352,7 @@ def test_a_missing_truth_is_one_case_s_fault(
 
 
 def test_an_empty_label_has_no_areas_and_the_rest_all_the_same(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path
+    bundle: Bundle, cases: list[Case], tmp_path: Path
 ) -> None:
     label = nib.load(cases[0].label)
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), tmp_path / "empty.nii.gz")
@@ -369,7 +366,7 @@ def test_an_empty_label_has_no_areas_and_the_rest_all_the_same(
 
 
 def test_a_result_that_json_does_not_take_is_a_failure(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Saliency.attribute
 
@@ -383,7 +380,7 @@ def test_a_result_that_json_does_not_take_is_a_failure(
 
 
 def test_robustness_is_asked_where_the_network_segments(
-    bundle: Bundle, cases: list[CohortCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Tensor] = []
     monkeypatch.setattr(Randomisation, "__call__", lambda score, subject: asked.append(subject.where) or {})

@@ -15,22 +15,23 @@ from monai.data import MetaTensor
 from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.attribution.learned import Learned
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.inference import Explainer
+from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.visibility import Hiding
-from unoise_monai.runs import Comparison, MapScorer
+from unoise_monai.runs import Comparison
 from unoise_monai.runs.explain import RESET, CaseExplainer, Explained, Job, as_json, peak_gb, reset_peak
 from unoise_monai.runs.load import CaseReader
 
 CPU = torch.device("cpu")
 
 
-def explain(bundle: Bundle, case: CohortCase, comparison: Comparison | None = None) -> Explained:
+def explain(bundle: Bundle, case: Case, comparison: Comparison | None = None) -> Explained:
     digests = {} if comparison is None else comparison.digests(False)
     return CaseExplainer(bundle, comparison)(CaseReader(bundle)(case), Job(case, methods=digests))
 
 
-def test_the_prediction_is_the_network_s(bundle: Bundle, case: CohortCase) -> None:
+def test_the_prediction_is_the_network_s(bundle: Bundle, case: Case) -> None:
     explained = explain(bundle, case)
     expected = bundle.explainer.predict(explained.loaded.item["image"])
     assert torch.equal(explained.pred.as_tensor(), expected.as_tensor())
@@ -38,7 +39,7 @@ def test_the_prediction_is_the_network_s(bundle: Bundle, case: CohortCase) -> No
     assert explained.peak_memory_gb > 0
 
 
-def test_methods_explain_what_is_segmented(bundle: Bundle, case: CohortCase) -> None:
+def test_methods_explain_what_is_segmented(bundle: Bundle, case: Case) -> None:
     explained = explain(bundle, case, Comparison(("saliency", "unoise"), {"saliency": {"sign": "signed"}}))
     network = bundle.explainer.network
     image, target = explained.loaded.item["image"][None], foreground_sum(explained.pred.as_tensor()[None, :-1])
@@ -50,7 +51,7 @@ def test_methods_explain_what_is_segmented(bundle: Bundle, case: CohortCase) -> 
 
 
 def test_a_method_that_fails_is_noted_without_a_path_and_the_others_are_run(
-    bundle: Bundle, case: CohortCase, tmp_path: Path
+    bundle: Bundle, case: Case, tmp_path: Path
 ) -> None:
     options = {"rise": {"masks": -1}}
     found = explain(bundle, case, Comparison(("rise", "saliency"), options))
@@ -62,7 +63,7 @@ def test_a_method_that_fails_is_noted_without_a_path_and_the_others_are_run(
     assert f"must have a label map {case.name}.nii.gz, got none" in failed
 
 
-def test_scores_are_measured_of_each_method_and_of_the_ceiling(bundle: Bundle, case: CohortCase) -> None:
+def test_scores_are_measured_of_each_method_and_of_the_ceiling(bundle: Bundle, case: Case) -> None:
     scorer = MapScorer({"zero": Hiding("zero")}, (0.0, 0.5, 1.0), infidelity_samples=2)
     found = explain(bundle, case, Comparison(("saliency", "label_distance"), scorer=scorer))
     assert found.maps.keys() == found.results.keys() == {"saliency", "label_distance"}
@@ -80,14 +81,12 @@ def test_results_are_what_json_knows() -> None:
         as_json({"a": CPU})
 
 
-def test_too_little_memory_ends_in_a_clear_error(make_bundle: Callable[..., Bundle], case: CohortCase) -> None:
+def test_too_little_memory_ends_in_a_clear_error(make_bundle: Callable[..., Bundle], case: Case) -> None:
     with pytest.raises(MemoryError, match="one tile of the volume"):
         explain(make_bundle(memory_gb=1e-9), case)
 
 
-def test_a_gpu_that_is_full_hands_over_to_the_cpu(
-    bundle: Bundle, case: CohortCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_is_full_hands_over_to_the_cpu(bundle: Bundle, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device stands for a GPU; what runs there has no memory."""
     predict, own = Explainer.predict, bundle.explainer
 

@@ -11,20 +11,12 @@ import torch
 from pebble.common import ProcessExpired
 
 from unoise_monai.data import CaseError
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.runs.faults import (
-    Attempt,
-    OutputFault,
-    attempts,
-    check_output_fault,
-    failure,
-    is_out_of_memory,
-    reason_for,
-    with_less_memory,
-)
+from unoise_monai.data.cases import Case
+from unoise_monai.inference.memory import Attempt, attempts, is_out_of_memory, with_less_memory
+from unoise_monai.runs.records import OutputFault, check_output_fault, failure, reason_for
 
 CPU = torch.device("cpu")
-CASE = CohortCase("P1", (Path("/data/hospital/P1.nii.gz"),), "P1.nii.gz")
+CASE = Case("P1", (Path("/data/hospital/P1.nii.gz"),), "P1.nii.gz")
 
 
 @pytest.mark.parametrize(

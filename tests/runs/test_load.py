@@ -16,7 +16,7 @@ import torch
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data import CaseError, preprocessing
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs.load import CaseReader
 from unoise_monai.runs.records import fingerprint, inputs_of
 
@@ -27,7 +27,7 @@ def read(bundle: Bundle) -> CaseReader:
 
 
 @pytest.fixture
-def organs(case: CohortCase, tmp_path: Path) -> CohortCase:
+def organs(case: Case, tmp_path: Path) -> Case:
     image = nib.load(case.files[0])
     labels = np.zeros(image.shape, np.int16)
     labels[5:9] = 3
@@ -35,7 +35,7 @@ def organs(case: CohortCase, tmp_path: Path) -> CohortCase:
     return replace(case, organs=tmp_path / "organs.nii.gz")
 
 
-def test_the_preprocessed_image_is_that_of_the_chain(case: CohortCase, bundle: Bundle, read: CaseReader) -> None:
+def test_the_preprocessed_image_is_that_of_the_chain(case: Case, bundle: Bundle, read: CaseReader) -> None:
     assert bundle.task is not None
     expected = preprocessing(bundle.task, with_label=False)({"image": str(case.files[0])})["image"]
     # Sent to another process, a reader builds the chain from the configuration.
@@ -49,7 +49,7 @@ def test_the_preprocessed_image_is_that_of_the_chain(case: CohortCase, bundle: B
 
 
 def test_a_chain_that_cannot_be_sent_is_built_from_the_configuration(
-    make_bundle: Callable[..., Bundle], case: CohortCase
+    make_bundle: Callable[..., Bundle], case: Case
 ) -> None:
     step = {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: 2 * image"}
     chain = {"_target_": "Compose", "transforms": [{"_target_": "LoadImaged", "keys": "image"}, step]}
@@ -61,7 +61,7 @@ def test_a_chain_that_cannot_be_sent_is_built_from_the_configuration(
         pickle.dumps(CaseReader(replace(bundle, config=None)))
 
 
-def test_scan_and_label_are_those_of_the_files(case: CohortCase, read: CaseReader) -> None:
+def test_scan_and_label_are_those_of_the_files(case: Case, read: CaseReader) -> None:
     loaded = read(case)
     assert case.label is not None
     image, label = nib.load(case.files[0]), nib.load(case.label)
@@ -73,7 +73,7 @@ def test_scan_and_label_are_those_of_the_files(case: CohortCase, read: CaseReade
     assert loaded.source == fingerprint(inputs_of(case))
 
 
-def test_labels_are_merged_where_the_task_says_so(case: CohortCase, bundle: Bundle, tmp_path: Path) -> None:
+def test_labels_are_merged_where_the_task_says_so(case: Case, bundle: Bundle, tmp_path: Path) -> None:
     assert case.label is not None
     stored = nib.load(case.label)
     labels = np.asarray(stored.dataobj).astype(np.uint8)
@@ -86,7 +86,7 @@ def test_labels_are_merged_where_the_task_says_so(case: CohortCase, bundle: Bund
     np.testing.assert_array_equal(found, labels > 0)
 
 
-def test_organs_are_named_by_the_table_beside_them(organs: CohortCase, read: CaseReader, tmp_path: Path) -> None:
+def test_organs_are_named_by_the_table_beside_them(organs: Case, read: CaseReader, tmp_path: Path) -> None:
     assert read(organs).organ_names == {3: "label 3"}
     (tmp_path / "organs.json").write_text(json.dumps({"3": "liver"}))
     loaded = read(organs)
@@ -98,19 +98,19 @@ def test_organs_are_named_by_the_table_beside_them(organs: CohortCase, read: Cas
         read(organs)
 
 
-def test_a_file_that_has_vanished_is_named_as_it_is_shown(case: CohortCase, read: CaseReader, tmp_path: Path) -> None:
+def test_a_file_that_has_vanished_is_named_as_it_is_shown(case: Case, read: CaseReader, tmp_path: Path) -> None:
     gone = replace(case, files=(tmp_path / "gone.nii.gz",), shown="gone.nii.gz", label=None)
     with pytest.raises(CaseError, match=r"image file .*gone\.nii\.gz must be there until it is read"):
         read(gone)
 
 
-def test_the_problem_that_the_search_has_found_is_raised(case: CohortCase, read: CaseReader) -> None:
+def test_the_problem_that_the_search_has_found_is_raised(case: Case, read: CaseReader) -> None:
     with pytest.raises(CaseError, match="is a link out of the folder"):
         read(replace(case, files=(), problem="case x: is a link out of the folder"))
 
 
 @pytest.mark.parametrize("fault", ["shape", "affine", "fractions", "negative"])
-def test_organs_that_cannot_be_are_refused(fault: str, organs: CohortCase, read: CaseReader) -> None:
+def test_organs_that_cannot_be_are_refused(fault: str, organs: Case, read: CaseReader) -> None:
     assert organs.organs is not None
     image = nib.load(organs.organs)
     labels, affine = np.asarray(image.dataobj).astype(np.float32), image.affine.copy()

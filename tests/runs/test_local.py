@@ -13,11 +13,10 @@ import pytest
 from reading import Dead, Misreader, SlowReader
 
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs.explain import CaseExplainer, Explained, Job
-from unoise_monai.runs.faults import OutputFault
 from unoise_monai.runs.load import Loaded
-from unoise_monai.runs.records import Records
+from unoise_monai.runs.records import OutputFault, Records
 from unoise_monai.runs.run import Progress, duration, run_local
 from unoise_monai.runs.save import CaseWriter
 
@@ -27,13 +26,11 @@ def records(tmp_path: Path) -> Records:
     return Records(tmp_path)
 
 
-def jobs(cases: list[CohortCase]) -> list[Job]:
+def jobs(cases: list[Case]) -> list[Job]:
     return [Job(case) for case in cases]
 
 
-def test_each_fault_is_one_line_and_the_others_are_done(
-    bundle: Bundle, cases: list[CohortCase], records: Records
-) -> None:
+def test_each_fault_is_one_line_and_the_others_are_done(bundle: Bundle, cases: list[Case], records: Records) -> None:
     class Fails(CaseExplainer):
         def __call__(self, loaded: Loaded, job: Job) -> Explained:
             if loaded.case.name == "fails":
@@ -68,7 +65,7 @@ def test_each_fault_is_one_line_and_the_others_are_done(
     assert {path.name for path in records.output.iterdir()} == {".unoise", *(case.name for case in cases[:3])}
 
 
-def test_readers_that_cannot_begin_end_no_run(bundle: Bundle, cases: list[CohortCase], records: Records) -> None:
+def test_readers_that_cannot_begin_end_no_run(bundle: Bundle, cases: list[Case], records: Records) -> None:
     noted: list[dict[str, Any]] = []
     writer = CaseWriter(bundle, records, "")
     run_local(jobs(cases[:2]), CaseExplainer(bundle), writer, noted.append, read=Dead(bundle))
@@ -76,7 +73,7 @@ def test_readers_that_cannot_begin_end_no_run(bundle: Bundle, cases: list[Cohort
     assert "the reading process" in noted[0]["reason"]
 
 
-def test_a_full_disk_ends_the_run_and_says_so(bundle: Bundle, cases: list[CohortCase], records: Records) -> None:
+def test_a_full_disk_ends_the_run_and_says_so(bundle: Bundle, cases: list[Case], records: Records) -> None:
     class Full(CaseWriter):
         def __call__(self, explained: Explained) -> dict[str, Any]:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -85,7 +82,7 @@ def test_a_full_disk_ends_the_run_and_says_so(bundle: Bundle, cases: list[Cohort
         run_local(jobs(cases), CaseExplainer(bundle), Full(bundle, records, ""), lambda record: None, workers=0)
 
 
-def test_reading_and_saving_overlap_the_network(bundle: Bundle, cases: list[CohortCase], records: Records) -> None:
+def test_reading_and_saving_overlap_the_network(bundle: Bundle, cases: list[Case], records: Records) -> None:
     """The next case is read before this one is explained, and explained before this one is saved."""
     read: list[tuple[float, float]] = []
     explained: list[tuple[float, float]] = []

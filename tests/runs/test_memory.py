@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from unoise_monai.bundle import load_bundle
-from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.finding import find_cases
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.runs import explain_cases, settings_of
 
@@ -45,7 +45,7 @@ def test_two_hundred_cases_grow_by_less_than_two_percent(tmp_path: Path, monkeyp
         taken.append(resident_bytes())
 
     monkeypatch.setattr(update, measured)
-    summary = explain_cases(find_cohort(folder), bundle, settings_of(bundle), tmp_path / "out", quiet=True)
+    summary = explain_cases(find_cases(folder), bundle, settings_of(bundle), tmp_path / "out", quiet=True)
     assert summary.done == CASES
     early, late = median(taken[WARM : WARM + 50]), median(taken[-50:])
     print(f"{CASES} cases: {early / 1e6:.1f} MB at case {WARM} to {WARM + 50}, {late / 1e6:.1f} MB at the end")  # noqa: T201

@@ -13,8 +13,8 @@ from dicom_slices import slices, write_series
 from small_bundle import CONFIG, write_small_bundle
 
 from unoise_monai.bundle import Bundle, load_bundle
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.cases import Case
+from unoise_monai.data.finding import find_cases
 from unoise_monai.runs import Comparison, Summary, explain_cases, settings_of
 
 CHAIN = """
@@ -42,13 +42,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return load_bundle(path, "cpu", trusted=True, changes={"pictures": ["mip"], "count": 2})
 
 
-def run(cases: list[CohortCase], bundle: Bundle, output: Path, workers: int) -> Summary:
+def run(cases: list[Case], bundle: Bundle, output: Path, workers: int) -> Summary:
     settings, comparison = settings_of(bundle), Comparison(("intensity",), {"intensity": {"sign": "signed"}})
     return explain_cases(cases, bundle, settings, output, comparison, quiet=True, workers=workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_volumes(bundle: Bundle, cases: list[CohortCase], tmp_path: Path, workers: int) -> None:
+def test_volumes(bundle: Bundle, cases: list[Case], tmp_path: Path, workers: int) -> None:
     assert (bundle.task, bundle.class_names) == (None, ("background", "anterior", "posterior"))
     assert run(cases[:1], bundle, tmp_path / "out", workers) == Summary(1, 1, 0, 0)
     name, file = cases[0].name, cases[0].files[0]
@@ -72,7 +72,7 @@ def test_a_dicom_series(bundle: Bundle, tmp_path: Path, workers: int) -> None:
     # Thick enough for a grid of centimetres.
     voxels = slices(30)
     paths = write_series(tmp_path / "in", voxels)
-    cases = find_cohort(tmp_path / "in")
+    cases = find_cases(tmp_path / "in")
     assert run(cases, bundle, tmp_path / "out", workers) == Summary(1, 1, 0, 0)
     name = cases[0].name
     expected = SimpleITK.ReadImage([str(path) for path in paths])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from unoise_monai.bundle import Bundle, find_bundle, load_bundle
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.data.finding import find_cohort
+from unoise_monai.data.cases import Case
+from unoise_monai.data.finding import find_cases
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.runs import Comparison, Settings, Summary, explain_cases, settings_of
 from unoise_monai.runs.explain import Job
@@ -29,11 +29,11 @@ CASES = 8
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> list[CohortCase]:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     folder = write_phantom_cohort(
         tmp_path_factory.mktemp("ray") / "phantoms", CASES, size=(24, 20, 16), spacing_mm=(6, 6, 6), progress=False
     )
-    return find_cohort(folder)
+    return find_cases(folder)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def settings(bundle: Bundle) -> Settings:
 @pytest.fixture
 def run(bundle: Bundle, settings: Settings) -> Callable[..., Summary]:
     def run(
-        cases: list[CohortCase], output: Path, engine: Callable[..., None] | None = None, overwrite: bool = False
+        cases: list[Case], output: Path, engine: Callable[..., None] | None = None, overwrite: bool = False
     ) -> Summary:
         more: dict[str, Any] = {"quiet": True, "workers": 0, "engine": engine, "overwrite": overwrite}
         return explain_cases(cases, bundle, settings, output, COMPARISON, **more)
@@ -73,7 +73,7 @@ def work(settings: Settings, output: Path, timeout: float = 300.0) -> Work:
     return Work(BUNDLE, None, False, CHANGES, (), settings, COMPARISON, output, "cpu", timeout)
 
 
-def check_same(cases: list[CohortCase], found: Path, expected: Path) -> None:
+def check_same(cases: list[Case], found: Path, expected: Path) -> None:
     for case in cases:
         for name in ("importance", "seg", "saliency"):
             one, other = (nib.load(path / case.name / f"{case.name}_{name}.nii.gz") for path in (found, expected))
@@ -88,7 +88,7 @@ def check_same(cases: list[CohortCase], found: Path, expected: Path) -> None:
 
 
 def test_a_node_that_dies_half_way_loses_nothing(
-    cohort: list[CohortCase], settings: Settings, run: Callable[..., Summary], cluster: Any, tmp_path: Path
+    cohort: list[Case], settings: Settings, run: Callable[..., Summary], cluster: Any, tmp_path: Path
 ) -> None:
     engine = RayEngine(work(settings, tmp_path / "ray"))
     noted: list[str] = []
@@ -112,9 +112,9 @@ def test_a_node_that_dies_half_way_loses_nothing(
 
 
 def test_a_bad_case_and_one_whose_worker_dies_are_one_line_each(
-    cohort: list[CohortCase], settings: Settings, run: Callable[..., Summary], cluster: Any, tmp_path: Path
+    cohort: list[Case], settings: Settings, run: Callable[..., Summary], cluster: Any, tmp_path: Path
 ) -> None:
-    bad = CohortCase("bad", (tmp_path / "gone.nii.gz",), "gone.nii.gz")
+    bad = Case("bad", (tmp_path / "gone.nii.gz",), "gone.nii.gz")
     engine = RayEngine(work(settings, tmp_path / "out"))
     assert run([cohort[0], bad], tmp_path / "out", engine) == Summary(2, 1, 0, 1)
     assert "gone.nii.gz must be there" in (tmp_path / "out" / "failures.csv").read_text()
@@ -128,7 +128,7 @@ def test_a_bad_case_and_one_whose_worker_dies_are_one_line_each(
 
 
 def test_a_case_that_a_dead_worker_had_done_is_not_done_again(
-    cohort: list[CohortCase], settings: Settings, tmp_path: Path
+    cohort: list[Case], settings: Settings, tmp_path: Path
 ) -> None:
     here, job = work(settings, tmp_path), Job(cohort[0], methods=COMPARISON.digests(False))
     first = explain_case(here, job)

@@ -17,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs.records import (
     OutputInUse,
     Records,
@@ -32,16 +32,16 @@ from unoise_monai.runs.records import (
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> CohortCase:
+def case(tmp_path: Path) -> Case:
     scan, label = tmp_path / "in" / "scan.nii", tmp_path / "in" / "label.nii"
     scan.parent.mkdir()
     scan.write_bytes(b"voxels")
     label.write_bytes(b"classes")
-    return CohortCase("a [1]", (scan,), "scan.nii", label)
+    return Case("a [1]", (scan,), "scan.nii", label)
 
 
 @pytest.fixture
-def records(tmp_path: Path, case: CohortCase) -> Records:
+def records(tmp_path: Path, case: Case) -> Records:
     records = Records(tmp_path / "out")
     file = tmp_path / "out" / case.name / "map.nii.gz"
     file.parent.mkdir(parents=True)
@@ -58,21 +58,21 @@ def records(tmp_path: Path, case: CohortCase) -> Records:
     return records
 
 
-def test_a_fingerprint_is_that_of_the_contents_in_a_row(case: CohortCase) -> None:
+def test_a_fingerprint_is_that_of_the_contents_in_a_row(case: Case) -> None:
     found = fingerprint(inputs_of(case))
     assert found == {"bytes": 13, "sha256": hashlib.sha256(b"voxelsclasses").hexdigest()}
 
 
 def test_voxels_beside_their_header_count(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.float32)), str(tmp_path / "scan.mhd"))
-    case = CohortCase("scan", (tmp_path / "scan.mhd",), "scan.mhd")
+    case = Case("scan", (tmp_path / "scan.mhd",), "scan.mhd")
     assert [path.name for path in inputs_of(case)] == ["scan.mhd", "scan.raw"]
     (tmp_path / "scan.mhd").write_text("nothing")
     assert inputs_of(case) == [tmp_path / "scan.mhd"]
 
 
 @pytest.mark.parametrize("change", ["none", "settings", "cut", "gone", "input", "label", "record", "failed"])
-def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, case: CohortCase) -> None:
+def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, case: Case) -> None:
     file = records.output / case.name / "map.nii.gz"
     if change == "cut":
         file.write_bytes(b"importanc")
@@ -93,7 +93,7 @@ def test_what_is_not_as_it_was_made_is_not_done(change: str, records: Records, c
 
 @pytest.mark.parametrize("fault", ["refused", "gone", "unread"])
 def test_an_input_that_cannot_be_read_says_nothing_against_results(
-    fault: str, records: Records, case: CohortCase, monkeypatch: pytest.MonkeyPatch
+    fault: str, records: Records, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Path.open
 
@@ -111,7 +111,7 @@ def test_an_input_that_cannot_be_read_says_nothing_against_results(
     assert records.state(case, "digest") is State.DONE
 
 
-def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: CohortCase) -> None:
+def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: Case) -> None:
     other = records.output / case.name / "notes.txt"
     other.write_text("mine")
     records.forget(case.name)
@@ -121,7 +121,7 @@ def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: 
     records.forget(case.name)
 
 
-def test_what_a_killed_run_leaves_is_swept(records: Records, case: CohortCase) -> None:
+def test_what_a_killed_run_leaves_is_swept(records: Records, case: Case) -> None:
     left = records.output / case.name / ".0123456789abcdef0123456789abcdef.nii.gz"
     left.write_bytes(b"half")
     mine = records.output / case.name / ".hidden"
@@ -145,14 +145,14 @@ def test_all_are_read_by_name_but_for_half_written_ones(records: Records) -> Non
     assert Records(records.output / "nothing").all() == []
 
 
-def test_a_damaged_record_counts_as_none(records: Records, case: CohortCase, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_counts_as_none(records: Records, case: Case, caplog: pytest.LogCaptureFixture) -> None:
     (records.folder / f"{case.name}.json").write_text("")
     assert records.state(case, "digest") is State.MISSING
     assert records.all() == []
     assert f"{case.name}: its record is damaged" in caplog.text
 
 
-def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: CohortCase) -> None:
+def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: Case) -> None:
     records.begin(case.name, "digest", ["one.nii.gz", "two.png"])
     folder = records.output / case.name
     assert not (folder / "map.nii.gz").exists()
@@ -163,14 +163,14 @@ def test_what_was_begun_is_forgotten_with_all_its_files(records: Records, case: 
     assert not folder.exists()
 
 
-def test_what_is_kept_stays_when_more_is_begun(records: Records, case: CohortCase) -> None:
+def test_what_is_kept_stays_when_more_is_begun(records: Records, case: Case) -> None:
     kept = (records.output / case.name / "map.nii.gz").read_bytes()
     records.begin(case.name, "digest", ["more.nii.gz"], keep=["map.nii.gz"])
     assert (records.output / case.name / "map.nii.gz").read_bytes() == kept
     assert list((records.read(case.name) or {})["files"]) == ["map.nii.gz", "more.nii.gz"]
 
 
-def test_methods_without_a_result_of_the_same_digest_are_missing(records: Records, case: CohortCase) -> None:
+def test_methods_without_a_result_of_the_same_digest_are_missing(records: Records, case: Case) -> None:
     done = records.read(case.name) or {}
     asked = {"saliency": "1", "rise": "2", "lime": "3"}
     assert records.missing_methods(case.name, asked) == tuple(asked)
@@ -187,7 +187,7 @@ def test_a_method_that_failed_is_a_failure_of_its_case() -> None:
     assert failures({"status": "failed", "stage": "load", "reason": "empty"}) == [("load", "empty")]
 
 
-def test_names_of_organs_are_an_input(case: CohortCase, tmp_path: Path) -> None:
+def test_names_of_organs_are_an_input(case: Case, tmp_path: Path) -> None:
     (tmp_path / "organs.nii").write_bytes(b"organs")
     with_organs = replace(case, organs=tmp_path / "organs.nii")
     assert tmp_path / "organs.json" not in inputs_of(with_organs)

@@ -11,12 +11,12 @@ import pytest
 from killing import check_same, contents, table
 
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
+from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.visibility import Hiding
-from unoise_monai.runs import Comparison, MapScorer, Summary, explain_cases, settings_of
+from unoise_monai.runs import Comparison, Summary, explain_cases, settings_of
 from unoise_monai.runs.explain import Job
-from unoise_monai.runs.faults import OutputFault
-from unoise_monai.runs.records import OutputInUse, Records, claimed
+from unoise_monai.runs.records import OutputFault, OutputInUse, Records, claimed
 from unoise_monai.runs.run import part_of
 from unoise_monai.runs.settings import PACKAGES, OtherSettings, read_run
 
@@ -24,9 +24,9 @@ Explain: TypeAlias = Callable[..., Summary]
 
 
 @pytest.fixture
-def explain(cases: list[CohortCase], make_bundle: Callable[..., Bundle], output: Path) -> Explain:
+def explain(cases: list[Case], make_bundle: Callable[..., Bundle], output: Path) -> Explain:
     def run(
-        chosen: list[CohortCase] | None = None,
+        chosen: list[Case] | None = None,
         methods: Sequence[str] = (),
         anonymised: bool = False,
         pictures: Sequence[str] = (),
@@ -53,9 +53,9 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bad(tmp_path: Path) -> CohortCase:
+def bad(tmp_path: Path) -> Case:
     (tmp_path / "scan.nii.gz").write_bytes(b"nothing")
-    return CohortCase("bad", (tmp_path / "scan.nii.gz",), "scan.nii.gz")
+    return Case("bad", (tmp_path / "scan.nii.gz",), "scan.nii.gz")
 
 
 def fail(*arguments: object) -> None:
@@ -63,7 +63,7 @@ def fail(*arguments: object) -> None:
 
 
 def test_a_second_run_does_nothing_and_a_third_what_is_missing(
-    explain: Explain, cases: list[CohortCase], output: Path
+    explain: Explain, cases: list[Case], output: Path
 ) -> None:
     assert explain() == Summary(cases=4, done=4, kept=0, failed=0)
     before = contents(output)
@@ -84,7 +84,7 @@ def test_a_second_run_does_nothing_and_a_third_what_is_missing(
     assert table(output, "failures.csv") == []
 
 
-def test_other_processes_read_the_same(explain: Explain, cases: list[CohortCase], output: Path, tmp_path: Path) -> None:
+def test_other_processes_read_the_same(explain: Explain, cases: list[Case], output: Path, tmp_path: Path) -> None:
     explain(cases[:2], ["saliency"], workers=1)
     output.rename(tmp_path / "read by others")
     explain(cases[:2], ["saliency"])
@@ -92,7 +92,7 @@ def test_other_processes_read_the_same(explain: Explain, cases: list[CohortCase]
 
 
 def test_a_failed_case_is_tried_again_and_its_failure_leaves_with_its_file(
-    explain: Explain, cases: list[CohortCase], bad: CohortCase, output: Path
+    explain: Explain, cases: list[Case], bad: Case, output: Path
 ) -> None:
     assert explain([cases[0], bad]) == Summary(cases=2, done=1, kept=0, failed=1)
     (row,) = table(output, "failures.csv")
@@ -106,7 +106,7 @@ def test_a_failed_case_is_tried_again_and_its_failure_leaves_with_its_file(
     assert table(output, "failures.csv") == []
 
 
-def test_other_settings_are_refused_unless_asked_for(explain: Explain, cases: list[CohortCase], output: Path) -> None:
+def test_other_settings_are_refused_unless_asked_for(explain: Explain, cases: list[Case], output: Path) -> None:
     explain(cases[:2])
     with pytest.raises(OtherSettings, match=r"pictures was \[\], now \['mip'\]"):
         explain(cases[:2], pictures=["mip"])
@@ -115,9 +115,7 @@ def test_other_settings_are_refused_unless_asked_for(explain: Explain, cases: li
     assert explain(cases[:2], pictures=["mip"]) == Summary(cases=2, done=0, kept=2, failed=0)
 
 
-def test_another_patient_s_file_of_the_same_name_is_refused(
-    explain: Explain, cases: list[CohortCase], output: Path
-) -> None:
+def test_another_patient_s_file_of_the_same_name_is_refused(explain: Explain, cases: list[Case], output: Path) -> None:
     explain(cases[:1])
     kept = contents(output)
     other = replace(cases[1], name=cases[0].name)
@@ -135,7 +133,7 @@ def test_parts_fill_one_output(explain: Explain, output: Path) -> None:
     assert explain(part=(2, 3), overwrite=True) == Summary(cases=1, done=1, kept=0, failed=0)
 
 
-def test_parts_are_all_cases_once(cases: list[CohortCase]) -> None:
+def test_parts_are_all_cases_once(cases: list[Case]) -> None:
     parts = [part_of(cases, (k, 3)) for k in (1, 2, 3)]
     assert sorted((case for part in parts for case in part), key=lambda case: case.name) == cases
     assert part_of(cases, None) == cases
@@ -144,7 +142,7 @@ def test_parts_are_all_cases_once(cases: list[CohortCase]) -> None:
             part_of(cases, wrong)
 
 
-def test_taking_over_leaves_nothing_of_other_settings(explain: Explain, cases: list[CohortCase], output: Path) -> None:
+def test_taking_over_leaves_nothing_of_other_settings(explain: Explain, cases: list[Case], output: Path) -> None:
     explain(cases[:2])
     with pytest.raises(OtherSettings):
         explain(cases[:2], pictures=["mip"], overwrite=True, part=(1, 2))
@@ -163,7 +161,7 @@ def test_taking_over_leaves_nothing_of_other_settings(explain: Explain, cases: l
 
 
 def test_a_case_that_fails_late_leaves_no_file(
-    explain: Explain, cases: list[CohortCase], output: Path, monkeypatch: pytest.MonkeyPatch
+    explain: Explain, cases: list[Case], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unoise_monai.runs.save.case_figures", fail)
     assert explain(cases[:1]).failed == 1
@@ -172,7 +170,7 @@ def test_a_case_that_fails_late_leaves_no_file(
     assert row["stage"] == "save"
 
 
-def test_an_output_that_cannot_be_written_is_reported(explain: Explain, cases: list[CohortCase], output: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported(explain: Explain, cases: list[Case], output: Path) -> None:
     output.write_text("a file")
     with pytest.raises(OutputFault, match="output must be writable"):
         explain(cases[:1])
@@ -185,7 +183,7 @@ def test_an_output_in_use_is_left_alone(explain: Explain, output: Path) -> None:
     assert not (output / "run.json").exists()
 
 
-def test_run_json_says_what_ran(explain: Explain, cases: list[CohortCase], bundle: Bundle, output: Path) -> None:
+def test_run_json_says_what_ran(explain: Explain, cases: list[Case], bundle: Bundle, output: Path) -> None:
     explain(cases[:1], command="unoise explain BUNDLE INPUT OUTPUT")
     run = read_run(output)
     assert run["command"] == "unoise explain BUNDLE INPUT OUTPUT"
@@ -195,9 +193,7 @@ def test_run_json_says_what_ran(explain: Explain, cases: list[CohortCase], bundl
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_engine_runs_what_is_missing(
-    overwrite: bool, explain: Explain, cases: list[CohortCase], output: Path
-) -> None:
+def test_an_engine_runs_what_is_missing(overwrite: bool, explain: Explain, cases: list[Case], output: Path) -> None:
     explain(cases[:1])
     asked: list[str] = []
 
@@ -215,7 +211,7 @@ def test_an_engine_runs_what_is_missing(
 
 
 def test_methods_that_are_added_leave_what_is_there_byte_for_byte(
-    explain: Explain, cases: list[CohortCase], output: Path
+    explain: Explain, cases: list[Case], output: Path
 ) -> None:
     explain(cases[:2], ["saliency"], pictures=["mip"])
     before = contents(output)
@@ -233,7 +229,7 @@ def test_methods_that_are_added_leave_what_is_there_byte_for_byte(
 
 
 def test_a_method_that_fails_is_a_failure_of_its_case_and_is_tried_again(
-    explain: Explain, cases: list[CohortCase], output: Path, monkeypatch: pytest.MonkeyPatch
+    explain: Explain, cases: list[Case], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.delattr("unoise_monai.attribution.Saliency.explain", raising=False)
@@ -253,7 +249,7 @@ def test_a_method_that_fails_is_a_failure_of_its_case_and_is_tried_again(
 
 @pytest.mark.parametrize("stage", ["load", "save"])
 def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
-    stage: str, explain: Explain, cases: list[CohortCase], output: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, explain: Explain, cases: list[Case], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     explain(cases[:1], ["intensity"])
     before = contents(output / cases[0].name)
@@ -271,7 +267,7 @@ def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
 
 
 def test_scores_make_a_scoreboard_and_the_first_cases_are_the_robust_ones(
-    explain: Explain, cases: list[CohortCase], output: Path
+    explain: Explain, cases: list[Case], output: Path
 ) -> None:
     scorer = MapScorer(
         {"zero": Hiding("zero")}, (0.0, 0.5, 1.0), infidelity_samples=0, sensitivity_samples=1, randomisation_steps=0

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs import Comparison
 from unoise_monai.runs.explain import CaseExplainer, Job
 from unoise_monai.runs.load import CaseReader
@@ -34,10 +34,10 @@ VOXEL_ML = 0.2
 
 
 @pytest.fixture
-def write(make_bundle: Callable[..., Bundle], case: CohortCase, tmp_path: Path) -> Write:
+def write(make_bundle: Callable[..., Bundle], case: Case, tmp_path: Path) -> Write:
     """Explain and write a case, one with a label by default, into ``tmp_path / "out"``."""
 
-    def make(chosen: CohortCase = case, methods: tuple[str, ...] = (), **changes: Any) -> Record:
+    def make(chosen: Case = case, methods: tuple[str, ...] = (), **changes: Any) -> Record:
         bundle, comparison = make_bundle(**{"pictures": [], **changes}), Comparison(methods)
         job = Job(chosen, methods=comparison.digests(False))
         explained = CaseExplainer(bundle, comparison)(CaseReader(bundle)(chosen), job)
@@ -47,7 +47,7 @@ def write(make_bundle: Callable[..., Bundle], case: CohortCase, tmp_path: Path) 
 
 
 @pytest.fixture
-def folder_of(case: CohortCase, tmp_path: Path) -> Path:
+def folder_of(case: Case, tmp_path: Path) -> Path:
     return tmp_path / "out" / case.name
 
 
@@ -55,7 +55,7 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).get_fdata())
 
 
-def test_the_files_are_those_of_the_explainer(write: Write, bundle: Bundle, case: CohortCase, folder_of: Path) -> None:
+def test_the_files_are_those_of_the_explainer(write: Write, bundle: Bundle, case: Case, folder_of: Path) -> None:
     record = write(methods=("saliency",), **PICTURES)
     expected = bundle.explain(case.files[0])
     item = bundle.explainer.preprocess({"image": str(case.files[0])})
@@ -81,7 +81,7 @@ def test_the_files_are_those_of_the_explainer(write: Write, bundle: Bundle, case
         assert pixels.std() > 5
 
 
-def test_the_record_has_figures_and_is_kept(write: Write, case: CohortCase, folder_of: Path, tmp_path: Path) -> None:
+def test_the_record_has_figures_and_is_kept(write: Write, case: Case, folder_of: Path, tmp_path: Path) -> None:
     record = write()
     records = Records(tmp_path / "out")
     assert json.dumps(records.read(case.name)) == json.dumps(record)
@@ -93,7 +93,7 @@ def test_the_record_has_figures_and_is_kept(write: Write, case: CohortCase, fold
         assert record["figures"][f"volume_ml_{name}"] == pytest.approx(volume_ml, rel=1e-4)
 
 
-def test_written_again_with_less_nothing_is_left_of_before(write: Write, case: CohortCase, folder_of: Path) -> None:
+def test_written_again_with_less_nothing_is_left_of_before(write: Write, case: Case, folder_of: Path) -> None:
     write(methods=("saliency",), **PICTURES)
     importance = voxels(folder_of / f"{case.name}_importance.nii.gz")
     write(quantity="tolerance")
@@ -103,7 +103,7 @@ def test_written_again_with_less_nothing_is_left_of_before(write: Write, case: C
     np.testing.assert_allclose(voxels(folder_of / f"{case.name}_tolerance.nii.gz"), 1 - importance, atol=1e-6)
 
 
-def test_no_path_of_the_input_is_in_what_is_written(write: Write, case: CohortCase, tmp_path: Path) -> None:
+def test_no_path_of_the_input_is_in_what_is_written(write: Write, case: Case, tmp_path: Path) -> None:
     record = write(replace(case, name="case-1", shown="case-1"), methods=("saliency",), **PICTURES)
     secrets = {str(case.files[0].parent).encode(), case.files[0].name.encode()}
     kept = [str(record).encode()]
@@ -113,13 +113,13 @@ def test_no_path_of_the_input_is_in_what_is_written(write: Write, case: CohortCa
 
 
 def test_volumes_of_a_sheared_grid_are_its_determinant_s(
-    write: Write, case: CohortCase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    write: Write, case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As a gantry that is tilted makes it."""
     scan = nib.load(case.files[0])
     affine = scan.affine @ np.array([[1, 0, 0.3, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     nib.save(nib.Nifti1Image(np.asarray(scan.dataobj), affine), tmp_path / "tilted.nii.gz")
-    record = write(CohortCase("tilted", (tmp_path / "tilted.nii.gz",), "tilted.nii.gz"))
+    record = write(Case("tilted", (tmp_path / "tilted.nii.gz",), "tilted.nii.gz"))
     seg = voxels(tmp_path / "out" / "tilted" / "tilted_seg.nii.gz")
     expected = (seg == 1).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
     assert record["figures"]["volume_ml_anterior"] == pytest.approx(expected, rel=1e-5)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from unoise_monai.bundle import Bundle
+from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.visibility import Hiding
-from unoise_monai.runs import Comparison, MapScorer
+from unoise_monai.runs import Comparison
 from unoise_monai.runs.settings import (
     OtherSettings,
     Settings,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unoise_monai.runs.records import Records
-from unoise_monai.runs.tables import write_tables
+from unoise_monai.runs.save import write_tables
 
 
 def done(name: str, figures: dict[str, float], organs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from unoise_monai.attribution.targets import Target, check_items, of_item
 from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.inference.precision import without_tf32
+from unoise_monai.inference.memory import without_tf32
 from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image, VoxelMap

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unoise_monai.cli import Exit
 
 if TYPE_CHECKING:
-    from unoise_monai.data.cases import CohortCase
+    from unoise_monai.data.cases import Case
 
 # As the package names them, whose import takes seconds; a test compares the two.
 PICTURES = ("montage", "mip", "rotation")
@@ -46,19 +46,19 @@ def run_report(args: argparse.Namespace) -> int:
         CaseError: when there is nothing in INPUT, or no key in its file.
     """
     from unoise_monai.data.cases import read_key
-    from unoise_monai.data.finding import find_cohort
+    from unoise_monai.data.finding import find_cases
     from unoise_monai.report.site import write_site
 
     key = None if args.key is None else read_key(args.key, make=False)
     # The viewer alone shows scans.
-    cases = find_cohort(args.input, None, None, key) if args.input and args.viewer else []
+    cases = find_cases(args.input, None, None, key) if args.input and args.viewer else []
     scans = {case.name: scan_of(case) for case in cases}
     index = write_site(args.output, scans, viewer=args.viewer, progress=not args.quiet)
     sys.stdout.write(f"{index}\n")
     return Exit.DONE
 
 
-def scan_of(case: CohortCase) -> Callable[[Path], Path]:
+def scan_of(case: Case) -> Callable[[Path], Path]:
     """Makes a case's volume in a folder, where it is a DICOM series, when the report asks for it."""
     from unoise_monai.data.dicom import volume_file
 
@@ -102,7 +102,8 @@ def run_render(args: argparse.Namespace) -> int:
 
     from unoise_monai.data.reading import load_volume
     from unoise_monai.handlers.savers import label_voxels, on_scan_grid, to_numpy
-    from unoise_monai.render import PICTURES, display_scale, to_canonical
+    from unoise_monai.render.canvas import display_scale, to_canonical
+    from unoise_monai.render.pictures import PICTURES
 
     scan, importance = load_volume(args.scan)[None], load_volume(args.importance)[None]
     image, spacing_mm = to_canonical(*to_numpy(scan))

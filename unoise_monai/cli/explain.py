@@ -14,7 +14,7 @@ from unoise_monai.cli import Exit
 
 if TYPE_CHECKING:
     from unoise_monai.bundle import Bundle
-    from unoise_monai.data.cases import CohortCase
+    from unoise_monai.data.cases import Case
     from unoise_monai.runs.ray_engine import RayEngine
     from unoise_monai.runs.run import Summary
     from unoise_monai.runs.settings import Comparison, Settings
@@ -47,7 +47,7 @@ class _Methods(argparse.Action):
         if values != "help":
             setattr(namespace, self.dest, values)
             return
-        from unoise_monai.attribution import METHODS
+        from unoise_monai.attribution.registry import METHODS
 
         # What needs a region has none in a run over a cohort, which explains all that is segmented.
         methods = {name: method for name, method in METHODS.items() if "region" not in method.needs}
@@ -121,14 +121,14 @@ def run_explain(args: argparse.Namespace) -> int:
         raise ValueError(f"OUTPUT must be another folder than INPUT, got {args.output} for both")
 
     from unoise_monai.data.cases import read_key
-    from unoise_monai.data.finding import find_cohort
+    from unoise_monai.data.finding import find_cases
     from unoise_monai.runs.run import explain_cases, part_of
     from unoise_monai.runs.settings import Comparison, OtherSettings, find_device, settings_of
 
     key = read_key(args.key or args.output.with_name(f"{args.output.name}.key")) if args.anonymise else None
     if args.part is not None:
         part_of([], args.part)
-    cases = find_cohort(args.input, args.labels, args.organs, key)
+    cases = find_cases(args.input, args.labels, args.organs, key)
     if args.dry_run:
         _list(part_of(cases, args.part), args.json)
         return Exit.DONE
@@ -233,7 +233,7 @@ def _summarise(summary: Summary, args: argparse.Namespace) -> None:
         sys.stderr.write(f"{counts}{failures}\n")
 
 
-def _list(cases: Sequence[CohortCase], as_json: bool) -> None:
+def _list(cases: Sequence[Case], as_json: bool) -> None:
     """To standard output alone: these are the only lines that say which file is which case."""
     if as_json:
         keys = ("files", "problem", "label", "organs")

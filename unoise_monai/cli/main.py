@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_of(error: Exception) -> Exit | None:
     """The exit status that an error of a command means; None where nobody expected it."""
-    from unoise_monai.runs.faults import OutputFault
-    from unoise_monai.runs.records import OutputInUse
+    from unoise_monai.runs.records import OutputFault, OutputInUse
     from unoise_monai.runs.settings import OtherSettings
 
     if isinstance(error, OutputInUse | OtherSettings):

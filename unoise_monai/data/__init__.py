@@ -2,11 +2,10 @@
 
 from unoise_monai.data.cases import Case
 from unoise_monai.data.datasets import CaseDataset, case_dataset, choose_cases, split_cases
-from unoise_monai.data.finding import download_task, find_cases, find_images, find_items, list_cases
+from unoise_monai.data.finding import download_task, find_cases, find_images, find_items, find_labelled, list_cases
 from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import LoadCased, case_name, load_volume
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import N4BiasCorrectiond, preprocessing, training_transforms
+from unoise_monai.data.transforms import N4BiasCorrectiond, SegmentationTask, preprocessing, training_transforms
 from unoise_monai.data.vessels import find_angiograms, label_vessels, list_vessel_cases, vessel_label
 
 __all__ = [
@@ -24,6 +23,7 @@ __all__ = [
     "find_cases",
     "find_images",
     "find_items",
+    "find_labelled",
     "label_vessels",
     "list_cases",
     "list_vessel_cases",

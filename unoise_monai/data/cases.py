@@ -183,8 +183,6 @@ class Case:
 Item: TypeAlias = dict[str, Any]
 """``case`` (its name), ``image`` (a path, or a list of them for the slices of a series) and, where there is one,
 ``label`` (a path)."""
-# Its name before, until all callers have changed.
-CohortCase = Case
 
 
 def stem(file_name: str) -> str:

@@ -91,8 +91,6 @@ def choose_cases(
 ) -> list[Item]:
     """Some of the cases: those of one part of a split, the first so many, or those of some names.
 
-    Where any has a label, those that have one, which is what training lists.
-
     Args:
         cases: from `find_items` or `list_cases`.
         split_file: of the training, see `split_cases`.
@@ -104,11 +102,9 @@ def choose_cases(
             or names a case that is not there.
         CaseError: as `split_cases`.
     """
-    labelled = [case for case in cases if "label" in case]
-    cases = labelled or cases
     if part is not None:
         check_choice("part", part, PARTS)
-        if split_file is None or not labelled:
+        if split_file is None or not any("label" in case for case in cases):
             raise ValueError(f"part must be null where there is no split of labelled cases, got {part!r}")
         cases = split_cases(cases, split_file)[part]
     if choice is None:

@@ -47,6 +47,11 @@ def find_images(path: str | os.PathLike[str]) -> list[Item]:
     return unlabelled or items
 
 
+def find_labelled(path: str | os.PathLike[str]) -> list[Item]:
+    """`find_items`, but of a Decathlon folder the labelled cases alone, in its order."""
+    return list_cases(path, check_headers=False) if (Path(path) / INDEX).is_file() else find_items(path)
+
+
 def list_cases(folder: str | os.PathLike[str], section: str = "training", check_headers: bool = True) -> list[Item]:
     """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ...), in its order.
 
@@ -213,10 +218,6 @@ def find_cases(
         hidden = [anonymised(case.name, key) for case in cases]
         cases = [replace(case, name=name, shown=name) for case, name in zip(cases, hidden, strict=True)]
     return sorted(cases, key=lambda case: case.name)
-
-
-find_cohort = find_cases
-"""Its name before, until all callers have changed."""
 
 
 def _found(path: Path) -> list[Case]:

@@ -24,7 +24,6 @@ from unoise_monai.data.cases import Case, Entry, Item, look_at, stem, walk
 from unoise_monai.data.finding import (
     INDEX,
     find_images,
-    find_items,
     list_cases,
     volumes_among,
     with_distinct_names,
@@ -316,11 +315,11 @@ def find_angiograms(path: str | Path, labelled: bool = False) -> list[Item]:
     """The angiograms to explain: of a folder those that `list_vessel_cases` finds, of any other input all.
 
     Args:
-        path: see `find_images`; of a Decathlon folder the unlabelled cases, with ``labelled`` all.
+        path: see `find_images`, with ``labelled`` `find_labelled`.
         labelled: with their labels.
     """
     if kind_of(Path(path)) != "folder" or (Path(path) / INDEX).is_file():
-        return find_items(path) if labelled else find_images(path)
+        return find_labelled(path) if labelled else find_images(path)
     items = list_vessel_cases(path, "keep", check_headers=False)
     return items if labelled else [{key: value for key, value in item.items() if key != "label"} for item in items]
 

@@ -16,11 +16,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unoise_monai.checks import check_choice
-from unoise_monai.inference.memory import PassCost, default_budget, fitting_tile, measure_pass
-from unoise_monai.inference.precision import (
+from unoise_monai.inference.memory import (
     PRECISIONS,
+    PassCost,
     autocast,
+    default_budget,
     differentiable,
+    fitting_tile,
+    measure_pass,
     resolve_precision,
     to_fast_layout,
     to_float32,

@@ -6,6 +6,7 @@ from unoise_monai.metrics.faithfulness import InfidelityResult, infidelities, in
 from unoise_monai.metrics.overlap import dice_per_class, foreground_dice, segmentation_pair
 from unoise_monai.metrics.randomisation import RandomisationResult, randomisation
 from unoise_monai.metrics.regions import (
+    MeanTolerance,
     RegionRow,
     TruthScores,
     average_precision,
@@ -24,7 +25,6 @@ from unoise_monai.metrics.scores import (
     Visibility,
     direction,
 )
-from unoise_monai.metrics.tolerance import MeanTolerance
 from unoise_monai.metrics.visibility import (
     Hiding,
     VisibilityCurve,

@@ -16,7 +16,7 @@ import numpy as np
 
 from unoise_monai.handlers.savers import QUANTITIES
 from unoise_monai.runs.records import Records
-from unoise_monai.runs.tables import VOLUME, case_values, file_hashes, ordered
+from unoise_monai.runs.save import VOLUME, case_values, file_hashes, ordered
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch
 from torch import Tensor
 
-from unoise_monai.attribution import METHODS, make_attributor
 from unoise_monai.attribution.base import Attributor, signed
+from unoise_monai.attribution.registry import METHODS, make_attributor
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.inference.explain import Explainer
 from unoise_monai.inference.memory import Attempt, with_less_memory
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -30,8 +30,8 @@ from unoise_monai.metrics.cost import measure_cost
 from unoise_monai.metrics.scores import ScoredMap, per_intensity
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, segmentation
-from unoise_monai.runs.faults import reason_for
 from unoise_monai.runs.load import Loaded
+from unoise_monai.runs.records import reason_for
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
 
@@ -84,7 +84,7 @@ def as_json(value: Any) -> Any:
 class Job:
     """What is to be done of a case, besides its importance."""
 
-    case: CohortCase
+    case: Case
     done: bool = False
     """Whether all but these methods is done already, and stays if they fail."""
     methods: Mapping[str, str] = field(default_factory=dict)

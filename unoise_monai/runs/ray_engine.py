@@ -11,9 +11,8 @@ from typing import Any
 
 from unoise_monai.bundle import load_bundle
 from unoise_monai.runs.explain import CaseExplainer, Job
-from unoise_monai.runs.faults import OutputFault, check_output_fault, reason
 from unoise_monai.runs.load import CaseReader
-from unoise_monai.runs.records import Records, State
+from unoise_monai.runs.records import OutputFault, Records, State, check_output_fault, reason
 from unoise_monai.runs.run import fail
 from unoise_monai.runs.save import CaseWriter
 from unoise_monai.runs.settings import Comparison, Settings, find_device

@@ -20,18 +20,25 @@ from torch import set_num_threads
 from tqdm import tqdm
 
 from unoise_monai.bundle import Bundle
-from unoise_monai.data.cases import CohortCase
+from unoise_monai.data.cases import Case
 from unoise_monai.runs.explain import CaseExplainer, Job
-from unoise_monai.runs.faults import OutputFault, check_output_fault, failure
 from unoise_monai.runs.load import CaseReader, Loaded, portable
-from unoise_monai.runs.records import Records, State, claimed, failures, is_failed
-from unoise_monai.runs.save import CaseWriter
+from unoise_monai.runs.records import (
+    OutputFault,
+    Records,
+    State,
+    check_output_fault,
+    claimed,
+    failure,
+    failures,
+    is_failed,
+)
+from unoise_monai.runs.save import CaseWriter, write_tables
 from unoise_monai.runs.scoreboard import write_scoreboard
 from unoise_monai.runs.settings import Comparison, OtherSettings, Settings, about, claim_output
-from unoise_monai.runs.tables import write_tables
 
 Record: TypeAlias = dict[str, Any]
-Read: TypeAlias = Callable[[CohortCase], Loaded]
+Read: TypeAlias = Callable[[Case], Loaded]
 Engine: TypeAlias = Callable[[Sequence[Job], Callable[[Record], None]], None]
 """Does jobs, and calls back with each record as it comes."""
 EVERY = 25
@@ -50,7 +57,7 @@ class Summary:
     failed: int
 
 
-def part_of(cases: Sequence[CohortCase], part: tuple[int, int] | None) -> list[CohortCase]:
+def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
     """Part K of N of the cases: of neighbours, which are often alike, every N-th.
 
     Raises:
@@ -65,7 +72,7 @@ def part_of(cases: Sequence[CohortCase], part: tuple[int, int] | None) -> list[C
 
 
 def explain_cases(
-    cases: Sequence[CohortCase],
+    cases: Sequence[Case],
     bundle: Bundle,
     settings: Settings,
     output: str | Path,
@@ -81,7 +88,7 @@ def explain_cases(
     """Explain what is not done yet, and write the tables of all that is.
 
     Args:
-        cases: of the whole cohort, see `find_cohort`.
+        cases: of the whole cohort, see `find_cases`.
         bundle: on the device where it is to run.
         settings: that the files depend on.
         output: the folder; one that holds results of these settings is gone on with.
@@ -132,7 +139,7 @@ def _take(
     facts: Mapping[str, Any],
     part: tuple[int, int] | None,
     overwrite: bool,
-    cases: Sequence[CohortCase],
+    cases: Sequence[Case],
 ) -> None:
     """Make the output this run's: nothing of other settings stays in it, nor what a killed run has half-written."""
     whole = part is None
@@ -150,7 +157,7 @@ def _take(
 
 
 def _jobs(
-    cases: Sequence[CohortCase],
+    cases: Sequence[Case],
     part: tuple[int, int] | None,
     records: Records,
     settings: Settings,
@@ -365,7 +372,7 @@ def _start_reader(read: Read) -> None:
     set_num_threads(1)
 
 
-def _read(case: CohortCase) -> bytes:
+def _read(case: Case) -> bytes:
     """A case, pickled here: PyTorch would lend its memory, which is gone when the next case ends this process."""
     return pickle.dumps(portable(_reader(case)), pickle.HIGHEST_PROTOCOL)
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution import METHODS
+from unoise_monai.attribution.registry import METHODS
 from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
-from unoise_monai.inference.precision import resolve_precision
+from unoise_monai.inference.memory import resolve_precision
 from unoise_monai.metrics.scores import MapScorer
 from unoise_monai.runs.records import claiming
 
