@@ -24,6 +24,7 @@ from unoise_monai.data.cases import Case, Entry, Item, look_at, stem, walk
 from unoise_monai.data.finding import (
     INDEX,
     find_images,
+    find_labelled,
     list_cases,
     volumes_among,
     with_distinct_names,
