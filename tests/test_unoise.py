@@ -279,3 +279,10 @@ def test_importance_keeps_its_resolution_under_autocast() -> None:
     assert importance.dtype == tolerance.dtype == torch.float32
     assert importance.max() < 1
     assert len(importance.unique()) > 32
+
+
+def test_the_utility_of_a_new_segmenter_is_in_evaluation_mode() -> None:
+    utility = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    assert utility.training
+    segmenter = ExplainedSegmenter(utility, nn.Conv3d(1, 1, 1))
+    assert not any(module.training for module in segmenter.utility.modules())

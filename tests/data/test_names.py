@@ -188,3 +188,9 @@ def test_a_file_system_without_links_is_named(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CaseError, match=r"key file must lie where hard links can be made, got '.*key': Operation not"):
         read_key(tmp_path / "key")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_letters_that_a_file_system_may_take_for_one_are_alike() -> None:
+    names = distinct_names(["\ufb01n", "fin", "fan"], ["a", "b", "c"])
+    assert names[2] == "fan"
+    assert len({unicodedata.normalize("NFKC", name) for name in names}) == 3

@@ -181,3 +181,21 @@ def test_microscopic_voxels_are_not_singular(tmp_path: Path) -> None:
     write_nifti(tmp_path / "map.nii.gz", importance_map(), affine)
     np.testing.assert_allclose(nib.load(tmp_path / "map.nii.gz").affine, affine, rtol=1e-5)
     np.testing.assert_array_equal(check_affine(affine.tolist()), affine)
+
+
+def test_shear_is_one_of_directions_whatever_the_voxel_size() -> None:
+    small = np.diag([5.0, 5.0, 5.0, 1.0])
+    small[0, 1] = 5 * 5e-5
+    assert not is_sheared(small)
+    small[0, 1] = 5 * 1e-3
+    assert is_sheared(small)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "SCAN.NII.GZ"])
+def test_a_source_a_hundredth_off_is_another_grid(name: str, tmp_path: Path) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.01
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), moved), tmp_path / "scan.nii.gz")
+    source = (tmp_path / "scan.nii.gz").rename(tmp_path / name)
+    with pytest.raises(ValueError, match="must lie on the grid of its source"):
+        write_nifti(tmp_path / "map.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE, source=source)

@@ -15,7 +15,7 @@ from tasks import hippocampus, pancreas
 
 from unoise_monai.data.finding import list_cases
 from unoise_monai.data.reading import CaseError
-from unoise_monai.data.transforms import SegmentationTask, preprocessing, training_transforms
+from unoise_monai.data.transforms import SegmentationTask, preprocessing, scaled_to_percentile, training_transforms
 
 Write = Callable[..., Path]
 CT = SegmentationTask("CT", ("background", "organ", "tumour"), (1.0, 1.5, 1.25), (16, 16, 16), (-200.0, 300.0))
@@ -245,3 +245,10 @@ def test_real_abdomen(shared: Callable[[str], Path]) -> None:
     hounsfield = np.clip(image[label > 0], -96, 215)
     organ = item["image"][item["label"] > 0]
     assert float(organ.mean()) == pytest.approx((hounsfield.mean() + 96) / 311 * 4 - 2, abs=0.01)
+
+
+def test_where_nearly_all_is_background_the_highest_stands_for_the_percentile() -> None:
+    image = torch.zeros(1, 10, 10, 10)
+    image[0, 0, 0, :3] = torch.tensor([1.0, 2.0, 4.0])
+    scaled = scaled_to_percentile(image, 99.0)
+    assert scaled[0, 0, 0, :4].tolist() == [0.0, 1.0, 3.0, -1.0]

@@ -385,3 +385,10 @@ def test_output_that_is_not_one_tensor_is_refused(network: nn.Module) -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TiledInferer(**arguments)
+
+
+@pytest.mark.parametrize("stride", [True, 0, 2.0, "2", None])
+def test_a_stride_that_is_no_whole_number_counts_as_none(stride: object) -> None:
+    network = nn.Identity()
+    network.stride, network.halo = stride, 0  # type: ignore[assignment]
+    assert tiling.tiling_rule(network).stride is None

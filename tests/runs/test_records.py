@@ -245,3 +245,16 @@ def test_the_tables_are_free_again_after_use(tmp_path: Path) -> None:
     for _ in range(2):
         with tables_locked(tmp_path):
             pass
+
+
+def test_a_short_hidden_file_is_nobody_s_temporary_one(records: Records) -> None:
+    mine = records.output / ".abc123"
+    mine.write_text("mine")
+    records.sweep([], whole=True)
+    assert mine.exists()
+
+
+def test_an_organ_map_is_an_input(case: Case, tmp_path: Path) -> None:
+    organs = tmp_path / "map.nii.gz"
+    organs.write_bytes(b"organs")
+    assert organs in inputs_of(replace(case, organs=organs))
