@@ -8,6 +8,7 @@ read from ../shared/data, and an oblique, left-handed phantom. Writes to docs/im
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ OUT = ROOT / "runs" / "gallery"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     hippocampus, pancreas = (ROOT / "bundles" / name for name in ("hippocampus_mr_unoise", "pancreas_ct_unoise"))
     first = json.loads((hippocampus / "models" / "split.json").read_text())["validation"][0]
     explained(hippocampus, SHARED / "Task04_Hippocampus" / "imagesTr" / f"{first}.nii.gz", ["montage.png", "mip.png"])

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from unoise_monai.runs.comparison import CaseVolumes, load_case
 from visibility import REAL, ROOT, machine, task_of
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.iterative import FineTuning, IterativeROI, Round
@@ -38,7 +38,6 @@ from unoise_monai.phantoms import Truth, abdomen_phantom
 from unoise_monai.render import save_png
 from unoise_monai.render.canvas import EDGE_LETTERS, blend, display_slice, find_window, grey_levels, pixel_mm
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.runs import find_cases
 
 HIPPOCAMPUS, PANCREAS = "hippocampus_mr_unoise", "pancreas_ct_unoise"
 OUT = ROOT / "runs" / "iterative_paper"

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from typing import Any
 
 from truth import BUNDLE, CPU, REACH, SIZE, TISSUES, explain, logits_of, numbers, phantoms, shipped, text, truth_of
-from unoise_monai.runs.comparison import CaseVolumes, find_cases, load_case
 from visibility import PHANTOMS, ROOT, machine
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution.targets import Region, foreground_sum
 from unoise_monai.data import SegmentationTask

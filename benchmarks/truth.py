@@ -24,8 +24,8 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from unoise_monai.runs.comparison import CaseVolumes, find_cases, load_case
 from visibility import PHANTOMS, ROOT, machine
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import Target, foreground_sum

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from unoise_monai.render.montage import PAPER_THRESHOLDS, decile_pictures
-from unoise_monai.runs.comparison import CaseVolumes, load_case, shares
 from visibility import ROOT, TASK04, TRAIN, TRAIN_UTILITY, machine, run, task_of, total_seconds
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution import GradCAM, Learned, Occlusion, foreground_sum, unperturbed_dice
+from unoise_monai.handlers.savers import display_scale
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import Hiding, VisibilityScorer, bootstrap_mean
 from unoise_monai.networks import UNet, load_state
@@ -41,7 +41,7 @@ from unoise_monai.render.canvas import (
 )
 from unoise_monai.render.curves import plot_visibility
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.runs import find_cases
+from unoise_monai.render.slices import PAPER_THRESHOLDS, decile_pictures
 from unoise_monai.unoise import ExplainedSegmenter
 
 IMAGES = ROOT / "docs" / "images"
@@ -188,7 +188,7 @@ def pictures(models: dict[str, ExplainedSegmenter], cases: list[CaseVolumes]) ->
         outline = [display_slice((label[0, 0] > 0).numpy(), 2, index)]
         panels.append(Panel(blend(scan, None), case.name, outlines=outline))
         for name, values in maps.items():
-            shown = shares(values.as_subclass(Tensor)[0, 0].numpy())
+            shown = display_scale(values.as_subclass(Tensor)[0, 0].numpy())
             panels.append(Panel(blend(scan, display_slice(shown, 2, index)), name, outlines=outline))
     sheet = draw_panels(panels, (1.0, 1.0), EDGE_LETTERS[2], bar_colours(), "share of the 99.9th percentile", 200, 200)
     save_png(sheet, IMAGES / "unoise_comparison.png")

@@ -25,9 +25,9 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
-from unoise_monai.runs.comparison import CaseVolumes, load_case
 from vessels import real_case, shipped
 from visibility import ROOT, machine, task_of
+from volumes import CaseVolumes, load_case
 
 from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop

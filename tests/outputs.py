@@ -11,7 +11,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from unoise_monai.data.finding import list_cases
-from unoise_monai.handlers.savers import save_nifti
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.render.canvas import save_png, to_canonical
 from unoise_monai.render.mip import mips
 from unoise_monai.render.slices import montage
@@ -70,11 +70,11 @@ def write_case(
 ) -> None:
     """Write one case's maps and segmentation on its scan's grid, and their pictures."""
     stem = f"{output / name / name}_"
-    save_nifti(label, scan.affine, f"{stem}seg.nii.gz")
+    write_nifti(f"{stem}seg.nii.gz", label, scan.affine)
     image, spacing_mm = to_canonical(scan.get_fdata(), scan.affine)
     outline = to_canonical(label, scan.affine)[0]
     for key, values in maps.items():
-        save_nifti(values, scan.affine, f"{stem}{key}.nii.gz")
+        write_nifti(f"{stem}{key}.nii.gz", values, scan.affine)
         if not pictures:
             continue
         shown = to_canonical(values / values.max(), scan.affine)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from monai.bundle import ConfigParser
@@ -186,10 +188,10 @@ class Bundle:
             ValueError: when there is no such id, or it cannot be built.
         """
         try:
-            return ConfigParser(copy.deepcopy(dict(self.config or {}))).get_parsed_content(name)
+            return build(self.config or {}, name)
         # A configuration runs code, which raises what it likes.
         except Exception as error:
-            raise ValueError(f"bundle {self.name}: {name} cannot be used: {error}") from error
+            raise ValueError(f"bundle {self.name}: {name} cannot be used: {_causes(error)}") from error
 
     def explain(self, image: str | Path) -> Explanation:
         """Explain the segmentation of one file, or of a folder with one DICOM series; see `Explainer`."""
@@ -247,13 +249,13 @@ def load_bundle(
 
     Raises:
         UntrustedBundle: when the bundle comes from elsewhere and is neither on the trust list nor ``trusted``.
-        FileNotFoundError: when the configuration, the metadata or the weights are not there.
+        FileNotFoundError: when an overlay, the metadata or the weights are not there.
         ValueError: when there is no such bundle, its configuration or metadata cannot be understood or lack an id of
             ``changes``, its network is no `ExplainedSegmenter`, a saver no `Saver`, or the weights are damaged or
             don't fit.
         ValueError: when one of these files changes while it is loaded.
     """
-    folder = find_bundle(bundle) if not Path(bundle).is_dir() else Path(bundle).resolve()
+    folder = find_bundle(bundle)
     config_file = _config_file(folder)
     more = [config_file.with_name(f"{name}{config_file.suffix}") for name in overlays]
     files = (config_file, *more, folder / METADATA)
@@ -270,7 +272,7 @@ def load_bundle(
     try:
         parser = ConfigParser(ConfigParser.load_config_files([config_file, *more]))
         if unknown := [key for key in changes if key not in parser]:
-            raise KeyError(f"it has no {', '.join(unknown)} to change")
+            raise ValueError(f"it has no {', '.join(unknown)} to change")
         parser.update({"bundle_root": str(folder), "device": torch.device(device), **changes})
         # Raw: what is parsed below holds objects.
         config = {**copy.deepcopy(parser.get()), "device": torch.device("cpu")}
@@ -280,7 +282,7 @@ def load_bundle(
         named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
     # A configuration runs code, which raises what it likes.
     except Exception as error:
-        raise ValueError(f"{start} cannot be used: {error}") from error
+        raise ValueError(f"{start} cannot be used: {_causes(error)}") from error
     for name, value, kind in (("network_def", network, ExplainedSegmenter), *(("savers", s, Saver) for s in savers)):
         if not isinstance(value, kind):
             raise ValueError(
@@ -328,10 +330,11 @@ def assemble(
         class_names: of the segmentation, background first.
 
     Raises:
-        ValueError: when the metadata cannot be understood.
+        ValueError: when the metadata cannot be understood, or one of the objects cannot be pickled.
     """
     root = Path(folder).resolve()
-    pipeline = hashlib.sha256(pickle.dumps((preprocessing, inferer, postprocessing, list(savers))))
+    # Wherever an output lies, its files are the same.
+    written = [{**vars(saver), "output_dir": None, "class": type(saver)} for saver in savers]
     return Bundle(
         name=root.name,
         version=_metadata(root)["version"],
@@ -340,7 +343,7 @@ def assemble(
         savers=tuple(savers),
         config=None,
         weights_sha256=state_sha256(network),
-        config_sha256=pipeline.hexdigest(),
+        config_sha256=_sha256_of_objects((preprocessing, inferer, postprocessing, written)),
     )
 
 
@@ -355,11 +358,9 @@ def state_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def build_preprocessing(config: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
-    """The ``preprocessing`` of a configuration, built anew, as a process that reads cases needs it."""
-    chain: Callable[[Mapping[str, Any]], Any]
-    chain = ConfigParser(copy.deepcopy(dict(config))).get_parsed_content("preprocessing")
-    return chain
+def build(config: Mapping[str, Any], name: str) -> Any:
+    """What an id of a configuration defines, built anew, as a process that reads cases needs it."""
+    return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
 
 
 def copy_bundle(
@@ -424,8 +425,45 @@ def _config_file(folder: Path) -> Path:
     return next((folder / name for name in CONFIGS if (folder / name).is_file()), folder / CONFIGS[0])
 
 
+def _causes(error: BaseException) -> str:
+    """What MONAI says of a component, and what that itself raised, in one line."""
+    texts = [" ".join(str(error).split()).removesuffix("set '_mode_=debug' to enter the debugging mode.").strip()]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts[1:] = [str(error)]
+    return ": ".join(texts)
+
+
 def _sha256_of(files: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+class _StablePickler(pickle.Pickler):
+    """Pickles equal objects alike in every process: it knows neither identities, nor the order of sets, nor draws."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.fast = True
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, (set, frozenset)):
+            return sorted(value, key=repr)
+        return "generator" if isinstance(value, np.random.RandomState) else None
+
+
+def _sha256_of_objects(objects: Any) -> str:
+    """A digest that is the same wherever the same objects are made.
+
+    Raises:
+        ValueError: when one cannot be pickled, as functions without a name.
+    """
+    file = io.BytesIO()
+    try:
+        _StablePickler(file).dump(objects)
+    # Objects pickle themselves, and raise what they like.
+    except Exception as error:
+        raise ValueError(f"the pipeline must be made of what other processes can be sent, got: {error}") from error
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

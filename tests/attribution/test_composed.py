@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.composed import ComposedAttributor, Method
-from unoise_monai.attribution.gradient import GradientAttributor, IntegratedGradients, Saliency, note_convergence
+from unoise_monai.attribution.composed import ComposedAttributor, Method, SmoothGrad, VoxelwiseMean
+from unoise_monai.attribution.gradient import IntegratedGradients, Saliency, note_convergence
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
@@ -43,6 +43,15 @@ def test_by_name_by_class_or_made(method: Method) -> None:
     attributor = Twice(NETWORK, method)
     torch.testing.assert_close(attributor(IMAGE, TARGET).as_tensor(), 2 * expected)
     assert attributor.volume.clips
+
+
+@pytest.mark.parametrize("composed", [SmoothGrad, VoxelwiseMean])
+def test_a_network_that_the_method_refuses_or_substitutes(composed: type[ComposedAttributor]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.PReLU())
+    with pytest.raises(ValueError, match="guided_backprop has a rule for, got PReLU x 1"):
+        composed(network, "guided_backprop")(IMAGE, TARGET)
+    maps = composed(network, "guided_backprop", method_options={"substitute": True})(IMAGE, TARGET)
+    assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}
 
 
 def test_every_gradient_method_by_its_name() -> None:
@@ -96,16 +105,3 @@ class Other(Attributor):
 def test_refusals(method: Method, options: dict | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Twice(NETWORK, method, options)
-
-
-def test_a_method_of_one_s_own() -> None:
-    class Ones(GradientAttributor):
-        name = "ones"
-        clips = True
-
-        def maps(self, images: Tensor, score: Score) -> Tensor:
-            return torch.ones_like(images)
-
-    attributor = Twice(nn.Conv2d(1, 2, 1), Ones)
-    assert attributor(IMAGE, TARGET).unique().tolist() == [2.0]
-    assert attributor.volume.clips

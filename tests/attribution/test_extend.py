@@ -45,7 +45,7 @@ def test_the_method_of_the_page(route: str, module: str) -> None:
     assert method_names()[-1] == NAME
     torch.manual_seed(0)
     linear, image, target = nn.Conv2d(1, 2, 3, padding=1), picture(8, 6), region(8, 6)
-    expected = make_attributor("integrated_gradients", linear, baseline="blurred", sign="signed")(image, target)
+    expected = make_attributor("integrated_gradients", linear, baseline="blur", sign="signed")(image, target)
     found = make_attributor(NAME, linear, sign="signed")(image, target)
     torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
     assert found.meta["attribution"] == [{"method": NAME, "sign": "signed"}]

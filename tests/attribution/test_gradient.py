@@ -13,7 +13,7 @@ from small import unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score, baseline, baselines, seeded
-from unoise_monai.attribution.composed import ComposedAttributor, SmoothGrad, each_voxel
+from unoise_monai.attribution.composed import ComposedAttributor, each_voxel
 from unoise_monai.attribution.gradient import (
     RULES,
     GradientAttributor,
@@ -28,7 +28,6 @@ from unoise_monai.networks.modes import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
 GRADIENT_METHODS = ComposedAttributor.methods()
-CLASSES = [*GRADIENT_METHODS.values(), SmoothGrad]
 
 
 def image_of(*size: int) -> Tensor:
@@ -84,14 +83,6 @@ def test_images_that_go_through_at_once_keep_their_own_targets(method: type[Grad
     torch.testing.assert_close(maps, torch.cat(expected), rtol=1e-4, atol=1e-6)
     for key, value in score.notes.items():
         assert value == pytest.approx(sum(each.notes[key] for each in singles) / 3, abs=1e-5)
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_one_channel_with_a_sigmoid(method: type[Attributor]) -> None:
-    network, image = unet(2, classes=1), image_of(1, 1, 8, 8)
-    maps = [make(method, network)(image, target_of(image, label)).as_tensor() for label in (0, 1)]
-    assert float(maps[1].std()) > 0
-    assert not torch.equal(*maps)
 
 
 def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +150,7 @@ def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
     torch.testing.assert_close(maps.as_tensor(), expected)
 
 
-@pytest.mark.parametrize("kind", ["zero", "blurred"])
+@pytest.mark.parametrize("kind", ["zero", "blur"])
 def test_the_sum_is_the_difference_of_scores_within_the_delta(kind: str) -> None:
     network = unet(2)
     with torch.no_grad():
@@ -175,34 +166,23 @@ def test_the_sum_is_the_difference_of_scores_within_the_delta(kind: str) -> None
     assert deltas[1] < deltas[0]
 
 
-def test_expected_gradients_of_a_linear_network() -> None:
-    network = linear()
-    starts = baselines(IMAGE, ("zero", "noise", 1.0), seed=4)
-    with seeded(4, IMAGE.device):
-        chosen = torch.randint(3, (7,))
-    mean = torch.stack([starts[int(at)] for at in chosen]).mean(dim=0)
-    assert len(chosen.unique()) > 1
-    maps = GradientShap(network, 7, ("zero", "noise", 1.0), seed=4, sign="signed")(IMAGE, TARGET)
-    torch.testing.assert_close(maps.as_tensor(), (IMAGE - mean) * slope(network, IMAGE))
-    assert notes_of(maps)["convergence_delta"] == pytest.approx(0, abs=1e-5)
-    with torch.no_grad():
-        before = sum(float(TARGET(network(starts[int(at)]))) for at in chosen) / 7
-        difference = float(TARGET(network(IMAGE))) - before
-    assert notes_of(maps)["score_difference"] == pytest.approx(difference, abs=1e-5)
-
-
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_expected_gradients_equal_the_loop(sigma: float) -> None:
     network = unet(2)
-    starts = baselines(IMAGE, ("zero", "blurred"), seed=1)
+    kinds = ("zero", "blur", "noise", 1.0)
+    starts = baselines(IMAGE, kinds, seed=1)
     expected = torch.zeros_like(IMAGE)
     with seeded(1, IMAGE.device):
-        chosen, places = torch.randint(2, (5,)).tolist(), torch.rand(5).tolist()
+        chosen, places = torch.randint(4, (5,)).tolist(), torch.rand(5).tolist()
         for at, place in zip(chosen, places, strict=True):
             step = IMAGE + sigma * torch.randn_like(IMAGE) - starts[at]
             expected += step * slope(network, starts[at] + place * step) / 5
-    maps = GradientShap(network, 5, ("zero", "blurred"), sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
+    with torch.no_grad():
+        difference = float(TARGET(network(IMAGE)) - sum(TARGET(network(starts[at])) for at in chosen) / 5)
+    maps = GradientShap(network, 5, kinds, sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), expected)
+    assert notes_of(maps)["score_difference"] == pytest.approx(difference, abs=1e-5)
+    assert notes_of(maps)["convergence_delta"] == pytest.approx(float(expected.sum()) - difference, abs=1e-5)
 
 
 def test_more_samples_come_nearer_to_the_integral() -> None:
@@ -215,36 +195,10 @@ def test_more_samples_come_nearer_to_the_integral() -> None:
     assert errors[1] < 0.1 * errors[0]
 
 
-def test_seeds() -> None:
-    network = unet(2)
+def test_numpy_s_global_state_is_left() -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - Captum's methods draw from it
-    maps = [GradientShap(network, 3, seed=seed)(IMAGE, TARGET).as_tensor() for seed in (0, 0, 1, None, None)]
-    assert torch.equal(maps[0], maps[1])
-    assert not torch.equal(maps[0], maps[2])
-    assert not torch.equal(maps[3], maps[4])
+    GradientShap(unet(2), 3)(IMAGE, TARGET)
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-
-
-def test_a_stack_of_images_as_baselines() -> None:
-    network, stack = linear(), torch.stack([torch.zeros(1, *SIZE), torch.ones(1, *SIZE)])
-    one = GradientShap(network, 6, stack)(IMAGE, TARGET).as_tensor()
-    assert torch.equal(one, GradientShap(network, 6, (0.0, 1.0))(IMAGE, TARGET).as_tensor())
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "says"),
-    [
-        (IntegratedGradients, {"steps": 1}, "steps must be at least 2, got 1"),
-        (IntegratedGradients, {"rule": "riemann_trapezoid"}, "rule must be one of 'gausslegendre', 'riemann_left'"),
-        (IntegratedGradients, {"baseline": "black"}, "baseline must be one of 'zero'"),
-        (GradientShap, {"samples": 0}, "samples must be at least 1, got 0"),
-        (GradientShap, {"sigma": -0.1}, "sigma must be a finite number of at least 0, got -0.1"),
-        (GradientShap, {"baselines": ()}, "baselines must be one or more of"),
-    ],
-)
-def test_refusals(method: type[GradientAttributor], options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        method(linear(), **options)
 
 
 def test_a_baseline_of_another_size_is_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.networks import nets
 from monai.networks.blocks import activation
+from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,21 +34,6 @@ from unoise_monai.networks import UNet
 
 def whole(*size: int) -> Region:
     return Region(torch.ones(1, 1, *size), 1, mean=False)
-
-
-class Shallow(nn.Module):
-    """Convolution, activation, convolution, optionally with the activation's input added to what it gives."""
-
-    def __init__(self, act: nn.Module, spatial_dims: int = 2, skip: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.first, self.last = conv(2, 3, 3, padding=1), conv(3, 2, 3, padding=1)
-        self.act, self.skip = act, skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(self.act(x) + x if self.skip else self.act(x))
 
 
 def by_hand(network: Shallow, image: Tensor, deconvolution: bool, slope: float = 0.0) -> Tensor:
@@ -76,7 +62,7 @@ METHODS = [(GuidedBackprop, False), (Deconvolution, True)]
 def test_equals_the_pass_by_hand(
     method: type[ClippedGradient], deconvolution: bool, size: tuple[int, ...], skip: bool, inplace: bool
 ) -> None:
-    network, image = Shallow(nn.ReLU(inplace), len(size), skip), torch.randn(1, 2, *size)
+    network, image = Shallow(nn.ReLU(inplace), len(size), skip, channels=2), torch.randn(1, 2, *size)
     result = method(network, sign="signed")(image, whole(*size)).as_tensor()
     torch.testing.assert_close(result, by_hand(network, image, deconvolution))
     assert not torch.allclose(result, Saliency(network, sign="signed")(image, whole(*size)).as_tensor())
@@ -94,20 +80,15 @@ def test_equals_captum_where_no_relu_s_input_goes_elsewhere(method: type[Clipped
     torch.testing.assert_close(method(network, sign="signed")(image, whole(8, 12, 8)).as_tensor(), expected)
 
 
-class Summing(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, 1].flatten(1).sum(dim=1)
-
-
 @pytest.mark.parametrize(("method", "deconvolution"), METHODS)
 def test_substitutes_say_so(method: type[ClippedGradient], deconvolution: bool) -> None:
-    network, image = Shallow(nn.PReLU(init=0.3)), torch.randn(1, 2, 6, 5)
+    network, image = Shallow(nn.PReLU(init=0.3), channels=2), torch.randn(1, 2, 6, 5)
     with pytest.raises(ValueError, match=rf"{method.name} has a rule for, got PReLU x 1, the first at 'act'"):
         method(network)(image, whole(6, 5))
     result = method(network, substitute=True, sign="signed")(image, whole(6, 5))
     torch.testing.assert_close(result.as_tensor(), by_hand(network, image, deconvolution, slope=0.3))
     assert result.meta["attribution"][0]["substituted"] == {"PReLU": 1}
-    plain = method(Shallow(nn.ReLU()), substitute=True)(image, whole(6, 5))
+    plain = method(Shallow(nn.ReLU(), channels=2), substitute=True)(image, whole(6, 5))
     assert "substituted" not in plain.meta["attribution"][0]
 
 
@@ -116,34 +97,22 @@ def monai_unet(**options: Any) -> nn.Module:
     return nets.UNet(3, 1, 2, (2, 4, 8, 16), (2, 2, 2), num_res_units=2, **options)
 
 
-@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
-def test_monai_s_default_unet_is_refused(method: type[ClippedGradient]) -> None:
+def test_monai_s_default_unet_is_refused() -> None:
     network, image = monai_unet(), torch.randn(1, 1, 16, 16, 16)
     with pytest.raises(ValueError, match=r"got PReLU x 13, the first at 'model\.0\.conv\.unit0\.adn\.A'"):
-        method(network)(image, whole(16, 16, 16))
-    result = method(network, substitute=True)(image, whole(16, 16, 16))
-    assert result.meta["attribution"][0]["substituted"] == {"PReLU": 13}
-    with_relu = method(monai_unet(act="RELU"))(image, whole(16, 16, 16))
-    assert "substituted" not in with_relu.meta["attribution"][0]
+        GuidedBackprop(network)(image, whole(16, 16, 16))
+    for each, note in ((network, {"PReLU": 13}), (monai_unet(act="RELU"), None)):
+        result = GuidedBackprop(each, substitute=True)(image, whole(16, 16, 16))
+        assert result.meta["attribution"][0].get("substituted") == note
 
 
 def test_segresnet_calls_its_relus_again_and_is_explained() -> None:
     torch.manual_seed(0)
     network = nets.SegResNet(2, init_filters=8, in_channels=1, blocks_down=(1, 1), blocks_up=(1,))
     image = torch.randn(1, 1, 16, 16)
+    assert found(network, image).reused
     guided = GuidedBackprop(network)(image, whole(16, 16)).as_tensor()
     assert not torch.allclose(guided, Saliency(network)(image, whole(16, 16)).as_tensor())
-
-
-@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
-@pytest.mark.parametrize("substitute", [False, True])
-def test_functions_are_refused_in_any_case(method: type[ClippedGradient], substitute: bool) -> None:
-    class Functional(Shallow):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(F.relu(self.act(self.first(x))))
-
-    with pytest.raises(ValueError, match=f"activations as modules for {method.name}, got functional relu x 1"):
-        method(Functional(nn.ReLU()), substitute=substitute)(torch.randn(1, 2, 6, 5), whole(6, 5))
 
 
 def test_guided_backprop_lets_only_positive_evidence_through() -> None:
@@ -258,18 +227,7 @@ def test_modules_that_are_called_again(module: nn.Module) -> None:
     assert found(Acting(module, calls=3)).reused == ("act",)
 
 
-def test_the_networks_of_monai() -> None:
-    volume = torch.zeros(1, 1, 16, 16, 16)
-    plain = found(nets.UNet(3, 1, 2, (2, 4, 8, 16), (2, 2, 2), num_res_units=2), volume)
-    assert {type(module) for module in plain.modules.values()} == {nn.PReLU}
-    assert len(plain.modules) == 13
-    residual = found(nets.SegResNet(3, init_filters=8, in_channels=1), volume)
-    assert {type(module) for module in residual.modules.values()} == {nn.ReLU}
-    assert residual.reused
-    assert not residual.functional
-
-
-def test_a_small_block_where_the_stride_is_told() -> None:
+def test_a_small_block_where_the_stride_is_known() -> None:
     seen: list[tuple[int, ...]] = []
     network = UNet(2, 1, 2, depth=3, channel_factor=2)
     handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
@@ -286,30 +244,16 @@ def test_a_small_block_where_the_stride_is_told() -> None:
     handle.remove()
 
 
-def test_the_network_is_left_as_it_was() -> None:
-    network = UNet(2, 1, 2, depth=2, channel_factor=2)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    found(network, torch.rand(1, 1, 16, 16))
-    assert network.training
-    for module in network.modules():
-        assert not module._forward_hooks
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def check(network: nn.Module, substitute: bool = False) -> dict[str, int]:
+def check(network: nn.Module, substitute: bool = False) -> dict[str, dict[str, int]]:
     return found(network).check("the_method", substitute)
 
 
-def test_counts_what_is_substituted() -> None:
+def test_refuses_other_modules_or_counts_what_is_substituted() -> None:
     network = Acting(nn.Sequential(nn.PReLU(), nn.ReLU(), nn.PReLU(), nn.ELU()))
-    assert check(network, substitute=True) == {"PReLU": 2, "ELU": 1}
+    assert check(network, substitute=True) == {"substituted": {"PReLU": 2, "ELU": 1}}
+    with pytest.raises(ValueError, match=r"the_method has a rule for, got PReLU x 2, ELU x 1, the first at 'act\.0'"):
+        check(network)
     assert check(Acting(nn.ReLU())) == check(Acting(nn.ReLU()), substitute=True) == {}
-
-
-def test_refuses_other_modules_unless_substituted() -> None:
-    with pytest.raises(ValueError, match=r"the_method has a rule for, got PReLU x 1, ELU x 1, the first at 'act\.0'"):
-        check(Acting(nn.Sequential(nn.PReLU(), nn.ELU())))
 
 
 @pytest.mark.parametrize("substitute", [False, True])
@@ -404,20 +348,6 @@ def test_own_inputs_are_copies() -> None:
         assert module(x).dtype == torch.float64
     module(x)
     assert x.tolist() == [0, 1]
-
-
-def test_no_hook_is_left_after_a_failure() -> None:
-    module = nn.ReLU()
-
-    def fail() -> None:
-        with backward_rule([module], lambda inputs, output: lambda gradient, upstream: gradient):
-            assert module._forward_hooks
-            raise RuntimeError("half way")
-
-    with pytest.raises(RuntimeError, match="half way"):
-        fail()
-    assert not module._forward_hooks
-    assert not module._forward_pre_hooks
 
 
 def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> None:

@@ -11,17 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.layer_methods import (
-    GradCAM,
-    GuidedGradCAM,
-    InternalInfluence,
-    LayerConductance,
-    LayerDeepLift,
-    LayerGuidedActivation,
-    LayerGuidedBackprop,
-    LayerIntegratedGradients,
-)
+from unoise_monai.attribution.layer_methods import GradCAM, GradCAMPlusPlus, GuidedGradCAM, LayerGuidedBackprop
 from unoise_monai.attribution.layers import LayerActivation, LayerAttributor, every_layer, on_image
+from unoise_monai.attribution.registry import METHODS
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 
@@ -173,19 +165,10 @@ def test_a_module_with_the_name_of_another_stage() -> None:
     assert found == {"encoder.0": "bottleneck", "bottleneck": "down", "decoder.0": "up"}
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        GradCAM,
-        InternalInfluence,
-        LayerActivation,
-        LayerConductance,
-        LayerDeepLift,
-        LayerGuidedActivation,
-        LayerGuidedBackprop,
-        LayerIntegratedGradients,
-    ],
-)
+LAYERED = [method for method in METHODS.values() if issubclass(method, LayerAttributor)]
+
+
+@pytest.mark.parametrize("method", [method for method in LAYERED if method is not GradCAMPlusPlus])
 def test_what_is_added_to_a_layer_in_place_is_not_the_layer_s(method: type[LayerAttributor]) -> None:
     image, target = picture(6, 5), region(6, 5)
     found, expected = (method(Residual(kind), "second", sign="signed")(image, target) for kind in (True, False))

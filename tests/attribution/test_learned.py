@@ -13,7 +13,7 @@ from unoise_monai.unoise import ExplainedSegmenter
 
 
 class Forbidden(nn.Module):
-    """Fails when it is asked, though it tells what is needed to measure what a pass takes."""
+    """Fails when it is run, though it has what is needed to measure a pass."""
 
     stride, halo = 1, 0
 

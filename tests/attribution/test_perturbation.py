@@ -18,7 +18,6 @@ from unoise_monai.attribution.base import Baseline, Score, baseline
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
 from unoise_monai.attribution.targets import Region, foreground_sum, unperturbed_dice
-from unoise_monai.networks import UNet
 
 CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
     Occlusion: {"window": 6, "stride": 3},
@@ -28,7 +27,6 @@ CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
     KernelShap: {"size": 5, "samples": 30},
 }
 METHODS = pytest.mark.parametrize("method", CHEAP)
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 def image_of(*shape: int) -> Tensor:
@@ -63,20 +61,6 @@ class Counting(PerturbationAttributor):
 
 
 @METHODS
-def test_seeds_repeat_and_leave_the_global_state(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 24, 20)
-    target = target_of(image)
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    first, again, other = (method(network, seed=seed, **CHEAP[method])(image, target).as_tensor() for seed in (3, 3, 4))
-    assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(first, again)
-    # All windows and all features are hidden once, whatever the order.
-    assert torch.allclose(first, other, rtol=1e-4, atol=1e-4) == (method in (Occlusion, FeatureAblation))
-
-
-@METHODS
 def test_a_target_needs_no_gradient_and_the_network_makes_no_graph(method: type[PerturbationAttributor]) -> None:
     network, image = unet(2), image_of(1, 1, 24, 20)
     graphs = []
@@ -92,29 +76,16 @@ def test_a_target_needs_no_gradient_and_the_network_makes_no_graph(method: type[
 @METHODS
 def test_at_the_time_limit_the_map_so_far(method: type[PerturbationAttributor], caplog: Any) -> None:
     options = {**CHEAP[method], **({"masks": 10**6} if method is RISE else {})}
-    image = image_of(1, 1, 40, 40)
     with caplog.at_level(logging.WARNING):
-        result = method(Constant(), time_limit_s=0.05, **options)(image, lambda logits: logits.flatten(1).sum(dim=1))
+        result = method(Constant(), time_limit_s=0.05, **options)(
+            image_of(1, 1, 40, 40), lambda logits: logits.flatten(1).sum(dim=1)
+        )
     notes = result.meta["attribution"][0]
     assert 1 <= notes["evaluated"] < notes["planned"]
     assert notes["stopped_after_s"] >= 0.05
     assert re.search(rf"{method.name}: stopped after .* with {notes['evaluated']} of {notes['planned']}", caplog.text)
     assert bool(result.isfinite().all())
     assert bool((result != 0).any())
-
-
-def test_copies_come_once_and_in_order() -> None:
-    maps = Counting(unet(2), memory_gb=0.002)(image_of(1, 1, 8, 8), lambda logits: logits.flatten(1).sum(dim=1))
-    assert bool((maps == 1).all())
-    notes = maps.meta["attribution"][0]
-    assert (notes["planned"], notes["evaluated"]) == (64, 64)
-    assert "stopped_after_s" not in notes
-
-
-def test_one_batch_is_scored_however_short_the_time() -> None:
-    maps = Counting(Constant(), time_limit_s=1e-9)(image_of(1, 1, 8, 8), lambda logits: logits.flatten(1).sum(dim=1))
-    assert maps.meta["attribution"][0]["evaluated"] == 1
-    assert maps.flatten().nonzero().tolist() == [[0]]
 
 
 @pytest.mark.parametrize(
@@ -138,16 +109,6 @@ def test_no_more_copies_at_once_than_the_time_allows(
     assert ("stopped_after_s" in score.notes) == (limit is not None)
 
 
-def test_the_time_limit_holds_where_all_copies_fit_the_memory() -> None:
-    torch.manual_seed(0)
-    network, image = UNet(3, 1, 2, depth=3, channel_factor=4), image_of(1, 1, 40, 40, 40)
-    attributor = RISE(network, masks=80, memory_gb=30, time_limit_s=0.2)
-    with torch.no_grad():
-        assert attributor.volume.copies(image, gradient=False) >= 80
-    notes = attributor(image, target_of(image)).meta["attribution"][0]
-    assert 1 <= notes["evaluated"] < notes["planned"]
-
-
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     image, target = image_of(1, 1, 4, 4), foreground_sum(torch.ones(1, 1, 4, 4))
     Counting(nn.Identity())(image, target)
@@ -156,7 +117,7 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "counting: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean", "blurred", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
+@pytest.mark.parametrize("kind", ["zero", "mean", "blur", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
 def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
     class Showing(PerturbationAttributor):
         name = "showing"
@@ -169,17 +130,3 @@ def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
     maps = Showing(nn.Identity(), baseline=kind, seed=5)(image, target_of(image, 0))
     expected = torch.cat([baseline(item[None], kind, seed=5) for item in image])
     torch.testing.assert_close(maps.as_tensor(), expected.sum(dim=1, keepdim=True))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"baseline": float("nan")}, "baseline must hold finite values only"),
-        ({"baseline": "grey"}, "baseline must be one of 'zero'"),
-        ({"time_limit_s": 0}, "time_limit_s must be above 0, got 0"),
-        ({"sign": "both"}, "sign must be one of"),
-    ],
-)
-def test_refusals(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        Counting(nn.Identity(), **options)

@@ -58,11 +58,9 @@ def test_class_sum_keeps_its_voxels_while_the_image_is_perturbed() -> None:
     expected = torch.stack([perturbed[item, 1][chosen[item]].sum() for item in range(2)])
     torch.testing.assert_close(target(perturbed), expected)
 
-
-def test_class_sum_of_one_channel() -> None:
-    logits = logits_of(1, 6, 6)
-    torch.testing.assert_close(class_sum(logits, 1)(logits), logits.clamp_min(0).flatten(1).sum(dim=1))
-    torch.testing.assert_close(class_sum(logits, 0)(logits), (-logits).clamp_min(0).flatten(1).sum(dim=1))
+    one = logits_of(1, 6, 6)
+    torch.testing.assert_close(class_sum(one, 1)(one), one.clamp_min(0).flatten(1).sum(dim=1))
+    torch.testing.assert_close(class_sum(one, 0)(one), (-one).clamp_min(0).flatten(1).sum(dim=1))
 
 
 def test_a_single_voxel() -> None:
@@ -82,8 +80,8 @@ def test_soft_dice() -> None:
 
 def test_difference_of_two_classes() -> None:
     logits = logits_of(3, 6, 6)
-    tumour, organ = class_sum(logits, 2), class_sum(logits, 1)
-    torch.testing.assert_close(Difference(tumour, organ)(logits), tumour(logits) - organ(logits))
+    first, second = class_sum(logits, 2), class_sum(logits, 1)
+    torch.testing.assert_close(Difference(first, second)(logits), first(logits) - second(logits))
 
 
 def test_foreground_is_every_voxel_s_own_class() -> None:
@@ -94,21 +92,25 @@ def test_foreground_is_every_voxel_s_own_class() -> None:
     torch.testing.assert_close(foreground_sum(one)(one), class_sum(one, 1)(one))
 
 
-@pytest.mark.parametrize("kind", ["class sum", "border", "dice", "difference", "foreground", "shared", "callable"])
+KINDS: dict[str, Callable[[Tensor], Target]] = {
+    "class sum": lambda logits: class_sum(logits, 1),
+    "border": lambda logits: border_mean(logits, 2),
+    "region": lambda logits: Region(logits[:, :1] > 0.5, 2),
+    "voxel": lambda logits: voxel((3, 4), 1, logits.shape[2:]),
+    "dice": lambda logits: SoftDice(logits.argmax(dim=1, keepdim=True).flip(2), 1),
+    "difference": lambda logits: Difference(class_sum(logits, 2), voxel((3, 4), 1, logits.shape[2:])),
+    "foreground": foreground_sum,
+    "callable": lambda _: lambda logits: logits[:, 1].flatten(1).sum(dim=1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_target_of_one_item_is_that_item_s(kind: str) -> None:
     logits = logits_of(3, 6, 6)
-    targets = {
-        "class sum": class_sum(logits, 1),
-        "border": border_mean(logits, 2),
-        "dice": SoftDice(torch.randint(0, 3, (2, 1, 6, 6), generator=torch.Generator().manual_seed(2)), 1),
-        "difference": Difference(class_sum(logits, 2), voxel((3, 4), 1, (6, 6))),
-        "foreground": foreground_sum(logits),
-        "shared": voxel((3, 4), 1, (6, 6)),
-        "callable": lambda logits: logits[:, 1].flatten(1).sum(dim=1),
-    }
-    both = targets[kind](logits)
+    target = KINDS[kind](logits)
+    both = target(logits)
     for index in range(2):
-        single = of_item(targets[kind], index)(logits[index : index + 1].expand(3, -1, -1, -1))
+        single = of_item(target, index)(logits[index : index + 1].expand(3, -1, -1, -1))
         torch.testing.assert_close(single, both[index].expand(3))
 
 
@@ -121,7 +123,7 @@ def test_made_from_one_item_it_serves_many_copies() -> None:
     torch.testing.assert_close(dice(others), torch.cat([dice(other[None]) for other in others]))
 
 
-@pytest.mark.parametrize("kind", ["class sum", "border", "region", "voxel", "dice", "difference", "foreground"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_reaches_the_image(kind: str) -> None:
     torch.manual_seed(0)
     network = UNet(2, 1, 3, depth=2, channel_factor=2).eval()
@@ -130,16 +132,7 @@ def test_the_gradient_reaches_the_image(kind: str) -> None:
     logits[:, 0] = 1
     logits[:, 1, 2:6, 2:6] = 2
     logits[:, 2, 5:7, 5:7] = 3
-    targets = {
-        "class sum": class_sum(logits, 1),
-        "border": border_mean(logits, 2),
-        "region": Region(torch.rand(2, 1, 8, 8) > 0.5, 2),
-        "voxel": voxel((3, 4), 1, (8, 8)),
-        "dice": SoftDice(torch.randint(0, 3, (2, 1, 8, 8)), 1),
-        "difference": Difference(class_sum(logits, 2), class_sum(logits, 1)),
-        "foreground": foreground_sum(logits),
-    }
-    values = targets[kind](network(image))
+    values = KINDS[kind](logits)(network(image))
     assert values.shape == (2,)
     values.sum().backward()
     assert bool((image.grad.flatten(1).abs().sum(dim=1) > 0).all())
@@ -153,8 +146,7 @@ def test_foreground_labels_may_be_of_any_type(dtype: torch.dtype) -> None:
 
 
 def test_the_mask_is_no_part_of_the_graph() -> None:
-    logits = logits_of(2, 6, 6).requires_grad_()
-    assert not class_sum(logits, 1).mask.requires_grad
+    assert not class_sum(logits_of(2, 6, 6).requires_grad_(), 1).mask.requires_grad
 
 
 def naive_border(labels: Tensor, label: int) -> Tensor:
@@ -238,16 +230,14 @@ def targets(items: int) -> list[Target]:
     ]
 
 
-def test_refuses_another_number_of_items() -> None:
+def test_a_target_is_of_one_item_or_of_as_many_as_the_image() -> None:
     for target in targets(3):
         check_items(target, 3)
         for items in (1, 2, 4):
             with pytest.raises(ValueError, match=f"of one item or of the image's {items}, got one of 3"):
                 check_items(target, items)
 
-
-def test_one_item_serves_all_and_so_does_what_knows_no_items() -> None:
-    for target in (*targets(1), Weighted(torch.ones(3, 1, 1, 1)), lambda logits: logits.flatten(1).sum(dim=1)):
+    for target in (*targets(1), Weighted(torch.ones(3, 1, 1, 1)), KINDS["callable"](torch.ones(1))):
         for items in (1, 2, 5):
             check_items(target, items)
 
@@ -329,30 +319,12 @@ BACKGROUND = torch.full((2, 1, 3, 3), -1.0)
         (lambda: border_mean(torch.zeros(1, 3, 3, 3), 0), "label must be above 0"),
         (lambda: SoftDice(torch.zeros(1, 1, 3, 3), 0), "label must be at least 1, got 0"),
         (lambda: voxel((3, 0), 1, (3, 3)), "index must lie inside (3, 3), got (3, 0)"),
-        (
-            lambda: foreground_sum(ones(1, 3, 4))(ones(1, 3, 3)),
-            "segmentation must lie on the grid of the logits (1, 1, 3",
-        ),
-        (
-            lambda: Region(ones(1, 3, 4), 1)(ones(1, 3, 3)),
-            "region must lie on the grid of the logits (1, 1, 3, 3), got",
-        ),
-        (
-            lambda: SoftDice(ones(2, 3, 3), 1)(ones(3, 3, 3)),
-            "label must lie on the grid of the logits (3, 1, 3, 3), got",
-        ),
-        (
-            lambda: HardDice(ones(2, 3, 3), 1)(ones(3, 3, 3)),
-            "label must lie on the grid of the logits (3, 1, 3, 3), got",
-        ),
-        (
-            lambda: HardDice(ones(1, 3, 4), 1)(ones(1, 3, 3)),
-            "label must lie on the grid of the logits (1, 1, 3, 3), got",
-        ),
-        (
-            lambda: ClassProbability.of(SoftDice(ones(1, 4, 4), 2), torch.zeros(1, 3, 4, 4)),
-            "must give the class at least one voxel, got none",
-        ),
+        (lambda: foreground_sum(ones(1, 3, 4))(ones(1, 3, 3)), "segmentation must lie on the grid of the logits"),
+        (lambda: Region(ones(1, 3, 4), 1)(ones(1, 3, 3)), "region must lie on the grid of the logits (1, 1, 3, 3)"),
+        (lambda: SoftDice(ones(2, 3, 3), 1)(ones(3, 3, 3)), "label must lie on the grid of the logits (3, 1, 3, 3)"),
+        (lambda: HardDice(ones(2, 3, 3), 1)(ones(3, 3, 3)), "label must lie on the grid of the logits (3, 1, 3, 3)"),
+        (lambda: HardDice(ones(1, 3, 4), 1)(ones(1, 3, 3)), "label must lie on the grid of the logits (1, 1, 3, 3)"),
+        (lambda: ClassProbability.of(SoftDice(ones(1, 4, 4), 2), torch.zeros(1, 3, 4, 4)), "one voxel, got none"),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:

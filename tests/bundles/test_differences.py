@@ -29,7 +29,7 @@ MAY_DIFFER = {
     "cases": TRAININGS,
     "missing_labels": TRAININGS,
     "dataset#data": "inference explain",
-    "chosen#lister": "explain",
+    "chosen": "explain",
     "part": "explain",
     "train#preprocessing": TRAININGS,
     "samples": TRAININGS,
@@ -47,8 +47,8 @@ MAY_DIFFER = {
     "validate#additional_metrics#quantile#levels": "evaluate",
     "validate#handlers": "evaluate",
     "options": "explain",
-    "scorer#hidings": "explain",
-    "scorer#shares": "explain",
+    "scorer#scores#0#hidings": "explain",
+    "scorer#scores#0#shares": "explain",
     # Pictures.
     "window": "inference explain",
     "threshold": "inference explain",
@@ -66,6 +66,8 @@ MAY_DIFFER = {
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every value with its id."""
+    if isinstance(config, list) and any(isinstance(each, dict) for each in config):
+        config = dict(enumerate(config))
     if isinstance(config, dict) and config:
         for key, value in config.items():
             yield from leaves(value, f"{path}#{key}" if path else str(key))

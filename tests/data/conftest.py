@@ -24,6 +24,19 @@ def affine() -> np.ndarray:
 
 
 @pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Real data by its name; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[3] / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"real data is not there: {path}")
+        return path
+
+    return find
+
+
+@pytest.fixture
 def write() -> Callable[..., Path]:
     """Writes an array as NIfTI on the oblique grid."""
 

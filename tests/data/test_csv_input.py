@@ -42,7 +42,7 @@ def test_paths_are_shown_below_the_table_only(tmp_path: Path) -> None:
     assert [case.shown for case in cases] == ["in/a.nii", "in/b.nii", "c.nii", "d.nii", "e.nii"]
 
 
-def test_names_do_not_hang_on_the_order_of_rows(tmp_path: Path) -> None:
+def test_names_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     rows = ["P1,../one/ct.nii", "P1,../two/ct.nii", ",../one/ct.nii"]
     names = {}
     for order in (rows, rows[::-1]):
@@ -62,7 +62,7 @@ def test_a_row_may_name_a_file_without_a_picture(tmp_path: Path, kind: bytes) ->
 
 
 def test_an_image_that_is_not_there_keeps_its_path(tmp_path: Path) -> None:
-    """So that it can be told from results of another input; a folder's name is not shown, for it may be a patient's."""
+    """So that its results are not taken for another's; a folder's name is not shown, for it may be a patient's."""
     file, folder = read_table(table(tmp_path, "case,image,label\nP1,in/gone.nii,l.nii\nP2,in/Schmidt,\n"))
     assert (file.files, file.shown, file.label) == ((tmp_path / "in/gone.nii",), "in/gone.nii", tmp_path / "l.nii")
     assert (folder.files, folder.shown) == ((tmp_path / "in/Schmidt",), "P2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,6 @@ from unoise_monai.data import finding as module
 from unoise_monai.data.cases import series_name
 from unoise_monai.data.finding import download_task, find_images, find_items, list_cases
 from unoise_monai.data.headers import CaseError
-from unoise_monai.data.task import SegmentationTask
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
@@ -49,10 +47,10 @@ def test_sections_without_cases(decathlon: Path) -> None:
 def test_the_index_must_be_readable(decathlon: Path, tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=f"{tmp_path} must be a Decathlon task folder with a dataset.json, got none"):
         list_cases(tmp_path)
-    for content, said in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
+    for content, reason in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
         (decathlon / "dataset.json").write_text(content)
         for read in (list_cases, find_images):
-            with pytest.raises(CaseError, match=rf"dataset.json {said}"):
+            with pytest.raises(CaseError, match=rf"dataset.json {reason}"):
                 read(decathlon)
 
 
@@ -116,15 +114,12 @@ def test_download_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "dataset.json").write_text("{}")
 
     monkeypatch.setattr(module, "DecathlonDataset", fetch)
-    task = SegmentationTask("Task09_Spleen", ("background", "spleen"), (2.0, 2.0, 5.0), (64, 64, 32), (-60, 240))
-    folder = download_task(task, tmp_path / "new" / "data")
-    assert folder == tmp_path / "new" / "data" / "Task09_Spleen"
-    assert download_task(task, tmp_path / "new" / "data") == folder
-    assert len(calls) == 1
-    assert calls[0]["root_dir"] == str(folder.parent)
-    assert calls[0]["task"] == "Task09_Spleen"
-    assert calls[0]["download"] is True
-    assert calls[0]["cache_rate"] == 0, "the download must not load every volume"
+    folder = tmp_path / "new" / "data" / "Task09_Spleen"
+    for _ in range(2):
+        assert download_task(folder.name, folder.parent) == folder
+    # Without a cache rate of 0 the download would load every volume.
+    expected = {"root_dir": str(folder.parent), "task": folder.name, "section": "training"}
+    assert calls == [{**expected, "download": True, "cache_rate": 0.0}]
 
 
 @pytest.mark.parametrize("name", ["Task04_Hippocampus", "Task07_Pancreas"])
@@ -132,18 +127,14 @@ def test_monai_can_download_the_tasks(name: str) -> None:
     assert name in module.DecathlonDataset.resource
 
 
-def test_real_hippocampus() -> None:
-    folder = SHARED / "Task04_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_hippocampus(shared: Callable[[str], Path]) -> None:
+    folder = shared("Task04_Hippocampus")
     assert len(list_cases(folder)) == 195
     assert [case["case"] for case in find_images(folder)][:2] == ["hippocampus_006", "hippocampus_014"]
 
 
-def test_real_abdomen() -> None:
-    folder = SHARED / "abdomen_ct"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_abdomen(shared: Callable[[str], Path]) -> None:
+    folder = shared("abdomen_ct")
     cases = list_cases(folder)
     assert [case["case"] for case in cases] == ["abdomen_001"]
     assert find_images(folder) == cases

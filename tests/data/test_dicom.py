@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,6 @@ from unoise_monai.data.cases import Case, scrub
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.finding import find_cases
 from unoise_monai.data.headers import CaseError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "dicom_series"
 
 
 def only(folder: Path) -> Case:
@@ -97,23 +96,17 @@ def test_rounded_positions_are_even(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("voxels", "tags", "says"),
     [
-        ({"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"),
-        ({"0020|0032": "1000\\-20\\30"}, "must have"),
+        (slices(), {"0020|0037": "1\\0\\0\\0\\1\\0"}, "slices of one orientation"),
+        (slices(), {"0020|0032": "1000\\-20\\30"}, "must have"),
+        (slices()[:, :8], {}, "slices of one size, got (12, 10) and (12, 8)"),
     ],
 )
-def test_slices_of_other_volumes(tmp_path: Path, change: dict[str, str], says: str) -> None:
+def test_slices_of_other_volumes(tmp_path: Path, voxels: np.ndarray, tags: dict[str, str], says: str) -> None:
     paths = write_series(tmp_path / "in")
-    other = write_series(tmp_path / "other", tags=change)
-    paths[2].write_bytes(other[2].read_bytes())
+    paths[2].write_bytes(write_series(tmp_path / "other", voxels, tags=tags)[2].read_bytes())
     assert says in refusal(tmp_path / "in", tmp_path)
-
-
-def test_slices_of_another_size(tmp_path: Path) -> None:
-    paths = write_series(tmp_path / "in")
-    paths[2].write_bytes(write_series(tmp_path / "other", slices()[:, :8])[2].read_bytes())
-    assert "slices of one size, got (12, 10) and (12, 8)" in refusal(tmp_path / "in", tmp_path)
 
 
 def test_one_slice_frames_and_colours(tmp_path: Path) -> None:
@@ -177,15 +170,14 @@ def test_the_patient_is_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str
         assert not [text for text in texts if secret in text]
 
 
-def test_real_series(tmp_path: Path) -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"real data is not there: {SHARED}")
-    case = only(SHARED)
+def test_real_series(tmp_path: Path, shared: Callable[[str], Path]) -> None:
+    folder = shared("dicom_series")
+    case = only(folder)
     assert case.name == case.shown == "series-67ca2283a388"
     assert len(case.files) == 32
     path = volume_file(case, tmp_path)
     image = nib.load(path)
-    voxels, affine = as_itk(SHARED)
+    voxels, affine = as_itk(folder)
     np.testing.assert_array_equal(np.asarray(image.dataobj), voxels)
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     assert image.shape == (35, 51, 32)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,6 @@ from unoise_monai.data.headers import (
     one_line,
     read_header,
 )
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def test_kinds(tmp_path: Path) -> None:
@@ -208,8 +207,7 @@ def test_a_path_that_simpleitk_would_die_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extension", ["mhd", "nhdr"])
 @pytest.mark.parametrize(
-    "name",
-    ["{}.raw", "/data/{}.raw", "../{}.raw", "LIST {}", "{}%03d.raw 1 5 1", "{}", "deep/{}", "damaged"],
+    "name", ["{}.raw", "/data/{}.raw", "../{}.raw", "LIST {}", "{}%03d.raw 1 5 1", "{}", "deep/{}", "damaged"]
 )
 def test_names_in_headers_are_not_repeated(tmp_path: Path, extension: str, name: str) -> None:
     """A name there may be a patient's, and is not in what scrubs messages."""
@@ -238,10 +236,9 @@ def test_voxels_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_header(path)
 
 
-def test_real_volumes() -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"real data is not there: {SHARED}")
-    paths = [*sorted(SHARED.glob("*/images*/*.nii.gz"))[::10], *SHARED.glob("*/*.nii.gz")]
+def test_real_volumes(shared: Callable[[str], Path]) -> None:
+    folder = shared("")
+    paths = [*sorted(folder.glob("*/images*/*.nii.gz"))[::10], *folder.glob("*/*.nii.gz")]
     assert len(paths) > 20
     for path in paths:
         check_header(path, (1.0, 1.0, 1.0))

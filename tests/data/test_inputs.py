@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,6 @@ from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import LoadCased, load_volume
 
 LOAD = LoadCased(["image"], labels=2)
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def write(*paths: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_bad_case_of_a_decathlon_folder(tmp_path: Path) -> None:
     assert cases["gone"].files == (root / "imagesTr/gone.nii.gz",)
     assert problems["far"].startswith("must lie within")
     assert (cases["far"].files, cases["far"].shown) == ((), "far.nii.gz")
-    assert problems["case_1"].startswith("must have a label, which must lie within")
+    assert problems["case_1"].startswith("must have a map (label), which must lie within")
     assert problems["case_3"] == ""
 
 
@@ -214,7 +214,7 @@ def test_a_label_that_is_gone_leaves_its_path(tmp_path: Path) -> None:
     case = find_cases(tmp_path)[0]
     assert case.files == (tmp_path / "imagesTr/case_1.nii.gz",)
     assert case.label == tmp_path / "labelsTr/case_1.nii.gz"
-    assert case.problem.startswith("must have a label, which must be there")
+    assert case.problem.startswith("must have a map (label), which must be there")
 
 
 @pytest.mark.parametrize("name", ["DICOMDIR", "Schmidt.dcm"])
@@ -246,10 +246,8 @@ def test_names_that_no_text_can_hold(tmp_path: Path) -> None:
     np.testing.assert_array_equal(LOAD(case.item())["image"][0].numpy(), VOXELS)
 
 
-def test_real_data() -> None:
-    if not SHARED.is_dir():
-        pytest.skip(f"real data is not there: {SHARED}")
-    cases = find_cases(SHARED / "Task04_Hippocampus")
+def test_real_data(shared: Callable[[str], Path]) -> None:
+    cases = find_cases(shared("Task04_Hippocampus"))
     assert len(cases) == 200
     assert sum(case.label is not None for case in cases) == 195
     assert not any(case.problem for case in cases)

@@ -19,14 +19,12 @@ from monai.transforms import Compose, Lambdad
 from unoise_monai.data.cases import Case
 from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import (
-    LARGEST_INTENSITY,
     CaseCompose,
     LoadCased,
     case_name,
     check_item,
     check_same_grid,
     grid_of,
-    intensity_fault,
     load_volume,
 )
 
@@ -62,12 +60,6 @@ def test_the_affine_is_the_stored_one(tmp_path: Path, affine: np.ndarray) -> Non
     np.testing.assert_array_equal(load_volume(tmp_path / "scan.nii").affine, stored.affine)
 
 
-@pytest.mark.parametrize("kind", ["c8", "c16", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
-def test_one_real_number_a_voxel(tmp_path: Path, write: Write, kind: str) -> None:
-    with pytest.raises(CaseError, match="must hold one real number a voxel"):
-        load_volume(write(tmp_path / "scan.nii", np.zeros(VOXELS.shape, kind)))
-
-
 def test_a_flipped_bit_shows(tmp_path: Path) -> None:
     """Voxels that were changed on their way, which nibabel alone would hand out."""
     content = bytearray(gzip.compress(nifti(), compresslevel=0))
@@ -84,6 +76,9 @@ def test_a_file_names_its_case() -> None:
     assert case_name("scan.v2.NII") == "scan.v2"
     assert case_name("1.2.840.dcm") == "1.2.840"
     assert case_name("scan.nrrd") == case_name(Path("scan.mha")) == case_name("scan") == "scan"
+    for path in (".nii.gz", "/"):
+        with pytest.raises(CaseError, match="path must name a case, got"):
+            case_name(path)
 
 
 def test_a_folder_names_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +88,6 @@ def test_a_folder_names_its_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert case_name(series / "..") == tmp_path.name
     monkeypatch.chdir(series)
     assert case_name(".") == "series.dcm"
-
-
-def test_refuses_a_path_without_a_name() -> None:
-    for path in (".nii.gz", "/"):
-        with pytest.raises(CaseError, match="path must name a case, got"):
-            case_name(path)
 
 
 @pytest.fixture
@@ -183,10 +172,6 @@ def test_voxels_are_finite(case: dict[str, str], write: Write, value: float) -> 
 
 
 def test_intensities(case: dict[str, str], write: Write) -> None:
-    assert intensity_fault(-1024, 3000) == intensity_fault(0, LARGEST_INTENSITY) == ""
-    assert intensity_fault(7, 7) == "must not be constant, got 7 everywhere"
-    for low, high in ((0, 2e12), (-2e12, 0)):
-        assert "must hold intensities up to 1e+12, got" in intensity_fault(low, high)
     voxels = np.ones(SHAPE, np.float32)
     voxels[1, 2, 3] = 1e20
     write(Path(case["image"]), voxels)

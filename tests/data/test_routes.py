@@ -8,18 +8,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bad_volumes import UNITS, nifti, put
 from dicom_slices import PATIENT, SPACING_MM, TURN, slices, write_series
-from monai.data import MetaTensor
+from monai.data import DataLoader, MetaTensor
 from nibabel.affines import apply_affine
 
 from unoise_monai.data.cases import scrub
+from unoise_monai.data.datasets import CaseDataset
 from unoise_monai.data.finding import find_cases, find_items
 from unoise_monai.data.headers import CaseError
-from unoise_monai.data.reading import LoadCased, case_name
+from unoise_monai.data.reading import LoadCased, load_again
 from unoise_monai.data.task import SegmentationTask
 from unoise_monai.data.transforms import preprocessing, training_transforms
-from unoise_monai.inference.explain import Explainer
+from unoise_monai.handlers import CaseEvaluator, ImportanceSaver, PictureSaver
+from unoise_monai.inference import TiledInferer
+from unoise_monai.inference.explain import Explainer, postprocessing
 from unoise_monai.networks import UNet
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -29,7 +33,7 @@ LOAD = LoadCased(["image"], labels=2, spacing_mm=TASK.spacing_mm)
 
 def explained(item: dict) -> MetaTensor:
     networks = UNet(3, 1, 2, depth=2, channel_factor=2), UNet(3, 1, 1, depth=2, channel_factor=2)
-    return Explainer(ExplainedSegmenter(*networks), TASK)(item["image"]).importance
+    return Explainer(ExplainedSegmenter(*networks), preprocessing(TASK, with_label=False))(item["image"]).importance
 
 
 ROUTES: dict[str, Callable[[dict], MetaTensor]] = {
@@ -105,8 +109,33 @@ def test_two_series_in_a_folder_are_two_cases(tmp_path: Path) -> None:
     items = find_items(tmp_path)
     volumes = [LOAD(item)["image"] for item in items]
     assert {volume.shape[-1] for volume in volumes} == {6, 3}
-    # What is written is called after the path, and must not replace each other.
-    assert [case_name(volume.meta["filename_or_obj"]) for volume in volumes] == [item["case"] for item in items]
+    for volume, item in zip(volumes, items, strict=True):
+        assert volume.meta["case"] == item["case"]
+        assert volume.meta["filename_or_obj"] == str(tmp_path)
+        np.testing.assert_array_equal(load_again(volume.meta), volume[0])
+
+
+def test_what_is_written_of_two_series_in_a_folder(tmp_path: Path) -> None:
+    """In a bundle's own run, whose savers see what the loader made batches of."""
+    two_series(tmp_path / "in")
+    items, output = find_items(tmp_path / "in"), tmp_path / "out"
+    network, chain = ExplainedSegmenter(UNet(3, 1, 2, 2, 2), UNet(3, 1, 1, 2, 2)), preprocessing(TASK, with_label=False)
+    CaseEvaluator(
+        output,
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(CaseDataset(items, chain), batch_size=1),
+        network=network,
+        inferer=TiledInferer(),
+        postprocessing=postprocessing(chain),
+        val_handlers=[ImportanceSaver(output), PictureSaver(output, ["mip"])],
+        decollate=True,
+    ).run()
+    for case in (item["case"] for item in items):
+        assert {path.name for path in (output / case).iterdir()} == {
+            f"{case}_importance.nii.gz",
+            f"{case}_seg.nii.gz",
+            f"{case}_mip.png",
+        }
 
 
 def test_a_tilted_gantry_stays_tilted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from unoise_monai.data.cases import Entry, has_dicom_magic, look_at, matches, walk
+from unoise_monai.data.cases import Entry, look_at, matches, walk
 
 
 def tree(root: Path, *files: str) -> None:
@@ -108,7 +108,7 @@ def test_what_an_entry_is(tmp_path: Path) -> None:
     }
     assert [name for name, entry in kinds.items() if entry.is_volume] == ["scan.NII.GZ"]
     assert [name for name, entry in kinds.items() if entry.is_slice] == ["IM0001", "x.DCM"]
-    assert not has_dicom_magic(tmp_path)
+    assert not Entry(tmp_path, Path("folder")).is_slice
 
 
 def test_what_a_case_may_be_read_from(tmp_path: Path) -> None:

@@ -78,9 +78,9 @@ def test_a_damaged_slice_fails_its_series_alone(tmp_path: Path) -> None:
 
 def test_a_damaged_slice_with_explicit_types(tmp_path: Path) -> None:
     write_series(tmp_path)
-    told = b"\x20\x00\x0e\x00UI" + len(UID).to_bytes(2, "little") + UID.encode() + b"\0\x20\x00\x10\x00"
+    header = b"\x20\x00\x0e\x00UI" + len(UID).to_bytes(2, "little") + UID.encode() + b"\0\x20\x00\x10\x00"
     (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "x").write_bytes(bytes(128) + b"DICM" + bytes(300) + told)
+    (tmp_path / "far" / "x").write_bytes(bytes(128) + b"DICM" + bytes(300) + header)
     (case,) = found(tmp_path).values()
     assert case.name == series_name(UID)
     assert "cut off" in case.problem

@@ -86,15 +86,15 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"),
+    ("shares", "says"),
     [
         ((-0.1, 0.1), "validation_share must be at least 0 and below 1, got -0.1"),
         ((0.1, 1.0), "test_share must be at least 0 and below 1, got 1.0"),
         ((0.6, 0.4), r"validation_share \+ test_share must be below 1, got 0.6 \+ 0.4"),
     ],
 )
-def test_refuses_bad_arguments(tmp_path: Path, shares: tuple[float, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refuses_bad_arguments(tmp_path: Path, shares: tuple[float, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         split_cases(cases_of(1, 2), tmp_path / "split.json", *shares)
     with pytest.raises(ValueError, match="cases must hold at least one case, got none"):
         split_cases([], tmp_path / "split.json")

@@ -16,7 +16,6 @@ from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import LoadCased, check_item
 from unoise_monai.data.vessels import label_vessels, vessel_label
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (30, 26, 18)
 
 Write = Callable[..., Path]

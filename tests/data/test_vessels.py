@@ -17,7 +17,6 @@ from unoise_monai.data.headers import CaseError
 from unoise_monai.data.reading import check_item
 from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (12, 10, 8)
 
 Write = Callable[..., Path]
@@ -242,9 +241,7 @@ def test_a_series_is_a_case_and_finds_the_label_that_was_made_for_it(tmp_path: P
     assert list_vessel_cases(series, "make") == list_vessel_cases(tmp_path, "make") == cases
 
 
-def test_real_angiogram() -> None:
-    folder = SHARED / "tof_mra"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_angiogram(shared: Callable[[str], Path]) -> None:
+    folder = shared("tof_mra")
     (case,) = list_vessel_cases(folder, "keep")
     assert case["case"] == "chris_MRA"

@@ -20,6 +20,7 @@ from unoise_monai.metrics.overlap import (
     soft_dice,
     surface_distance,
 )
+from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import segmentation
 
 SPACING = {2: (0.5, 2.0), 3: (0.7, 1.3, 2.5)}
@@ -233,9 +234,10 @@ def test_check_measures() -> None:
 
 
 @pytest.mark.parametrize("bad", [(1.0,), (1.0, 1.0, 1.0), (1.0, 0.0), (1.0, math.inf), (math.nan, 1.0)])
-def test_surface_distance_refuses_bad_spacing(bad: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
-        surface_distance(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), bad)
+def test_distances_refuse_bad_spacing(bad: tuple[float, ...]) -> None:
+    for measure in (surface_distance, lambda _, label, spacing_mm: distance_map(label, spacing_mm)):
+        with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
+            measure(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), bad)
 
 
 def test_logit_0_is_background() -> None:

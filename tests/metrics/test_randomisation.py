@@ -320,8 +320,3 @@ def test_kept_weights_come_back_exactly_and_in_place() -> None:
     for name, value in network.state_dict(keep_vars=True).items():
         assert value is before[name][0]
         assert torch.equal(value, before[name][1])
-
-
-def test_refuses_a_network_without_weights() -> None:
-    with pytest.raises(ValueError, match="network must have weights to randomise, got none in Sequential"):
-        weighted_layers(nn.Sequential(nn.ReLU()), {})

@@ -106,12 +106,6 @@ def test_distance_map_without_a_border_ranks_nothing() -> None:
     assert torch.equal(distance_map(label, (1.0, 1.0)), torch.zeros(2, 1, 3, 4))
 
 
-@pytest.mark.parametrize("bad", [(1.0,), (1.0, 1.0, 1.0), (1.0, 0.0), (1.0, math.inf), (math.nan, 1.0)])
-def test_distance_map_refuses_bad_spacing(bad: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
-        distance_map(torch.ones(1, 1, 3, 4), bad)
-
-
 def curve_of(share: list[float], dice: list[float]) -> VisibilityCurve:
     points = torch.tensor(share, dtype=torch.float64)
     return VisibilityCurve(points, points, torch.tensor(dice, dtype=torch.float64)[:, None])
@@ -124,8 +118,7 @@ def test_mean_score_leaves_out_classes_that_are_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)],
+    ("share", "expected"), [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.35, 0.45), (0.5, 0.6), (0.75, 0.8), (1.0, 1.0)]
 )
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_at_is_linear_between_the_points(share: float, expected: float, shuffled: bool) -> None:
@@ -136,7 +129,7 @@ def test_at_is_linear_between_the_points(share: float, expected: float, shuffled
 
 def test_at_outside_the_points_is_the_nearest() -> None:
     curve = curve_of([0.2, 0.8], [0.3, 0.9])
-    assert [curve.at(share) for share in (0.0, 0.1, 0.9, 1.0)] == pytest.approx([0.3, 0.3, 0.9, 0.9])
+    assert [curve.at(share) for share in (0.0, 0.9)] == pytest.approx([0.3, 0.9])
     assert curve_of([0.4], [0.7]).at(0.1) == pytest.approx(0.7)
 
 
@@ -211,15 +204,6 @@ def test_equals_hiding_and_counting(order: str) -> None:
         visible = naive_visible(importance, level) if order == "quantile" else (1 - importance) <= level
         assert float(curve.share[index]) == pytest.approx(float(visible.double().mean()))
         torch.testing.assert_close(curve.score[index], dice_of(image, visible, label).nanmean(dim=0))
-
-
-def test_every_channel_is_hidden() -> None:
-    image, importance, label = cohort(1)
-    seen = []
-    network = Bright()
-    network.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
-    VisibleDice(network, (0.5,)).update((torch.cat([image + 1, image + 2], dim=1), importance, label))
-    assert torch.equal(seen[0] != 0, naive_visible(importance, 0.5).expand(-1, 2, -1, -1))
 
 
 @pytest.mark.parametrize("order", ["quantile", "threshold"])
@@ -340,10 +324,8 @@ def test_every_option_reaches_the_scores(mode: str, batch: int) -> None:
         ({"order": "rank"}, "order must be one of 'quantile', 'threshold', got 'rank'"),
         ({"value": "mean"}, "value must be one of 'curve', 'area', got 'mean'"),
         ({"value": 1.5}, "value must be 'curve', 'area' or a share in [0, 1], got 1.5"),
-        ({"levels": ()}, "levels must be numbers in [0, 1], at least one, got ()"),
         ({"levels": (0.5, 1.1)}, "levels must be numbers in [0, 1], at least one, got (0.5, 1.1)"),
         ({"levels": (-0.1, 1.0)}, "levels must be numbers in [0, 1], at least one, got (-0.1, 1.0)"),
-        ({"levels": (math.nan,)}, "levels must be numbers in [0, 1], at least one, got (nan,)"),
         ({"mode": "both"}, "mode must be one of 'insertion', 'deletion', got 'both'"),
         ({"measure": "f1"}, "measure must be one of 'dice', 'soft_dice', 'iou', 'surface_distance', got 'f1'"),
         ({"measure": "surface_distance"}, "spacing_mm must be given for measure 'surface_distance', got None"),
@@ -358,15 +340,9 @@ def test_refuses_bad_arguments(changed: dict, says: str) -> None:
 
 def test_refuses_bad_importance() -> None:
     image, importance, label = cohort(2)
-    metric = VisibleDice(Bright())
-    for bad in (importance.repeat(1, 2, 1, 1), importance[..., :-1], importance[:1]):
-        with pytest.raises(
-            ValueError, match=r"importance must be one channel on the image's grid, \(2, 1, 6, 5\), got"
-        ):
-            metric.update((image, bad, label))
-    importance[0, 0, 0, 0] = math.nan
-    with pytest.raises(ValueError, match="importance must hold finite values only, got 1 NaN or infinite of 60"):
-        metric.update((image, importance, label))
+    for bad in (importance[..., :-1], importance[:1]):
+        with pytest.raises(ValueError, match=r"importance must be one channel on .* grid, \(2, 1, 6, 5\), got"):
+            VisibleDice(Bright()).update((image, bad, label))
 
 
 SPACING = (1.0, 2.5, 0.5)
@@ -393,11 +369,8 @@ class Counted(nn.Module):
 def volume(items: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(items, 2, 5, 4, 6, generator=generator)
-    return (
-        image,
-        torch.rand(items, 1, 5, 4, 6, generator=generator),
-        torch.randint(0, 3, (items, 1, 5, 4, 6), generator=generator),
-    )
+    importance = torch.rand(items, 1, 5, 4, 6, generator=generator)
+    return image, importance, torch.randint(0, 3, importance.shape, generator=generator)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 9])
@@ -487,12 +460,10 @@ def test_a_callable_runs_without_gradients_and_a_network_comes_back() -> None:
 def test_scorer_of_metatensors_gives_what_tensors_give() -> None:
     image, importance, label = volume()
     names = tuple(MEASURES)
-    plain = VisibilityScorer(Counted(), image, label, Hiding("blur", sigma=1.0), names, SPACING)(importance)
+    options = (Hiding("blur", sigma=1.0), names, SPACING)
+    plain = VisibilityScorer(Counted(), image, label, *options)(importance)
     network = Counted()
-    scorer = VisibilityScorer(
-        network, MetaTensor(image), MetaTensor(label.float()), Hiding("blur", sigma=1.0), names, SPACING
-    )
-    wrapped = scorer(MetaTensor(importance))
+    wrapped = VisibilityScorer(network, MetaTensor(image), MetaTensor(label.float()), *options)(MetaTensor(importance))
     assert {type(part) for part in (*wrapped.score.values(), wrapped.share, *network.seen)} == {Tensor}
     for name in names:
         torch.testing.assert_close(wrapped.score[name], plain.score[name])

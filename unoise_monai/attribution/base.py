@@ -26,7 +26,7 @@ from unoise_monai.types import Image, VoxelMap
 
 logger = logging.getLogger(__name__)
 
-BASELINES = ("zero", "mean", "minimum", "blurred", "noise")
+BASELINES = ("zero", "mean", "minimum", "blur", "noise")
 
 Baseline: TypeAlias = str | float | Tensor
 """One of `BASELINES`, a number, or an image that expands to ``(1, C, *spatial)``."""
@@ -37,7 +37,7 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
 
     - ``"zero"``: 0, the mean of images that are normalised to zero mean.
     - ``"mean"``, ``"minimum"``: of each item's and channel's own intensities. The minimum is air in CT and MR.
-    - ``"blurred"``: the Gaussian mean around each voxel, of the voxels inside the volume; coarse structure stays.
+    - ``"blur"``: the Gaussian mean around each voxel, of the voxels inside the volume; coarse structure stays.
     - ``"noise"``: Gaussian, of each item's and channel's own mean and standard deviation.
     - a number, or an image of your own.
 
@@ -48,8 +48,8 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
         seed: of the noise, the same for all items and on all devices; None draws from the global random state.
 
     Raises:
-        ValueError: when ``kind`` is unknown, holds NaN or infinite values or does not expand to the image, or ``sigma``
-            is not a finite number above 0.
+        ValueError: when ``kind`` is unknown, not finite or does not expand to the image; when ``sigma`` is not a finite
+            number above 0.
     """
     check_baseline(kind)
     if not 0 < sigma < math.inf:
@@ -64,24 +64,22 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
             raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
     if not isinstance(kind, str):
         return torch.full_like(image, kind)
-    if kind == "mean":
-        return image.mean(dim=axes, keepdim=True).expand_as(image).clone()
-    if kind == "minimum":
-        return image.amin(dim=axes, keepdim=True).expand_as(image).clone()
-    if kind == "blurred":
+    if kind in ("mean", "minimum"):
+        constant = image.mean(axes, keepdim=True) if kind == "mean" else image.amin(axes, keepdim=True)
+        return constant.expand_as(image).clone()
+    if kind == "blur":
         # MONAI's filter alone would mix in the zeros outside the volume.
         gauss = GaussianFilter(len(axes), sigma).to(image.device)
         return (gauss(image) / gauss(torch.ones_like(image[:1, :1]))).detach()
     if kind == "noise":
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(image.shape[1:], generator=generator).to(image)
-        spread = image.std(dim=axes, keepdim=True, correction=0)
-        return image.mean(dim=axes, keepdim=True) + spread * noise
+        return image.mean(axes, keepdim=True) + image.std(axes, keepdim=True, correction=0) * noise
     return torch.zeros_like(image)
 
 
 def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> list[Image]:
-    """Several of them, each of the shape of ``image``; every ``"noise"`` among them is another."""
+    """Several of them, each ``"noise"`` with a seed of its own."""
     return [baseline(image, kind, seed=None if seed is None else seed + at) for at, kind in enumerate(kinds)]
 
 
@@ -94,20 +92,38 @@ def check_baseline(kind: Baseline, name: str = "baseline") -> None:
 
 
 def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
-    """The baselines of a distribution; a ValueError where there is none, they are one name, or one is no baseline."""
+    """The baselines of a distribution; a ValueError where there is none, or one is no baseline."""
     if isinstance(kinds, str) or not len(kinds):
         raise ValueError(f"baselines must be one or more of {', '.join(map(repr, BASELINES))}, got {kinds!r}")
-    # Of a stack of images (b, C, *spatial), each is one.
+    # A stack of images is (b, C, *spatial).
     images = kinds.unsqueeze(1) if isinstance(kinds, Tensor) else kinds
     for kind in images:
         check_baseline(kind)
     return tuple(images)
 
 
+def check_at_least(name: str, value: float, least: int) -> None:
+    """Refuse a number below ``least``, with a ValueError."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_noise(samples: int, sigma: float) -> None:
+    """Refuse less than one sample, and a sigma that is negative or not finite, with a ValueError."""
+    check_at_least("samples", samples, 1)
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
+
+
+def check_time_limit(time_limit_s: float | None) -> None:
+    """Refuse a limit that is not above 0, with a ValueError."""
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
+
+
 SIGNS = ("signed", "absolute", "positive")
 NEEDS = ("layer", "noise_model", "region")
-"""What a method may need: an option ``layer`` (a default one is found), an option ``noise_model``, or a target that is
-a `Region`."""
+"""What a method may need: an option ``layer`` or ``noise_model``, or a target that is a `Region`."""
 
 
 class Score(nn.Module):
@@ -120,7 +136,7 @@ class Score(nn.Module):
         windows: whether the images are windows on the network's grid, which go through in one pass.
 
     Shape:
-        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume or window.
+        ``(n, C, *spatial)``, perturbed copies of one volume or window, to ``(n,)``.
 
     Raises:
         ValueError: in the call, when the target does not give one scalar an item.
@@ -130,7 +146,9 @@ class Score(nn.Module):
         super().__init__()
         self.volume, self.target, self.copies, self.windows = volume, target, copies, windows
         self.notes: dict[str, Any] = {}
-        """What a method notes about its map, such as a convergence delta; it goes into the map's metadata."""
+        """What a method notes about its map, such as a convergence delta, for the map's metadata."""
+        self.place: MetaTensor | None = None
+        """The image as it came, for its geometry; None for a tensor without."""
 
     def forward(self, images: Image) -> Tensor:
         scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
@@ -142,9 +160,11 @@ class Score(nn.Module):
 class Attributor(ABC):
     """A method that maps how much each voxel of an image contributes to a target of a segmentation.
 
-    The network and the image come back untouched. The network runs in evaluation mode, in ``precision``; where a
-    volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes a network and the options below;
-    the docstrings of the methods list only what they add.
+    The network and the image come back untouched. The network runs in evaluation mode; where a volume does not fit
+    ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes the arguments below. Options of several methods are
+    the ``baseline`` that they compare with or hide voxels by (see `baseline`), the ``seed`` of what is drawn (None
+    draws from the global random state), ``progress``, which shows a bar, and ``time_limit_s``, seconds an item, after
+    which the best map so far comes back (see `batches`). Methods document what they add.
 
     Args:
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
@@ -162,13 +182,14 @@ class Attributor(ABC):
 
     Raises:
         ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, the target
-            is of another number of items, or does not give one scalar an item.
+            is of another number of items or does not give one scalar an item, or an image as baseline does not expand
+            to the volume.
     """
 
     name: ClassVar[str]
     """By which `register` makes the class known."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Which of `NEEDS` the method takes beside an image and any target."""
+    """Some of `NEEDS`."""
     control: ClassVar[bool] = False
     """Whether the map asks no network and is what methods have to beat."""
     default_sign: ClassVar[str] = "absolute"
@@ -177,8 +198,7 @@ class Attributor(ABC):
     differentiates: ClassVar[bool] = True
     """Whether the method asks for gradients of the network; if not, more copies of a volume fit the memory."""
     contributes: bool = False
-    """Whether each value is a contribution against a baseline, of a voxel or of what is hidden with it, rather than a
-    change per intensity."""
+    """Whether values are contributions against a baseline, rather than changes of the score per intensity."""
 
     def __init__(
         self, network: nn.Module, sign: str | None = None, memory_gb: float | None = None, precision: str = "fp32"
@@ -189,14 +209,15 @@ class Attributor(ABC):
         self.volume = VolumeNetwork(network, memory_gb, precision, self.clips)
 
     def __call__(self, image: Image, target: Target) -> MetaTensor:
-        plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().float()
+        plain = image.as_subclass(Tensor).detach().float()
         check_finite(plain, "image")
         check_items(target, len(plain))
         maps, notes = [], []
-        for index in range(len(plain)):
+        for index, item in enumerate(plain.split(1)):
             with attributing(self.network), without_tf32():
-                item = plain[index : index + 1].clone().requires_grad_()
+                item = item.clone().requires_grad_()
                 score = self.score(item, of_item(target, index))
+                score.place = image if isinstance(image, MetaTensor) else None
                 values = self.attribute(item, score)
             maps.append(signed(values.detach().float(), self.sign))
             notes.append({"method": self.name, "sign": self.sign, **score.notes})
@@ -207,7 +228,7 @@ class Attributor(ABC):
         return result
 
     def score(self, image: Image, target: Target) -> Score:
-        """What the method explains of one item; measures what passes take, before its hooks change that."""
+        """What the method explains of one item. Measures what a pass takes, which hooks would change."""
         score = Score(self.volume, target, self.volume.copies(image, self.differentiates))
         if not self.volume.bounded:
             score.notes["memory_gb"] = "not kept"
@@ -221,8 +242,7 @@ class Attributor(ABC):
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
         """Refuse a network that the method cannot explain; otherwise give the notes that go with every map of it.
 
-        What takes the mean of many maps, over noisy images (`SmoothGrad`) or over voxels (`VoxelwiseMean`), calls
-        `check` once and `maps` often, with a score that holds the notes of the check.
+        Methods that are made of many maps (`SmoothGrad`, `VoxelwiseMean`) check once, and call ``maps`` often.
 
         Raises:
             ValueError: when the method would give a wrong map of this network without an error.
@@ -233,15 +253,15 @@ class Attributor(ABC):
     def maps(self, images: Image, score: Score) -> Tensor:
         """The map of one item, ``(1, C, *spatial)`` to the same or ``(1, 1, *spatial)``, with its sign.
 
-        Called with the network ready for gradients of the input (`attributing`), which ``images`` require already.
-        Notes about the map go into ``score.notes``. Gradient methods get several images at once.
+        Called with the network ready for gradients of the input (`attributing`), which ``images`` require. Notes about
+        the map go into ``score.notes``. Gradient methods get several images at once.
         """
 
 
 def signed(values: Tensor, sign: str) -> VoxelMap:
     """The sum over channels, ``(B, 1, *spatial)``, of the values, their magnitude or their positive part."""
-    part = {"signed": values, "absolute": values.abs(), "positive": values.clamp_min(0)}[sign]
-    return part.sum(dim=1, keepdim=True)
+    parts = {"signed": values, "absolute": values.abs(), "positive": values.clamp_min(0)}
+    return parts[sign].sum(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -250,8 +270,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
@@ -272,8 +291,7 @@ def batches(
         planned: how many copies.
         at_once: how many fit the memory.
         name: of the method, for the bar and the log.
-        notes: take how many copies were ``planned`` and ``evaluated``, and where the limit ended it,
-            ``stopped_after_s``; a warning is then logged.
+        notes: gets ``planned`` and ``evaluated``, and where the limit ended it ``stopped_after_s``, with a warning.
         progress: show a bar.
         time_limit_s: after which no further copy is begun.
     """
@@ -286,9 +304,9 @@ def batches(
                     notes["stopped_after_s"] = seconds
                     logger.warning("%s: stopped after %.1f s with %d of %d copies", name, seconds, done, planned)
                     break
-                # All that fit the memory may be all there are, and take many times the limit.
-                left = time_limit_s - seconds
-                count = min(count, max(1, int(left * done / max(seconds, 1e-6)))) if done else 1
+                # A batch that fills the memory may take many times the limit.
+                in_time = int((time_limit_s - seconds) * done / max(seconds, 1e-6))
+                count = min(count, max(1, in_time))
             batch = range(done, min(done + count, planned))
             yield batch
             done = batch.stop
@@ -296,14 +314,8 @@ def batches(
     notes |= {"planned": planned, "evaluated": done}
 
 
-def check_time_limit(time_limit_s: float | None) -> None:
-    """Refuse a limit that is not above 0, with a ValueError."""
-    if time_limit_s is not None and not time_limit_s > 0:
-        raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
-
-
 def probe_side(volume: VolumeNetwork) -> int:
-    """The side of a block that shows what a network is made of: two voxels on its coarsest grid, for instance norm."""
+    """The side of a block that shows a network's layers: two voxels on its coarsest grid, for instance norm."""
     return volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
 
 
@@ -314,7 +326,6 @@ class Call(NamedTuple):
     module: nn.Module
     inputs: tuple[Any, ...]
     options: dict[str, Any]
-    """Its keyword arguments."""
     output: Any
 
 
@@ -324,10 +335,10 @@ def watching(
     leave: Callable[[Call], object],
     enter: Callable[[str, nn.Module], object] | None = None,
 ) -> Iterator[None]:
-    """Tell of each call of some modules within the block; the hooks are gone after it, also when it fails.
+    """Watch each call of some modules within the block; the hooks are gone after it, also when it fails.
 
     Args:
-        modules: by the path that `Call` and ``enter`` name them by, such as ``dict(network.named_modules())``.
+        modules: by path, such as ``dict(network.named_modules())``.
         leave: called when a call ends; what it returns, if not None, takes the place of the output.
         enter: called with path and module when a call begins.
     """
@@ -341,8 +352,7 @@ def watching(
 
     with ExitStack() as stack:
         for path, module in modules.items():
-            if enter is not None:
-                stack.callback(module.register_forward_pre_hook(partial(entered, path)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(entered, path)).remove)
             stack.callback(module.register_forward_hook(partial(left, path), with_kwargs=True).remove)
         yield
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
@@ -10,7 +9,16 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score, batches, check_time_limit, seeded, signed
+from unoise_monai.attribution.base import (
+    Attributor,
+    Score,
+    batches,
+    check_at_least,
+    check_noise,
+    check_time_limit,
+    seeded,
+    signed,
+)
 from unoise_monai.attribution.gradient import GradientAttributor
 from unoise_monai.attribution.layer_methods import CAM, GuidedGradCAM
 from unoise_monai.attribution.registry import METHODS, register
@@ -28,7 +36,7 @@ class ComposedAttributor(Attributor):
 
     Args:
         method: see `Method`.
-        method_options: of the method, where it is not made yet, such as ``{"substitute": True}``.
+        method_options: of a method that is not made yet, such as ``{"substitute": True}``.
         **options: see `Attributor`; by default those of the method.
 
     Raises:
@@ -37,7 +45,7 @@ class ComposedAttributor(Attributor):
     """
 
     takes: ClassVar[tuple[type[Attributor], ...]] = (GradientAttributor,)
-    """The kinds of methods that it can be made of, one's own among them."""
+    """The kinds of methods that it can be made of."""
 
     def __init__(
         self, network: nn.Module, method: Method, method_options: Mapping[str, Any] | None = None, **options: Any
@@ -53,22 +61,21 @@ class ComposedAttributor(Attributor):
             inner_options: dict[str, Any] = {"sign": options.get("sign"), **(method_options or {})}
             self.inner = self._class_of(method)(network, **inner_options)
         volume = self.inner.volume
-        like_inner = {"memory_gb": volume.memory_gb, "precision": volume.precision}
         if options.get("sign") is None:
             options["sign"] = self.inner.sign
-        super().__init__(network, **(like_inner | options))
+        super().__init__(network, **({"memory_gb": volume.memory_gb, "precision": volume.precision} | options))
         self.volume.clips = self.inner.clips
         self.contributes = self.inner.contributes
 
     def at_once(self, score: Score) -> int:
-        """How many images the method takes in a pass; one of those that keep a layer's features."""
+        """How many images the method takes in a pass; methods that keep a layer's features take one."""
         return max(1, score.copies // self.inner.copies_each) if isinstance(self.inner, GradientAttributor) else 1
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
         return self.inner.check(image, volume)
 
     def inner_maps(self, images: Image, score: Score, target: Target, sums: dict[str, float]) -> Tensor:
-        """The method's signed maps of n images; the numbers that it notes are added to ``sums``, n times."""
+        """The method's signed maps of n images; the numbers that it notes are added to ``sums``, times n."""
         part = Score(score.volume, target, score.copies)
         part.notes |= {key: value for key, value in score.notes.items() if not isinstance(value, (int, float))}
         maps = self.inner.maps(images.requires_grad_(), part).detach()
@@ -95,26 +102,22 @@ class ComposedAttributor(Attributor):
 
 
 class NoisyMaps(ComposedAttributor):
-    """Something of a gradient method's maps of the image with Gaussian noise on it.
+    """A statistic of a gradient method's maps of the image with Gaussian noise on it.
 
-    Every sample has noise of its own from the seed, however many go through at once: Captum's ``NoiseTunnel`` draws
-    another noise where the memory is another, and refuses methods with several baselines.
+    The noise follows from the seed, however many samples go through at once: with Captum's ``NoiseTunnel`` it depends
+    on the memory. The notes hold the means of what the method notes of each sample.
 
     Args:
         method: a gradient method, see `Method`.
         samples: noisy copies; a map costs that many times what the method costs.
         sigma: of the noise, in units of normalised intensity. Smilkov et al. take 10% to 20% of the image's range.
-        seed: of the noise; None draws from the global random state.
-        progress: show a bar of the samples.
-
-    ``notes`` hold the means of what the method notes of each sample.
 
     Raises:
         ValueError: when ``samples`` is below 1, or ``sigma`` negative or not finite; see also `ComposedAttributor`.
     """
 
     squares: ClassVar[bool] = False
-    """Whether the map is of squares of the method's values, which are no contributions even where those are."""
+    """Whether the map is of squares of the method's values, which are no contributions."""
 
     def __init__(
         self,
@@ -128,10 +131,7 @@ class NoisyMaps(ComposedAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, method, method_options, **options)
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
+        check_noise(samples, sigma)
         self.samples, self.sigma, self.seed, self.progress = samples, sigma, seed, progress
         self.contributes = self.contributes and not self.squares
 
@@ -160,10 +160,9 @@ class NoisyMaps(ComposedAttributor):
 
 @register
 class SmoothGrad(NoisyMaps):
-    """The mean of the maps of noisy copies of the image, which leaves out what noise changes at random.
+    """The mean of the maps of noisy copies of the image. The sign is taken of the mean.
 
-    Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017. The mean is of signed values; the sign is
-    taken of the mean.
+    Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017.
     """
 
     name = "smooth_grad"
@@ -210,23 +209,20 @@ class VoxelwiseMean(ComposedAttributor):
 
     Fazel et al., "Interpretability of U-Net model in the segmentation of medical images", section IV, where the region
     is the segment's border: ``VoxelwiseMean(network)(image, border_mean(logits, label))``. Costs what the method costs
-    for every voxel, thousands of times a volume. Signed maps of methods that are linear in the target (saliency, input
-    times gradient, integrated gradients, DeepLIFT) are, in the mean, the map of the region itself: ask for that, in
-    one go. Guided backpropagation and deconvolution are not linear, nor are the magnitude and Grad-CAM's ReLU.
+    for every voxel, thousands of times a volume. For methods that are linear in the target (saliency, input times
+    gradient, integrated gradients, DeepLIFT) signed maps average to the map of the region itself: ask for that, in one
+    go. Guided backpropagation, deconvolution, magnitudes and Grad-CAM's ReLU are not linear.
 
     Args:
         method: a gradient method or a CAM, see `Method`.
         max_voxels: of a larger region, this many are drawn; None for all.
-        seed: of the draw, and of the order that voxels are taken in; None draws from the global random state.
-        progress: show a bar of the voxels.
-        time_limit_s: seconds an item, see `batches`; the map is then the mean so far.
 
     Shape:
-        called with an image and a `Region`; of one that sums, the sum of the maps, in place of their mean. Where its
+        called with an image and a `Region`; for one that sums, the sum of the maps in place of their mean. Where its
         mask has weights, each voxel's logit counts with its weight.
 
-    ``notes`` hold how many voxels the region has (``voxels``), were ``planned`` and ``evaluated``, and what the method
-    notes, in the mean or the sum as the maps.
+    The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean or sum
+    of what the method notes.
 
     Raises:
         ValueError: when ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, when the target is no
@@ -249,8 +245,8 @@ class VoxelwiseMean(ComposedAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, method, method_options, **options)
-        if max_voxels is not None and max_voxels < 1:
-            raise ValueError(f"max_voxels must be at least 1, got {max_voxels}")
+        if max_voxels is not None:
+            check_at_least("max_voxels", max_voxels, 1)
         check_time_limit(time_limit_s)
         self.max_voxels, self.seed, self.progress, self.time_limit_s = max_voxels, seed, progress, time_limit_s
 
@@ -261,7 +257,7 @@ class VoxelwiseMean(ComposedAttributor):
             raise ValueError(f"target must be a Region on the grid of the image {tuple(images.shape)}, got {got}")
         mask = region.mask[0, 0].as_subclass(Tensor).to(images)
         inside = mask.nonzero()
-        # At random also where all are taken: what a time limit leaves is then spread over the region.
+        # In random order, so that a time limit leaves voxels all over the region.
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(inside), generator=generator)
         voxels = inside[order.to(images.device)][: self.max_voxels]
@@ -280,12 +276,10 @@ class VoxelwiseMean(ComposedAttributor):
 
 
 def each_voxel(voxels: Tensor, label: int, weights: Tensor) -> Target:
-    """The logit of a class in another voxel for each image: of copy ``i``, in voxel ``i % n``.
+    """The weighted logit of a class in one voxel for each image: of copy ``i``, in voxel ``i % n``.
 
-    Args:
-        voxels: indices, ``(n, spatial_dims)``.
-        label: the class.
-        weights: of the voxels, ``(n,)``.
+    Shape:
+        ``voxels`` are indices ``(n, spatial_dims)``, ``weights`` ``(n,)``.
     """
 
     def target(logits: Logits) -> Tensor:

@@ -1,18 +1,15 @@
 """Methods at a layer: class activation maps, guided backpropagation, and what a layer's features contribute.
 
-Class activation maps weigh a layer's features by what they do for the target. With a sum of logits over voxels as the
-target, they are what Vinogradova, Dibrov, Myers, "Towards interpretable semantic segmentation via gradient-weighted
-class activation mapping", 2020, call Seg-Grad-CAM: of a class's whole region (`class_sum`), of one voxel (`voxel`), or
-of any `Region`. A layer's grid is coarse: the map of the bottleneck of a depth-4 U-Net has one value for 8 voxels along
-each axis, and what lies between is interpolated.
+Class activation maps weigh a layer's features by what they do for the target. For a sum of logits over voxels, such as
+`class_sum`, `voxel` or any `Region`, they are Seg-Grad-CAM: Vinogradova, Dibrov, Myers, "Towards interpretable semantic
+segmentation via gradient-weighted class activation mapping", 2020. A layer's grid is coarse: the map of the bottleneck
+of a depth-4 U-Net has one value for 8 voxels along each axis, and what lies between is interpolated.
 
 Contributions are a layer's shares of the target's difference between a baseline and the image. With ``sign="signed"``,
 their sum over the layer's grid of the padded volume is ``notes["score_difference"]`` up to
 ``notes["convergence_delta"]``; up-sampling keeps a contribution's height, not the sum. The delta is small where
 everything passes the layer, as in a U-Net's first and last; elsewhere it is what goes past it, by skip connections.
 Over windows, the target must be linear in the logits.
-
-All refuse, in the call, a layer that the network does not have.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from unoise_monai.attribution.base import (
     Baseline,
     Score,
     baseline,
+    check_at_least,
     check_baseline,
     outputs_of,
     signed,
@@ -37,7 +35,7 @@ from unoise_monai.attribution.base import (
 )
 from unoise_monai.attribution.deeplift import DeepLift, rescaling
 from unoise_monai.attribution.gradient import RULES, note_convergence
-from unoise_monai.attribution.guided import GuidedBackprop, check_clipping, clipping
+from unoise_monai.attribution.guided import GuidedBackprop, activations, clipping
 from unoise_monai.attribution.layers import LayerAttributor, over_windows
 from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
@@ -48,8 +46,8 @@ from unoise_monai.types import Image
 class CAM(LayerAttributor):
     """A weighted sum of a layer's features. One pass forward and back, and over windows one more forward.
 
-    The default sign, ``"positive"``, is the papers' ReLU, on the layer's grid; ``"signed"`` is what goes into it. Koker
-    et al. 2021, Fig. 2, take the bottleneck.
+    The default sign, ``"positive"``, is the papers' ReLU, on the layer's grid. Koker et al. 2021, Fig. 2, take the
+    bottleneck.
     """
 
     default_sign = "positive"
@@ -68,28 +66,23 @@ class GradCAM(CAM):
     """Each feature times its mean gradient: coarse areas whose features speak for the target.
 
     Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization", 2017, Eq. 1
-    and 2. The weights are means over the layer's whole grid, also where the target is one small structure, so a feature
-    that speaks for it shows wherever the feature is active.
+    and 2. The weights are means over the layer's whole grid, so a feature that speaks for one small structure shows
+    wherever it is active.
     """
 
     name = "grad_cam"
 
     def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        return features * _mean(gradients)
+        return features * gradients.mean(dim=tuple(range(2, gradients.ndim)), keepdim=True)
 
 
 @register
 class LayerGradCAM(CAM):
-    """Grad-CAM with both signs, for comparing the layers of a network: Captum's ``LayerGradCam``, without the ReLU.
-
-    Selvaraju et al. 2017, Eq. 1 and what goes into the ReLU of Eq. 2.
-    """
+    """Grad-CAM with both signs, for comparing the layers of a network: without the ReLU of Eq. 2."""
 
     name = "layer_grad_cam"
     default_sign = "signed"
-
-    def weigh(self, features: Tensor, gradients: Tensor) -> Tensor:
-        return features * _mean(gradients)
+    weigh = GradCAM.weigh
 
 
 @register
@@ -113,11 +106,10 @@ class GradCAMPlusPlus(CAM):
                 f"layer must give features of at least 0, such as those after a ReLU, for {self.name}, got "
                 f"{float(features.min()):.3g}"
             )
-        total = features.flatten(2).sum(dim=2).reshape(_over_channels(features))
+        axes = tuple(range(2, features.ndim))
         # g^2 / (2 g^2 + sum(A) g^3), with g^2 cancelled; where g is 0, the ReLU of g is, too.
-        alpha = 1 / (2 + total * gradients)
-        weights = (alpha * gradients.clamp_min(0)).flatten(2).sum(dim=2).reshape(_over_channels(features))
-        return features * weights
+        alpha = 1 / (2 + features.sum(axes, keepdim=True) * gradients)
+        return features * (alpha * gradients.clamp_min(0)).sum(axes, keepdim=True)
 
 
 @register
@@ -152,8 +144,8 @@ class GuidedGradCAM(Attributor):
     """Guided backpropagation where Grad-CAM is positive: fine detail within the coarse areas.
 
     Selvaraju et al., "Grad-CAM", 2017, Sec. 3.2: the product of both, with Grad-CAM's ReLU and up-sampled. Two passes
-    forward and back. Like guided backpropagation (see there for ``substitute`` and what is refused), it partly recovers
-    the image.
+    forward and back. ``substitute`` and what is refused are as for `GuidedBackprop`, and it, too, partly recovers the
+    image.
     """
 
     name = "guided_grad_cam"
@@ -178,8 +170,8 @@ class LayerGuidedBackprop(LayerAttributor):
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021, Fig. 5,
     loop guided backpropagation (Springenberg et al., 2014) through the layers. This is its gradient with respect to the
-    layer's features, by default the sum of magnitudes over channels; `LayerGuidedActivation` is the other way to read
-    them. One pass forward and back. ``substitute`` and what is refused are as of `GuidedBackprop`.
+    layer's features; `LayerGuidedActivation` is the other way to read them. One pass forward and back. ``substitute``
+    and what is refused are as for `GuidedBackprop`.
     """
 
     name = "layer_guided_backprop"
@@ -189,7 +181,7 @@ class LayerGuidedBackprop(LayerAttributor):
         self.substitute = substitute
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        return super().check(image, volume) | check_clipping(volume, image, self.name, self.substitute)
+        return super().check(image, volume) | activations(volume, image).check(self.name, self.substitute)
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
         (values,) = over_windows(partial(self._gradient, layer), score, image)
@@ -227,15 +219,12 @@ class LayerPath(LayerAttributor):
     """Contributions that Captum sums up in steps from a baseline to the image.
 
     Args:
-        layer: its name (`find_layers`) or path.
         steps: of the integral.
         rule: how it is summed, by default the first of ``rules``.
-        baseline: see `baseline`; an image of your own gives other settings.
-        seed: of a noise baseline.
 
     Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
-            baseline does not expand to the volume, or the volume goes in windows and the target is not linear.
+        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when the volume goes
+            in windows and the target is not linear.
     """
 
     method: ClassVar[Any]
@@ -253,8 +242,7 @@ class LayerPath(LayerAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, layer, **options)
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
+        check_at_least("steps", steps, 2)
         self.steps, self.rule = steps, self.rules[0] if rule is None else rule
         check_choice("rule", self.rule, self.rules)
         check_baseline(baseline)
@@ -309,7 +297,7 @@ class LayerIntegratedGradients(LayerPath):
         kept: list[Tensor] = []
         with watching({"": layer}, lambda call: kept.append(call.output.cpu())):
             score(start)
-        # Volumes of one size go through in the same tiles.
+        # The image goes through in the same tiles as the baseline.
         features = iter(kept)
         with watching({"": layer}, lambda call: next(features).to(call.output.device)):
             before = score(image)
@@ -328,7 +316,7 @@ class InternalInfluence(LayerPath):
     method = captum.attr.InternalInfluence
 
     def note(self, score: Score, layer: nn.Module, image: Image, start: Image, total: Tensor) -> None:
-        """Nothing to note."""
+        pass
 
 
 @register
@@ -336,8 +324,8 @@ class LayerDeepLift(LayerAttributor):
     """Each feature's share of the target's difference between the image and a baseline, in one pass.
 
     Shrikumar, Greenside, Kundaje, "Learning important features through propagating activation differences", 2017, the
-    rescale rule. One pass forward and back over the image with the baseline, and two forward. The delta is small only
-    in networks that `DeepLift` is exact for; ``baseline``, ``substitute``, ``seed`` and what is refused are as there.
+    rescale rule. One pass forward and back over the image with the baseline, and two forward. The delta, options and
+    what is refused are as for `DeepLift`.
     """
 
     name = "layer_deep_lift"
@@ -371,10 +359,7 @@ class LayerDeepLift(LayerAttributor):
 
 
 def _both_signs(values: Tensor, sign: str) -> tuple[Tensor, Tensor]:
-    """Contributions with the sign that is asked for and with their own, of one window.
-
-    Summed over channels window by window, as a fine layer of a volume is larger than the volume.
-    """
+    """One window's contributions with the sign that is asked for and with their own, summed over channels."""
     return signed(values.float(), sign), signed(values.float(), "signed")
 
 
@@ -387,11 +372,3 @@ def _features_and_gradients(layer: nn.Module, score: Score, window: Image) -> tu
     (features,), scores = outputs_of(layer, lambda: score(window))
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     return features.detach(), gradients
-
-
-def _over_channels(features: Tensor) -> tuple[int, ...]:
-    return (*features.shape[:2], *[1] * (features.ndim - 2))
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(dim=tuple(range(2, values.ndim)), keepdim=True)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import captum.attr
 import torch
-from monai.data import MetaTensor
 from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,21 +41,20 @@ class _Output(NamedTuple):
     order: int
     path: str
     depth: int
-    """How many calls of modules it lies within, those of the network and of skip connections not counted."""
+    """How many calls of modules it lies within, but for those of the network and of skip connections."""
     grid: tuple[int, ...]
     channels: int
     spans: bool
-    """Whether a module within it works on a coarser grid than it takes and gives: it holds whole levels."""
+    """Whether it holds whole levels: a module within it works on a coarser grid than it takes and gives."""
     logits: bool
-    """Whether it is what the network gives, too."""
 
 
 def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, Layer]:
     """Each resolution's last features on the way down and on the way up, in the order of the pass.
 
-    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, the image's own
-    size where it doesn't. The features of a stage are what its outermost modules give last before the next grid, but
-    for the logits themselves. A network without a way up, such as a classifier's encoder, has no decoder.
+    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, else the image's own
+    size. The features of a stage are what its outermost modules give last before the next grid, but for the logits
+    themselves. A network without a way up, such as a classifier's encoder, has no decoder.
 
     Args:
         network: from images to logits.
@@ -64,8 +62,8 @@ def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, L
 
     Returns:
         ``encoder.0``, ``encoder.1``, ... from the finest grid on, ``bottleneck``, the coarsest, and ``decoder.0``, ...
-        up to the finest, each with its layer. Names are the paths themselves for this project's own networks, but for
-        the bottleneck, the last of the encoder.
+        up to the finest. In this project's own networks these names are paths, but for the bottleneck, the encoder's
+        last.
 
     Raises:
         ValueError: when the network is scripted, so that hooks see nothing, or is a single layer.
@@ -123,64 +121,50 @@ def _layer(output: _Output, size: tuple[int, ...]) -> Layer:
 
 
 def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
-    """What the modules gave in a pass, in the order in which they finished, and last of all the network itself."""
-    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in volume.network.modules()):
-        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
-    size = list(image.shape[2:])
-    if volume.rule.stride is not None:
-        size = [probe_side(volume)] * len(size)
-    watch = _Watch(image.ndim)
-    modules = dict(volume.network.named_modules())
-    with evaluating(volume.network), watching(modules, watch.leave, watch.enter):
-        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
-    return watch.once()
+    """What modules gave in a pass, in the order in which they finished, the network itself last.
 
-
-class _Watch:
-    """Writes down what modules give.
-
-    Left out is what has no place: a module that runs more than once, outputs without the image's axes, or pooled to a
-    single voxel, as squeeze and excitation does; and the sum or concatenation of MONAI's `SkipConnection`.
+    Left out are modules that run more than once, outputs without a grid (pooled to a single voxel, as in squeeze and
+    excitation), and the sums or concatenations of MONAI's `SkipConnection`.
     """
+    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
+    modules = dict(volume.network.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
+        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
+    found: list[tuple[weakref.ref[Tensor], _Output]] = []
+    calls: Counter[str] = Counter()
+    running: list[nn.Module] = []
+    # For each running module, the voxels of the coarsest grid within it.
+    coarsest: list[float] = []
+    latest: list[Any] = [None]
 
-    def __init__(self, ndim: int) -> None:
-        self.ndim = ndim
-        self.outputs: list[tuple[weakref.ref[Tensor], _Output]] = []
-        self.logits: object = None
-        self.calls: Counter[str] = Counter()
-        self.coarsest: list[float] = []
-        """For each module that is running, the voxels of the coarsest grid within it."""
-        self.skips = 0
-        """How many of those are a `SkipConnection`."""
-
-    def enter(self, path: str, module: nn.Module) -> None:
-        self.coarsest.append(math.inf)
-        self.skips += isinstance(module, SkipConnection)
-
-    def leave(self, call: Call) -> None:
-        path, output = call.path, call.output
-        within, voxels = self.coarsest.pop(), self.voxels(output)
-        skip = isinstance(call.module, SkipConnection)
-        self.skips -= skip
-        self.calls[path] += 1
-        self.logits = output if not path else None
-        if voxels < math.inf and not skip:
-            spans = within < min([voxels, *map(self.voxels, call.inputs)])
-            order, depth, grid = len(self.outputs), len(self.coarsest) - 1 - self.skips, tuple(output.shape[2:])
-            made = _Output(order, path, depth, grid, output.shape[1], spans, logits=False)
-            self.outputs.append((weakref.ref(output), made))
-        if self.coarsest:
-            self.coarsest[-1] = min(self.coarsest[-1], within, voxels)
-
-    def voxels(self, value: Any) -> float:
-        placed = isinstance(value, Tensor) and value.ndim == self.ndim and any(side > 1 for side in value.shape[2:])
+    def voxels(value: Any) -> float:
+        placed = isinstance(value, Tensor) and value.ndim == image.ndim and any(side > 1 for side in value.shape[2:])
         return math.prod(value.shape[2:]) if placed else math.inf
 
-    def once(self) -> list[_Output]:
-        """The outputs of the modules that ran once."""
-        once = [(tensor, output) for tensor, output in self.outputs if self.calls[output.path] == 1]
-        return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
+    def enter(path: str, module: nn.Module) -> None:
+        running.append(module)
+        coarsest.append(math.inf)
+
+    def leave(call: Call) -> None:
+        running.pop()
+        within, here, output = coarsest.pop(), voxels(call.output), call.output
+        calls[call.path] += 1
+        latest[0] = output
+        if here < math.inf and not isinstance(call.module, SkipConnection):
+            depth = sum(not isinstance(module, SkipConnection) for module in running) - 1
+            spans = within < min([here, *map(voxels, call.inputs)])
+            grid, channels = tuple(output.shape[2:]), output.shape[1]
+            made = _Output(len(found), call.path, depth, grid, channels, spans, logits=False)
+            found.append((weakref.ref(output), made))
+        if coarsest:
+            coarsest[-1] = min(coarsest[-1], within, here)
+
+    known = volume.rule.stride is not None
+    size = [probe_side(volume)] * (image.ndim - 2) if known else image.shape[2:]
+    with evaluating(volume.network), watching(modules, leave, enter):
+        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
+    once = [(tensor, output) for tensor, output in found if calls[output.path] == 1]
+    return [output._replace(logits=tensor() is latest[0]) for tensor, output in once]
 
 
 Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]
@@ -192,10 +176,9 @@ def over_windows(
 ) -> tuple[Tensor, ...]:
     """Measure a layer over a volume: in one window where memory allows, else in several, put together on its grid.
 
-    A window's logits are weighted as the target weighs them in the whole volume, and a window reaches beyond its core
-    as far as the core's outputs see: what is kept of it equals one pass to rounding. (Hooks on a layer don't see
-    through `VolumeNetwork`, which runs each tile again on the way back.) The volume must have been made with
-    ``clips=True``, which gives windows that reach so far.
+    The parts of several equal those of one to rounding: a window's logits are weighted as the target weighs them in the
+    whole volume, and it reaches as far beyond its core as the core's outputs see. For that the volume must have
+    ``clips=True``. (Hooks on a layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
 
     Args:
         measure: called with a `Score` and windows of ``image`` and ``others`` that require gradients, gives
@@ -207,11 +190,11 @@ def over_windows(
         linear: whether it weighs logits of other images than ``image``: over windows, the target must then be linear.
 
     Returns:
-        The tensors on the layer's grid over the padded volume, float32; of several windows in main memory.
+        The tensors on the layer's grid over the padded volume, float32; from several windows in main memory.
 
     Raises:
-        ValueError: when windows are needed and ``linear`` is asked of a target that is not linear in the logits, or the
-            layer's grid does not divide the network's stride.
+        ValueError: when windows are needed and the target is not linear in the logits though ``linear`` asks for it, or
+            the layer's grid does not divide the network's stride.
         MemoryError: when windows are needed and the network cannot be tiled exactly, or the smallest is too large.
     """
     volume = score.volume
@@ -243,7 +226,7 @@ def _logit_weights(score: Score, image: Image, linear: bool) -> Tensor:
         logits = score.volume(image)
     weights = _gradient(score, logits)
     if linear:
-        # A linear target has one gradient everywhere; of common others, neither the scale nor the sign keeps it.
+        # A linear target has one gradient everywhere; common others have another at this scale and sign.
         elsewhere = _gradient(score, -0.5 * logits)
         if not torch.allclose(weights, elsewhere, rtol=1e-5, atol=1e-6 * float(weights.abs().max())):
             raise ValueError(
@@ -282,9 +265,9 @@ def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
 class LayerAttributor(Attributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
-    The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
-    network's grid, each at the centre of the voxels that it stands for, and the padding is cut off. Where a volume does
-    not fit ``memory_gb``, the layer's grid is put together from windows (`over_windows`).
+    The sign is taken on the layer's own grid, from which values are interpolated linearly, each at the centre of the
+    voxels that it stands for. Where a volume does not fit ``memory_gb``, the layer's grid is put together from windows
+    (`over_windows`).
 
     Args:
         layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
@@ -330,13 +313,11 @@ class LayerActivation(LayerAttributor):
     name = "layer_activation"
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        (features,) = over_windows(partial(activation, layer), score, image)
+        def measure(score: Score, window: Image) -> tuple[Tensor]:
+            return (captum.attr.LayerActivation(score, layer).attribute(window),)
+
+        (features,) = over_windows(measure, score, image)
         return features / features.shape[1]
-
-
-def activation(layer: nn.Module, score: Score, window: Image) -> tuple[Tensor]:
-    """A layer's features of a window, ``(1, C', *grid)``, by Captum."""
-    return (captum.attr.LayerActivation(score, layer).attribute(window),)
 
 
 def on_image(values: Tensor, padded: torch.Size, image: Image) -> Tensor:
@@ -352,9 +333,8 @@ def every_layer(
 ) -> dict[str, VoxelMap]:
     """The maps of all layers that `find_layers` finds, by name, from the first to the last: for `layer_grid`.
 
-    ``method`` is a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`, and ``options`` its other
-    options. Each map is ``(B, 1, *spatial)`` of the image ``(B, C, *spatial)``, with its geometry.
+    ``method`` is a class that takes a ``layer``, such as `GradCAM`, and ``options`` its other options. Each map is
+    ``(B, 1, *spatial)`` of the image ``(B, C, *spatial)``, with its geometry.
     """
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    layers = find_layers(network, plain)
+    layers = find_layers(network, image)
     return {name: method(network, layer=layer.path, **options)(image, target) for name, layer in layers.items()}

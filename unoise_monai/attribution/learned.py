@@ -19,13 +19,12 @@ class Learned(Attributor):
     """The importance that a noise model has learned: ``1 - sigmoid(noise_model(x))``, in [0, 1].
 
     Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, section 3. Costs one pass
-    forward of the noise model, none of the segmentation network. It explains the whole segmentation: the target is
-    ignored.
+    forward of the noise model. It explains the whole segmentation, whatever the target.
 
     Args:
         network: the segmentation network that the noise model was trained against; it is not run.
-        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``. It is the attributor's ``network``:
-            what the map depends on, and what a randomisation of weights has to make random.
+        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``. It becomes the attributor's
+            ``network``, whose weights a randomisation test makes random.
 
     Raises:
         ValueError: in the call, when the noise model does not give one channel.
@@ -60,7 +59,6 @@ class Control(Attributor):
     differentiates = False
 
     def score(self, image: Image, target: Target) -> Score:
-        # Nothing to measure, as nothing is run.
         return Score(self.volume, target)
 
 
@@ -78,17 +76,13 @@ class Random(Control):
         self.seed = seed
 
     def maps(self, images: Image, score: Score) -> Tensor:
-        cpu = torch.device("cpu")
-        with seeded(self.seed, cpu):
-            return torch.rand(1, 1, *images.shape[2:], device=cpu).to(images.device)
+        with seeded(self.seed, torch.device("cpu")):
+            return torch.rand(1, 1, *images.shape[2:]).to(images.device)
 
 
 @register
 class Intensity(Control):
-    """How far each voxel is from 0 in normalised intensity: bright and dark things first.
-
-    Costs no pass. It is by how much zeroing changes each voxel.
-    """
+    """How far each voxel is from 0 in normalised intensity, which is how much zeroing changes it. Costs no pass."""
 
     name = "intensity"
 
@@ -98,10 +92,10 @@ class Intensity(Control):
 
 @register
 class EdgeMagnitude(Control):
-    """The magnitude of the image's own gradient, by central differences, a voxel.
+    """The magnitude of the image's own gradient per voxel, whatever its spacing, by central differences.
 
     Adebayo et al., "Sanity checks for saliency maps", 2018: to the eye, what an edge detector shows looks like an
-    explanation. Costs no pass. Voxels count as cubes, whatever their spacing.
+    explanation. Costs no pass.
     """
 
     name = "edges"

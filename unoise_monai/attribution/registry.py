@@ -41,7 +41,7 @@ def register(method: Method) -> Method:
 
 
 def method_names() -> tuple[str, ...]:
-    """The names that `make_attributor` takes, of one kind beside each other."""
+    """The names that `make_attributor` takes."""
     return tuple(METHODS)
 
 

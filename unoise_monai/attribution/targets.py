@@ -1,7 +1,7 @@
 """Targets: what of a segmentation is explained, as one scalar an item.
 
-Functions that take ``logits`` make a target from those of the unperturbed image, ``(B, K, *spatial)``, and raise a
-ValueError when an item has no voxel that the target could be made of, or the network no such class.
+Functions that take ``logits`` make a target from those of the unperturbed image, ``(B, K, *spatial)``. They raise a
+ValueError when an item has no such voxel, or the network no such class.
 """
 
 from __future__ import annotations
@@ -20,28 +20,22 @@ from unoise_monai.types import LabelMap, Logits, VoxelMap
 
 
 def check_items(target: object, items: int) -> None:
-    """Refuse a target that was made from another number of items than an image has; one made from one serves all.
-
-    Raises:
-        ValueError: when a mask or label of the target is of neither one item nor so many.
-    """
+    """Refuse a target with a volume of neither one item nor as many as the image, with a ValueError."""
     for volume in _volumes(target):
         if len(volume) not in (1, items):
             raise ValueError(f"target must be of one item or of the image's {items}, got one of {len(volume)}")
 
 
 def item_of(volume: Tensor, index: int) -> Tensor:
-    """One item of a volume that has one for each item, or one for all."""
-    # A copy enters gradients also where the volume was made in inference mode.
+    """One item of a volume that has one for each item, or one for all: a copy, which gradients may enter."""
     return (volume if len(volume) == 1 else volume[index : index + 1]).clone()
 
 
 def check_voxels(name: str, region: Tensor) -> None:
     """Refuse a region without a voxel in one of its items."""
-    voxels = region.flatten(1).any(dim=1)
-    if not bool(voxels.all()):
-        empty = (~voxels).nonzero().flatten().tolist()
-        raise ValueError(f"{name} must hold at least one voxel of every item, got none of item {empty[0]}")
+    empty = (~region.flatten(1).any(dim=1)).nonzero()
+    if len(empty):
+        raise ValueError(f"{name} must hold at least one voxel of every item, got none of item {int(empty[0])}")
 
 
 def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
@@ -51,7 +45,7 @@ def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
 
 
 def _volumes(target: object) -> Iterator[Tensor]:
-    """The masks and labels ``(B, 1, *spatial)`` that a target of items holds, also those of targets within it."""
+    """The volumes ``(B, 1, *spatial)`` of a target of items and of the targets within it."""
     if isinstance(target, Tensor) and target.ndim >= 4:
         yield target
     elif is_dataclass(target) and hasattr(target, "item"):
@@ -70,7 +64,7 @@ def of_item(target: Target, index: int) -> Target:
 
 
 def class_logits(logits: Logits, label: int) -> Tensor:
-    """The logit of a class, ``(B, 1, *spatial)``; of one channel, its own for class 1 and minus it for class 0.
+    """The logit of a class, ``(B, 1, *spatial)``; with one channel, class 0 has minus that of class 1.
 
     Raises:
         ValueError: when the network has no such class.
@@ -85,7 +79,10 @@ def class_logits(logits: Logits, label: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ItemTarget:
-    """A target that holds volumes ``(B, 1, *spatial)``, one for each item or one for all, or other targets.
+    """A target that holds other targets, or volumes for each item or one for all: masks or class indices ``labels``.
+
+    Shape:
+        volumes are ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
 
     Raises:
         ValueError: in the call, when a volume lies on another grid than the logits or is of another number of items.
@@ -104,15 +101,10 @@ class ItemTarget:
 
 @dataclass(frozen=True)
 class Region(ItemTarget):
-    """The sum or the mean of a class's logit over a region, such as the false positives.
-
-    Args:
-        mask: where it counts, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class.
-        mean: over the region's voxels; else their sum.
+    """The sum, or the ``mean``, of a class's logit over a region such as the false positives.
 
     Raises:
-        ValueError: when the region of an item is empty; in the call, see `ItemTarget`.
+        ValueError: when the region of an item is empty.
     """
 
     mask: VoxelMap
@@ -153,14 +145,10 @@ def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
 
 @dataclass(frozen=True)
 class SoftDice(ItemTarget):
-    """Dice of the predicted probability of a class against a label.
-
-    Args:
-        labels: class indices, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class, above 0.
+    """Dice of the predicted probability of a class, above 0, against labels.
 
     Raises:
-        ValueError: when ``label`` is below 1; in the call, see `ItemTarget`.
+        ValueError: when ``label`` is below 1.
     """
 
     labels: LabelMap
@@ -195,11 +183,8 @@ class Difference(ItemTarget):
 class Foreground(ItemTarget):
     """The sum of every foreground voxel's logit of the class that it is segmented as: all classes at once.
 
-    Args:
-        labels: the segmentation of the unperturbed image, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-
     Raises:
-        ValueError: when an item has no foreground; in the call, see `ItemTarget`.
+        ValueError: when an item has no foreground.
     """
 
     labels: LabelMap
@@ -222,9 +207,9 @@ def foreground_sum(logits: Logits) -> Foreground:
 def border_mean(logits: Logits, label: int) -> Region:
     """The mean of a class's logit over its border: its voxels with a face-neighbour that is background.
 
-    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images": a border defines its segment.
-    They take the mean of the maps of its voxels, which for most methods is the map of this mean; for the others, and
-    for the mean of magnitudes, `VoxelwiseMean` takes it.
+    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images". They take the mean of the
+    maps of its voxels, which for methods that are linear in the target is the map of this mean; else `VoxelwiseMean`
+    takes it.
 
     Raises:
         ValueError: when ``label`` is 0, the background.
@@ -237,25 +222,19 @@ def border_mean(logits: Logits, label: int) -> Region:
 
 def border(labels: LabelMap, label: int) -> VoxelMap:
     """Voxels of a class that have a face-neighbour (4 in 2D, 6 in 3D) of class 0, ``(B, 1, *spatial)``, bool."""
-    background = (labels == 0).float()
-    touched = torch.zeros_like(background, dtype=torch.bool)
-    for axis in range(2, labels.ndim):
-        window = [3 if other == axis else 1 for other in range(2, labels.ndim)]
-        pool = F.max_pool2d if labels.ndim == 4 else F.max_pool3d
-        touched |= pool(background, window, stride=1, padding=[side // 2 for side in window]) > 0
-    return touched & (labels == label)
+    background = F.pad((labels == 0), [1, 1] * (labels.ndim - 2))
+    inner: Any = (..., *[slice(1, -1)] * (labels.ndim - 2))
+    neighbours = [background.roll(step, axis)[inner] for axis in range(2, labels.ndim) for step in (-1, 1)]
+    return torch.stack(neighbours).any(dim=0) & (labels == label)
 
 
 @dataclass(frozen=True)
 class ClassProbability:
     """The mean predicted probability of a class over the voxels of one item that were given to it.
 
-    Args:
-        mask: the voxels, ``(1, 1, *spatial)``, bool.
-        labels: the class of each, ``(1, 1, *spatial)``.
-
     Shape:
-        logits ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
+        ``mask``, bool, the voxels, and ``labels``, the class of each, ``(1, 1, *spatial)``; called with logits
+        ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
 
     Raises:
         ValueError: when there is no such voxel.
@@ -265,15 +244,15 @@ class ClassProbability:
     labels: LabelMap
 
     def __post_init__(self) -> None:
-        if not bool(self.mask.any()):
+        if not self.mask.any():
             raise ValueError("the unperturbed image must give the class at least one voxel, got none")
 
     @classmethod
     def of(cls, target: Target, logits: Logits) -> ClassProbability:
         """What a target asks about, judged by the logits of the unperturbed image.
 
-        Of a `Region`, its class in its voxels; of another target with a ``label``, that class where it is segmented; of
-        any other, each foreground voxel's own class.
+        A `Region` asks about its class in its voxels; another target with a ``label`` about that class where it is
+        segmented; any other about each foreground voxel's own class.
         """
         labels = segmentation(logits)
         if isinstance(target, Region):
@@ -290,16 +269,10 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class HardDice(ItemTarget):
-    """Dice of what is segmented as a class against a label.
-
-    It has no gradient: methods that differentiate the target need `SoftDice`.
-
-    Args:
-        labels: class indices, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class.
+    """Dice of what is segmented as a class against labels. It has no gradient; `SoftDice` has one.
 
     Raises:
-        ValueError: when an item has no voxel of the class; in the call, see `ItemTarget`.
+        ValueError: when an item has no voxel of the class.
     """
 
     labels: LabelMap

@@ -176,8 +176,7 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if not args.images:
         changes["pictures"] = []
-    overlays = ("explain",) if args.scores else ()
-    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays)
+    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
     bundle = load_bundle(*options)
     if args.fast:
         if bundle.task is None:
@@ -185,6 +184,11 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
         changes["task#spacing_mm"] = [FAST * side for side in bundle.task.spacing_mm]
         bundle = load_bundle(*options)
     return bundle, changes
+
+
+def overlays(args: argparse.Namespace) -> tuple[str, ...]:
+    """The configurations that are laid over the bundle's ``inference``."""
+    return ("explain",) if args.scores else ()
 
 
 def ray_engine(
@@ -199,6 +203,7 @@ def ray_engine(
         weights=None if args.weights is None else args.weights.resolve(),
         trusted=args.trust_bundle,
         changes=changes,
+        overlays=overlays(args),
         settings=settings,
         comparison=comparison,
         output=args.output.resolve(),

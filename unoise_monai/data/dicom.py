@@ -19,7 +19,6 @@ from unoise_monai.data.nifti import write_nifti
 
 SERIES_UID, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 PIXEL_SPACING, PHOTOMETRIC = "0028|0030", "0028|0004"
-HEAD_BYTES = 2**16
 BROKEN_UID = re.compile(rb"\x20\x00\x0e\x00(?:UI..|.{4})([0-9][0-9.]{4,63})", re.DOTALL)
 BROKEN_CLASS = re.compile(rb"\x02\x00\x02\x00UI..([0-9.]{5,64})", re.DOTALL)
 NO_SCAN = re.compile(rb"1\.2\.840\.10008\.(1\.3\.10|5\.1\.4\.1\.1\.(9|11|66|67|88|104|481\.[3-9])(\..*)?)\.?")
@@ -29,29 +28,25 @@ UNREADABLE = "must have readable slices, got a DICOM file that is cut off, damag
 
 @dataclass(frozen=True)
 class Slice:
-    """Where the header of a DICOM file puts its slice; numbers that it lacks are NaN.
-
-    Args:
-        path: of the file.
-        uid: of its series.
-        position: of the centre of its first voxel, ``(3,)`` LPS mm.
-        axes: direction along its rows and along its columns, ``(2, 3)``.
-        spacing_mm: between its rows, and between its columns.
-        shape: columns, rows and, in the file, frames.
-        kind: how its pixels are coded, such as ``MONOCHROME2``.
-    """
+    """Where the header of a DICOM file puts its slice; numbers that it lacks are NaN."""
 
     path: Path
     uid: str
+    """Of its series."""
     position: NDArray[np.float64]
+    """Of the centre of its first voxel, ``(3,)`` LPS mm."""
     axes: NDArray[np.float64]
+    """Direction along its rows and along its columns, ``(2, 3)``."""
     spacing_mm: NDArray[np.float64]
+    """Between its rows, and between its columns."""
     shape: tuple[int, ...]
+    """Columns, rows and, in the file, frames."""
     kind: str
+    """How its pixels are coded, such as ``MONOCHROME2``."""
 
     @property
     def height_mm(self) -> float:
-        """How far up the normal of its plane it lies."""
+        """Along the normal of its plane."""
         return float(self.position @ np.cross(*self.axes))
 
 
@@ -83,9 +78,8 @@ def read_slice(path: Path) -> Slice:
 def find_series(entries: Sequence[Entry]) -> list[Case]:
     """One case for each series among DICOM files, whatever folders they lie in.
 
-    Files without a picture, such as reports and indices, are left out. A file that cannot be read fails its series, of
-    which a slice would be missing; where its series is not known, all that have slices in its folder; where none have,
-    it is a case by itself.
+    Files without a picture, such as reports and indices, are left out. A file that cannot be read fails its series;
+    where that is not known, all series that have slices in its folder; where none have, it is a case that fails.
     """
     slices: dict[str, list[Slice]] = defaultdict(list)
     problems: dict[str, str] = {}
@@ -99,7 +93,11 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
             found = read_slice(entry.path)
             slices[found.uid or f"folder {entry.place.parent}"].append(found)
         except RuntimeError:
-            head = _head(entry.path)
+            try:
+                with entry.path.open("rb") as file:
+                    head = file.read(2**16)
+            except OSError:
+                head = b""
             if (kind := BROKEN_CLASS.search(head)) and NO_SCAN.fullmatch(kind[1]):
                 continue
             if broken := BROKEN_UID.search(head):
@@ -112,7 +110,9 @@ def find_series(entries: Sequence[Entry]) -> list[Case]:
     cases = []
     for uid in sorted(slices.keys() | problems.keys()):
         name = series_name(uid)
-        files = () if uid in problems else tuple(each.path for each in _in_order(slices[uid]))
+        # Up the normal, or by their paths where headers have no position.
+        in_order = sorted(slices[uid], key=lambda each: (np.nan_to_num(each.height_mm), str(each.path)))
+        files = () if uid in problems else tuple(each.path for each in in_order)
         cases.append(Case(name, files, name, series=True, problem=problems.get(uid, "")))
     return cases
 
@@ -131,24 +131,10 @@ def only_series(folder: Path) -> Case:
     return found[0]
 
 
-def _in_order(slices: list[Slice]) -> list[Slice]:
-    """Up the normal, as far as headers tell; else by their paths."""
-    heights = [0.0 if np.isnan(each.height_mm) else each.height_mm for each in slices]
-    return [each for _, _, each in sorted(zip(heights, map(str, (s.path for s in slices)), slices, strict=True))]
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
-    except OSError:
-        return b""
-
-
 GAP_SHARE, GAP_MM = 0.01, 0.02
 """How far a gap between slices may be off the usual one: a share of it, or what headers round to."""
 DRIFT_SHARE = 0.1
-"""How far a slice may lie beside the line from the first to the last, as a share of a pixel."""
+"""How far a slice may lie off the line from the first to the last, as a share of a pixel."""
 Grid = tuple[tuple[int, ...], NDArray[np.float64]]
 """A volume's shape ``(X, Y, Z)`` and its affine ``(4, 4)``, voxel indices to RAS mm."""
 
@@ -160,12 +146,12 @@ def check_series(files: Sequence[Path], spacing_mm: Sequence[float] | None = Non
 
     Args:
         files: the slices, in any order.
-        spacing_mm: the voxel size that the volume will be resampled to, see `check_grid`.
+        spacing_mm: see `check_grid`.
 
     Raises:
-        CaseError: when a series has one slice, an unreadable slice, colours, many frames a file, or no position.
-        CaseError: when its slices differ in size, spacing or orientation, or two lie at the same place.
-        CaseError: when a slice is missing, slices are not on one line, or the volume does not fit in memory.
+        CaseError: when the series has one slice, an unreadable slice, colours, many frames a file, or no position; when
+            its slices differ in size, spacing or orientation, lie at the same place or not on one line, or one is
+            missing; see `check_grid`.
     """
     try:
         with without_itk_warnings():
@@ -183,11 +169,7 @@ def check_series(files: Sequence[Path], spacing_mm: Sequence[float] | None = Non
 def read_series(
     files: Sequence[Path], spacing_mm: Sequence[float] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """The voxels ``(X, Y, Z)`` of a series, rescaled slice by slice as their headers say (HU for CT), and its affine.
-
-    Args:
-        files: the slices, in any order.
-        spacing_mm: the voxel size that the volume will be resampled to, see `check_grid`.
+    """The voxels ``(X, Y, Z)`` of a series, rescaled by each slice's own header (HU for CT), and its affine.
 
     Raises:
         CaseError: see `check_series`; when pixels are damaged.
@@ -196,7 +178,7 @@ def read_series(
     reader = SimpleITK.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(file) for file in files])
-    # The first slice's type would cut off what other slices' own slopes make of theirs.
+    # Not the first slice's type: other slices' slopes may need a wider one.
     reader.SetOutputPixelType(SimpleITK.sitkFloat32)
     try:
         with without_itk_warnings():
@@ -225,7 +207,7 @@ def volume_file(case: Case, folder: Path) -> Path:
 
 
 def _slice_fault(slices: list[Slice]) -> str:
-    """What keeps the slices from being of one volume, as the end of a sentence; else empty."""
+    """Why the slices are not of one volume, as the end of a sentence; else empty."""
     first = slices[0]
     if len(slices) < 2:
         return f"must have at least 2 slices, got {len(slices)}"
@@ -249,7 +231,7 @@ def _slice_fault(slices: list[Slice]) -> str:
 
 
 def _position_fault(slices: list[Slice]) -> str:
-    """What is wrong with the places of slices in their order, as the end of a sentence; else empty."""
+    """What is wrong with the positions of slices in their order, as the end of a sentence; else empty."""
     gaps = np.diff([each.height_mm for each in slices])
     usual = float(np.median(gaps))
     if gaps.min() <= GAP_MM / 10:

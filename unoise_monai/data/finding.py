@@ -36,7 +36,7 @@ INDEX = "dataset.json"
 
 
 def find_items(path: str | os.PathLike[str]) -> list[Item]:
-    """All cases of an input, see `find_cases`, as MONAI's dictionary transforms take them."""
+    """All cases of an input as MONAI's dictionary transforms take them, see `find_cases`."""
     return [case.item() for case in find_cases(path)]
 
 
@@ -53,7 +53,7 @@ def list_cases(folder: str | os.PathLike[str], section: str = "training", check_
     Args:
         folder: the task's folder.
         section: ``"training"`` (with labels) or ``"test"`` (without).
-        check_headers: read every header now, so that a bad file is refused before work starts.
+        check_headers: refuse a bad header now, before work starts.
 
     Raises:
         CaseError: when dataset.json is missing or not JSON, lists nothing, or a case twice; see `check_item`.
@@ -80,11 +80,10 @@ def download_task(name: str, root: str | Path) -> Path:
 
 
 COLUMNS = ("case", "image")
-NO_PICTURE = "must hold a picture, got a DICOM file without one"
 
 
 def read_table(path: Path) -> list[Case]:
-    """The cases of a table with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
+    """The cases of a CSV with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
 
     Paths are relative to the table, and may lead anywhere. An image is a volume, or a folder with one DICOM series.
 
@@ -102,17 +101,13 @@ def read_table(path: Path) -> list[Case]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise CaseError(f"table {path.name} must be CSV in UTF-8: {error}") from error
     cases = [_case_of_row(path.absolute().parent, row, number) for number, row in enumerate(rows, 1)]
-    # What is shown of a path may be too little to tell rows apart, but for their order.
-    names = distinct_names([case.name for case in cases], [row["image"] for row in rows])
-    return [
-        replace(case, name=name, shown=name if case.shown == case.name else case.shown)
-        for case, name in zip(cases, names, strict=True)
-    ]
+    # By whole paths: what is shown of them may be alike.
+    return with_distinct_names(cases, [row["image"] for row in rows])
 
 
 def _case_of_row(home: Path, row: dict[str, str], number: int) -> Case:
     image = PurePath(os.path.relpath(os.path.normpath(home / row["image"]), home))
-    # Folders of slices, there or not, and slices tend to bear names.
+    # The names of slices and their folders tend to be patients'.
     file = image.name if image.name.lower().endswith((*VOLUMES, ".img")) else ""
     name = safe_name(row["case"] or stem(file) or f"row {number}")
     case = Case(name, (), shown_path(image) if file else name)
@@ -130,18 +125,19 @@ def _case_of_row(home: Path, row: dict[str, str], number: int) -> Case:
 
 
 def one_file(path: Path, case: Case) -> Case:
-    """The case of a file that the user named: wherever a link of that name leads, is meant."""
+    """The case of a file that the user named, which may be a link to anywhere."""
     if path.suffix.lower() == ".img":
         path = path.with_suffix(".hdr")
     entry = look_at(Path(path.anchor), path.relative_to(path.anchor)) or Entry(path, path, "must be a file")
     if entry.is_slice:
-        found = find_series([entry]) or [replace(case, series=True, problem=NO_PICTURE)]
-        return replace(found[0], name=case.name, shown=case.name)
+        problem = "must hold a picture, got a DICOM file without one"
+        found, *_ = find_series([entry]) or [replace(case, series=True, problem=problem)]
+        return replace(found, name=case.name, shown=case.name)
     return replace(case, files=entry.files, problem=entry.problem)
 
 
 def attach(cases: Sequence[Case], kind: str, path: str | os.PathLike[str]) -> list[Case]:
-    """The cases with their label maps; one without keeps what it has.
+    """The cases with the maps of a folder or file; one without keeps what it has.
 
     Args:
         cases: with their safe names.
@@ -149,8 +145,8 @@ def attach(cases: Sequence[Case], kind: str, path: str | os.PathLike[str]) -> li
         path: a folder with ``<case>.nii.gz`` or another extension, or the file of the only case.
 
     Raises:
-        CaseError: when there is no such folder or file, it has a map for none of the cases or two for one, or one file
-            is given for many cases.
+        CaseError: when ``path`` is not there, has a map for none of the cases or two for one, or is one file for many
+            cases.
     """
     maps = Path(path).absolute()
     if maps.is_file():
@@ -180,12 +176,8 @@ def with_map(case: Case, kind: str, entry: Entry | None) -> Case:
     if entry.problem:
         problem = case.problem or f"must have a map ({kind}), which {entry.problem}"
         case = replace(case, files=case.files if entry.files else (), problem=problem)
-    if not entry.files:
-        return case
-    return replace(case, label=entry.path) if kind == "label" else replace(case, organs=entry.path)
-
-
-WILDCARDS = "*?["
+    maps: dict[str, Any] = {kind: entry.path} if entry.files else {}
+    return replace(case, **maps)
 
 
 def find_cases(
@@ -196,22 +188,21 @@ def find_cases(
 ) -> list[Case]:
     """All cases of an input, sorted by name; a bad one among them fails when it is loaded, not here.
 
-    A case is called as its file, without the extension. Where files in different folders share a name, the parts of
-    their paths that tell them apart come before it (``P1/ct.nii.gz`` is ``P1_ct``); a DICOM series is called after a
-    hash of its UID. Names are made safe, see `safe_name`.
+    A case has the name of its file, without the extension. Where files in different folders share a name, the parts of
+    their paths that differ come before it (``P1/ct.nii.gz`` is ``P1_ct``); the name of a DICOM series is a hash of its
+    UID. Names are made safe, see `safe_name`.
 
     Args:
         path: a volume; a folder, searched with all below it; a pattern (``scans/*/ct.nii.gz``, ``**`` for any number of
-            folders); a Decathlon folder, with its labelled and its unlabelled cases; a CSV with columns ``case`` and
-            ``image``, and ``label`` and ``organs`` where there are any. Folders may hold DICOM series, one or mixed.
-        labels: a folder with ``<case>.nii.gz`` (or another extension), or the file of the only case.
-        organs: the same with label maps of organs.
+            folders); a Decathlon folder, with its labelled and its unlabelled cases; a table, see `read_table`. Folders
+            may hold DICOM series, one or mixed.
+        labels: maps of the cases, see `attach`.
+        organs: label maps of organs, likewise.
         key: makes the cases anonymous, see `anonymised`.
 
     Raises:
-        CaseError: when there is no such input, no volume in it, or it is the output of a run.
-        CaseError: when a table lacks its columns or a Decathlon folder's index is broken.
-        CaseError: when ``labels`` or ``organs`` don't exist or belong to no case, or one file is given for many cases.
+        CaseError: when there is no such input, no volume in it, or it is the output of a run; when a Decathlon folder's
+            index is broken; see `read_table` and `attach`.
     """
     cases = with_distinct_names(_found(Path(path)))
     if not cases:
@@ -239,7 +230,7 @@ def _found(path: Path) -> list[Case]:
         return read_table(path)
     if os.path.lexists(path):
         return [one_file(path.absolute(), Case(safe_name(stem(path.name)), (), printable(path.name)))]
-    first = next((place for place, part in enumerate(path.parts) if any(each in part for each in WILDCARDS)), None)
+    first = next((place for place, part in enumerate(path.parts) if set(part) & set("*?[")), None)
     if first is None:
         raise CaseError(f"input must be a file, folder, pattern or table, got {os.fspath(path)!r}, which is not there")
     return volumes_among(walk(Path(*path.parts[:first]).resolve(), path.parts[first:]))
@@ -249,8 +240,17 @@ def volumes_among(entries: Iterable[Entry]) -> list[Case]:
     """The cases among the files of a tree, with safe names, of which some may be alike."""
     entries = list(entries)
     volumes = [entry for entry in entries if entry.is_volume or entry.folder]
-    names = _distinguishing([entry.place for entry in volumes])
-    cases = [_case(name, entry) for name, entry in zip(names, volumes, strict=True)]
+    paths = [(*entry.place.parent.parts, stem(entry.place.name)) for entry in volumes]
+    alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in paths:
+        alike[safe_name(parts[-1]).casefold()].append(parts)
+    cases = []
+    for entry, (*folders, name) in zip(volumes, paths, strict=True):
+        same = alike[safe_name(name).casefold()]
+        # Of files that share a name, the folders that they do not share are part of it.
+        if len({len(each) for each in same}) == 1:
+            folders = [part for column, part in enumerate(folders) if len({each[column] for each in same}) > 1]
+        cases.append(_case("_".join((*folders, name)), entry))
     return cases + find_series([entry for entry in entries if entry.is_slice and not entry.folder])
 
 
@@ -258,26 +258,9 @@ def _case(name: str, entry: Entry) -> Case:
     return Case(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
 
 
-def _distinguishing(places: Sequence[PurePath]) -> list[str]:
-    """Names of files: their own, and, where others share it, those parts of their paths that they don't share."""
-    alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    paths = [(*place.parent.parts, stem(place.name)) for place in places]
-    for parts in paths:
-        alike[safe_name(parts[-1]).casefold()].append(parts)
-    names = []
-    for parts in paths:
-        same = alike[safe_name(parts[-1]).casefold()]
-        if len({len(each) for each in same}) == 1:
-            differing = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
-        else:
-            differing = list(parts[:-1])
-        names.append("_".join((*differing, parts[-1])) if len(same) > 1 else parts[-1])
-    return names
-
-
-def with_distinct_names(cases: Sequence[Case]) -> list[Case]:
-    """Cases of which no two names are alike."""
-    names = distinct_names([case.name for case in cases], [case.shown for case in cases])
+def with_distinct_names(cases: Sequence[Case], sources: Sequence[str] | None = None) -> list[Case]:
+    """Cases of which no two names are alike; `distinct_names` takes their sources, by default what is shown of them."""
+    names = distinct_names([case.name for case in cases], sources or [case.shown for case in cases])
     return [
         replace(case, name=name, shown=name if case.series or case.shown == case.name else case.shown)
         for case, name in zip(cases, names, strict=True)
@@ -295,7 +278,7 @@ def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
         raise CaseError(f"{index} must be JSON: {error}") from error
     if not isinstance(content, dict):
         raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
-    # Where there is no section, the first one's absence is the error.
+    # Where it has none, the first one's absence is the error.
     sections = sections or [name for name in SECTIONS if content.get(name)] or SECTIONS[:1]
     cases = []
     for section in sections:
@@ -315,13 +298,7 @@ def _listed(root: Path, section: str, entry: Any) -> Case:
         raise CaseError(f"{root / INDEX} must list files under '{section}', got entries of another form")
     image = _inside(root, item["image"])
     case = _case(stem(image.place.name), image)
-    if "label" not in item:
-        return case
-    label = _inside(root, item["label"])
-    if label.problem:
-        files = case.files if label.files else ()
-        case = replace(case, files=files, problem=case.problem or f"must have a label, which {label.problem}")
-    return replace(case, label=next(iter(label.files), None))
+    return with_map(case, "label", _inside(root, item["label"])) if "label" in item else case
 
 
 def _inside(root: Path, path: str) -> Entry:

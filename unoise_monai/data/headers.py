@@ -10,7 +10,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,20 +22,15 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 NIFTI = (".nii.gz", ".nii", ".hdr")
-ITK_READERS = {
-    ".nrrd": "NrrdImageIO",
-    ".nhdr": "NrrdImageIO",
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-}
-"""SimpleITK's reader of each other format, so that the extension alone decides how a file is read."""
+ITK_READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+"""SimpleITK's reader of each other format: the extension alone decides how a file is read."""
 DICOM = (".dcm", ".ima")
 VOLUMES = (*NIFTI, *ITK_READERS)
 EXTENSIONS = (*VOLUMES, *DICOM)
 
 VOXEL_SIZES_MM = (1e-3, 1e3)
 FARTHEST_MM = 1e6
-"""Of a volume's first voxel from the origin: beyond it, resampling loses the place of the voxels to rounding."""
+"""From the origin to a volume's first voxel: farther away, resampling rounds too much."""
 LEAST_DETERMINANT = 0.1
 """Of the directions of a volume's axes: 1 for right angles, 0 where they lie in a plane."""
 DEFLATE_BOUND = 1032
@@ -68,7 +63,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def without_itk_warnings() -> Iterator[None]:
-    """ITK's own warnings name files, and go past every log to the terminal; what they warn of is checked here."""
+    """ITK's own warnings name files and go straight to the terminal; what they warn of is checked here."""
     before = SimpleITK.ProcessObject.GetGlobalWarningDisplay()
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     try:
@@ -78,7 +73,7 @@ def without_itk_warnings() -> Iterator[None]:
 
 
 def affine_fault(affine: NDArray[np.float64]) -> str:
-    """What keeps a volume with this affine from having a place in space, as the end of a sentence; else empty."""
+    """Why a volume with this affine has no place in space, as the end of a sentence; else empty."""
     if not np.isfinite(affine).all():
         return "must have a finite affine, got NaN or infinite numbers"
     sizes = voxel_sizes(affine)
@@ -87,14 +82,10 @@ def affine_fault(affine: NDArray[np.float64]) -> str:
         return f"must have voxel sizes from {least:g} to {most:g} mm, got {', '.join(f'{size:g}' for size in sizes)}"
     determinant = abs(float(np.linalg.det(affine[:3, :3] / sizes)))
     if determinant < LEAST_DETERMINANT:
-        return (
-            "must have an affine whose axes stand apart, with a determinant of their directions of at least "
-            f"{LEAST_DETERMINANT}, got {determinant:.3g}: it is singular or too sheared"
-        )
+        rule = "must have an affine whose axes stand apart, with a determinant of their directions"
+        return f"{rule} of at least {LEAST_DETERMINANT}, got {determinant:.3g}: it is singular or too sheared"
     farthest = float(np.abs(affine[:3, 3]).max())
-    if farthest > FARTHEST_MM:
-        return f"must lie within {FARTHEST_MM:g} mm of the origin, got {farthest:g} mm"
-    return ""
+    return f"must lie within {FARTHEST_MM:g} mm of the origin, got {farthest:g} mm" if farthest > FARTHEST_MM else ""
 
 
 def check_grid(
@@ -106,12 +97,11 @@ def check_grid(
         name: begins the messages.
         shape: the sides, in voxels.
         affine: ``(4, 4)``, voxel indices to mm.
-        spacing_mm: the voxel size that the volume will be resampled to, where that is known.
+        spacing_mm: the voxel size that the volume will be resampled to: the result must fit in memory, too.
 
     Raises:
-        CaseError: when the volume is not three-dimensional with at least 2 voxels a side.
-        CaseError: when the affine is not finite, not invertible, or not one of a scan.
-        CaseError: when the volume, or the resampled one, does not fit in memory, or resampling leaves a side too short.
+        CaseError: when the volume is not 3-D with at least 2 voxels a side, before and after resampling; when its
+            affine is not finite, not invertible, or not one of a scan; when it does not fit in memory.
     """
     if len(shape) != 3 or min(shape) < 2:
         raise CaseError(f"{name} must be a 3-D volume, got shape {tuple(shape)}")
@@ -150,27 +140,23 @@ def memory_bytes() -> int:
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """What a file's header claims of the voxels that follow it.
-
-    Args:
-        path: the file of the header, which messages name.
-        shape: the sides, in voxels.
-        voxel_bytes: stored bytes of one voxel.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
-        data: the file of the voxels.
-        offset: where they begin in it, once unpacked where the whole file is packed; in bytes.
-        packed: whether they are compressed.
-        stream: at which byte of ``data`` compressed voxels begin, where they alone are compressed.
-    """
+    """What a file's header claims of its voxels."""
 
     path: Path
+    """The file of the header, which messages name."""
     shape: tuple[int, ...]
     voxel_bytes: int
+    """Stored bytes of one voxel."""
     affine: NDArray[np.float64]
+    """``(4, 4)``, voxel indices to RAS mm."""
     data: Path
+    """The file of the voxels."""
     offset: int = 0
+    """Where they begin in it, in bytes; where the whole file is packed, of the unpacked file."""
     packed: bool = False
+    """Whether they are compressed."""
     stream: int | None = None
+    """At which byte of ``data`` compressed voxels begin, where they alone are compressed."""
 
     def check(self, spacing_mm: Sequence[float] | None = None) -> None:
         """Refuse what cannot be true; of the voxels, only a compressed stream of their own is read through.
@@ -188,9 +174,25 @@ class VolumeHeader:
                 f"{name} must hold the {need} bytes that its header claims for shape {self.shape}, "
                 f"got {held} {kind}bytes: it is cut off, or its header is damaged"
             )
-        # ITK takes what it gets of a damaged stream.
+        # ITK reads what is left of a damaged stream.
         if self.stream is not None:
-            _check_unpacks(self.path, self.data, self.stream, need)
+            self._check_stream(self.stream, need)
+
+    def _check_stream(self, start: int, need: int) -> None:
+        """Refuse compressed voxels that are damaged or too few, reading them through once, a little at a time."""
+        stream, got = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0
+        try:
+            with self.data.open("rb") as file:
+                file.seek(start)
+                while not stream.eof and (packed := stream.unconsumed_tail or file.read(2**16)):
+                    got += len(stream.decompress(packed, 2**20))
+        # The system's errors name the file, which may be one that a header names.
+        except (OSError, zlib.error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise CaseError(f"file {self.path} must hold whole compressed voxels: {reason}") from error
+        if not stream.eof or got < need:
+            rule = f"file {self.path} must hold {need} bytes of compressed voxels"
+            raise CaseError(f"{rule}, got {got}: it is cut off or damaged")
 
 
 def check_header(path: Path, spacing_mm: Sequence[float] | None = None) -> VolumeHeader:
@@ -198,12 +200,10 @@ def check_header(path: Path, spacing_mm: Sequence[float] | None = None) -> Volum
 
     Args:
         path: a NIfTI (``.nii``, ``.nii.gz``, ``.hdr`` with its ``.img``), NRRD or MetaImage file; links are followed.
-        spacing_mm: the voxel size that the volume will be resampled to: the result must fit in memory, too.
+        spacing_mm: see `check_grid`.
 
     Raises:
-        CaseError: when the file is missing, not a regular file, or of none of these formats.
-        CaseError: when its header is malformed, or of numbers that are not real, or its lengths are not in mm.
-        CaseError: when its volume is not 3-D, has no place in space, is not all there, or does not fit in memory.
+        CaseError: when the file is missing or not a regular file; see `read_header` and `VolumeHeader.check`.
     """
     if not (kind := kind_of(path)):
         raise CaseError(f"file {path} is missing")
@@ -218,7 +218,7 @@ def read_header(path: Path) -> VolumeHeader:
     """What a regular file's header claims.
 
     Raises:
-        CaseError: when it is of no known format, malformed, or of numbers that are not real.
+        CaseError: when it is of no known format, malformed, of numbers that are not real, or of lengths not in mm.
     """
     if path.name.lower().endswith(NIFTI):
         return _read_nifti(path)
@@ -229,7 +229,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 NIFTI_ERRORS = (HeaderDataError, WrapStructError, OSError, EOFError, KeyError, ValueError, OverflowError, zlib.error)
 LONGEST_EXTENSION = 2**26
-"""Bytes between a NIfTI header and its voxels, which readers load as text."""
+"""Bytes between a NIfTI header and its voxels, which readers load."""
 
 
 def _read_nifti(path: Path) -> VolumeHeader:
@@ -264,22 +264,18 @@ def _read_nifti(path: Path) -> VolumeHeader:
 LONGEST_HEADER = 2**16
 """Bytes of the text before the voxels of a NRRD or MetaImage file."""
 TEXT_RULES = {"encoding": ("raw", "gzip", "gz"), "spaceunits": ("mm",), "BinaryData": ("true",)}
-"""Of fields whose values SimpleITK does not tell, the words that they may hold."""
+"""The words that fields may hold whose values SimpleITK does not give."""
 PLACES = ("Offset", "Position", "Origin")
 """MetaImage's names of one field; what is no number there, ITK silently takes for 0."""
-VOXEL_BYTES = {
-    getattr(SimpleITK, f"sitk{name}{bits}"): bits // 8
-    for name, sizes in (("Int", (8, 16, 32, 64)), ("UInt", (8, 16, 32, 64)), ("Float", (32, 64)))
-    for bits in sizes
-}
-"""Of SimpleITK's types of single real numbers."""
+VOXEL_TYPES = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")
+VOXEL_BYTES = {getattr(SimpleITK, f"sitk{kind}"): np.dtype(kind.lower()).itemsize for kind in VOXEL_TYPES}
 
 
 def _read_itk(path: Path) -> VolumeHeader:
     """The header of a NRRD or MetaImage file, as SimpleITK reads it.
 
-    Its text is read here for what SimpleITK does not give: where the voxels are, and whether they are compressed.
-    Messages do not repeat values, which may name the patient.
+    SimpleITK does not give where the voxels are, nor whether they are compressed: its text is read here, too. Messages
+    do not repeat values, which may name the patient.
     """
     name = f"file {path}"
     fields, end = _text_fields(path)
@@ -304,13 +300,13 @@ def _read_itk(path: Path) -> VolumeHeader:
         raise CaseError(f"{name} must be a 3-D volume, got shape {shape}")
     if reader.HasMetaDataKey("NRRD_space") and reader.GetMetaData("NRRD_space") != "left-posterior-superior":
         raise CaseError(f"{name} must have a header whose space is LPS, RAS or LAS, got another")
-    if fields.get("encoding", "raw").lower() != "raw" or fields.get("CompressedData", "F")[:1] in "Tt1":
-        return VolumeHeader(path, shape, VOXEL_BYTES[pixel], itk_affine(reader), data, packed=True, stream=start)
-    return VolumeHeader(path, shape, VOXEL_BYTES[pixel], itk_affine(reader), data, start)
+    packed = fields.get("encoding", "raw").lower() != "raw" or fields.get("CompressedData", "F")[:1] in "Tt1"
+    header = VolumeHeader(path, shape, VOXEL_BYTES[pixel], itk_affine(reader), data)
+    return replace(header, packed=True, stream=start) if packed else replace(header, offset=start)
 
 
 def itk_reader(path: Path, image_io: str | None = None) -> SimpleITK.ImageFileReader:
-    """SimpleITK's reader of a file, in the format that its extension names unless another is given.
+    """SimpleITK's reader of a file, by default in the format of its extension.
 
     Raises:
         RuntimeError: when the path holds bytes that are no UTF-8: SimpleITK would end the process.
@@ -363,31 +359,6 @@ def _beside(path: Path, name: str) -> Path:
     listed = name.upper().startswith("LIST") or "%" in name or "\0" in name
     data = home if listed else Path(os.path.realpath(home / name))
     if data.parent != home or kind_of(data) != "file" or not os.access(data, os.R_OK):
-        raise CaseError(
-            f"file {path} must have its voxels in one file beside it, which may be read, got a header that names "
-            "a list, another place, or what is not there"
-        )
+        rule = f"file {path} must have its voxels in one file beside it, which may be read"
+        raise CaseError(f"{rule}, got a header that names a list, another place, or what is not there")
     return data
-
-
-def _check_unpacks(path: Path, data: Path, start: int, need: int) -> None:
-    """Refuse compressed voxels that are damaged or too few, reading them through once, a little at a time.
-
-    Args:
-        path: the file of the header, which messages name.
-        data: the file of the voxels, packed by zlib or gzip.
-        start: where they begin in it, in bytes.
-        need: how many bytes they must unpack to.
-    """
-    stream, got = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0
-    try:
-        with data.open("rb") as file:
-            file.seek(start)
-            while not stream.eof and (packed := stream.unconsumed_tail or file.read(2**16)):
-                got += len(stream.decompress(packed, 2**20))
-    # The system's errors name the file, which may be one that a header names.
-    except (OSError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CaseError(f"file {path} must hold whole compressed voxels: {reason}") from error
-    if not stream.eof or got < need:
-        raise CaseError(f"file {path} must hold {need} bytes of compressed voxels, got {got}: it is cut off or damaged")

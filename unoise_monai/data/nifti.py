@@ -31,8 +31,8 @@ def write_nifti(
 
     Floats are stored as float32, whole numbers as uint8 or, where they do not fit, int16. The q-form and the s-form
     are equal, both with code 1, in mm; a sheared affine (`is_sheared`) fits no q-form and is written as s-form alone.
-    Of the source's header only the encoding axes (``dim_info``) are taken over: its value range, scaling, texts and
-    extensions would be wrong for this volume, or private.
+    Of the source's header only the encoding axes (``dim_info``) are copied: all else would be wrong for this volume, or
+    private.
 
     Args:
         path: ends in ``.nii`` or ``.nii.gz``; missing folders are created.
@@ -42,24 +42,27 @@ def write_nifti(
         source: the image that the volume belongs to. When it is a NIfTI file, the volume must lie on its grid.
 
     Raises:
-        ValueError: when ``array`` is not 3-D, is empty, or holds values that are not finite.
-        ValueError: when ``array`` holds whole numbers beyond int16.
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
-        ValueError: when ``path`` does not end in ``.nii`` or ``.nii.gz``.
-        ValueError: when ``source`` is a NIfTI file of another shape or affine.
+        ValueError: when ``array`` is not 3-D, is empty, or holds values that are not finite or whole numbers beyond
+            int16; when ``source`` is a NIfTI file of another shape or affine; when ``path`` does not end in ``.nii`` or
+            ``.nii.gz``; see `check_affine`.
     """
     if not os.fspath(path).endswith(NIFTI_SUFFIXES):
         raise ValueError(f"path must end in .nii or .nii.gz, got {os.fspath(path)!r}")
     data, matrix = _stored(array), check_affine(affine)
-    header = nib.Nifti1Header()
-    if source is not None and Path(source).is_file() and os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
-        header.set_dim_info(*_checked_source(source, data.shape, matrix))
-    header.set_data_dtype(data.dtype)
-    image = nib.Nifti1Image(data, matrix, header)
+    image = nib.Nifti1Image(data, matrix)
     image.set_sform(matrix, code=1)
     sheared = is_sheared(matrix)
     image.set_qform(None if sheared else matrix, code=0 if sheared else 1, update_affine=False)
     image.header.set_xyzt_units(xyz="mm")
+    if source is not None and Path(source).is_file() and os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
+        original = nib.load(source)
+        rule = f"array must lie on the grid of its source {Path(source).name}"
+        if original.shape[:3] != data.shape:
+            raise ValueError(f"{rule}, of shape {original.shape[:3]}, got shape {data.shape}")
+        difference = np.abs(original.affine - matrix).max()
+        if difference > GRID_LIMIT:
+            raise ValueError(f"{rule}, got an affine that differs by {difference}")
+        image.header.set_dim_info(*original.header.get_dim_info())
     image.header["descrip"] = description.encode()[:79].decode(errors="ignore").encode()
     if data.dtype.kind == "f":
         image.header["cal_min"] = min(0.0, float(data.min()))
@@ -72,7 +75,7 @@ def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
     """An affine, ``(4, 4)``, as float64.
 
     Raises:
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
+        ValueError: when it is not 4x4, not finite, or singular.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4):
@@ -111,18 +114,3 @@ def _stored(array: NDArray[Any]) -> NDArray[Any]:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return array.astype(dtype)
     raise ValueError(f"array must hold whole numbers within int16, got {low} to {high}")
-
-
-def _checked_source(
-    source: str | os.PathLike[str], shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> tuple[int | None, int | None, int | None]:
-    """The encoding axes of a NIfTI file, once the volume is known to lie on its grid."""
-    image = nib.load(source)
-    rule = f"array must lie on the grid of its source {Path(source).name}"
-    if image.shape[:3] != shape:
-        raise ValueError(f"{rule}, of shape {image.shape[:3]}, got shape {shape}")
-    difference = np.abs(image.affine - affine).max()
-    if difference > GRID_LIMIT:
-        raise ValueError(f"{rule}, got an affine that differs by {difference}")
-    axes: tuple[int | None, int | None, int | None] = image.header.get_dim_info()
-    return axes

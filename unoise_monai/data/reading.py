@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import logging
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,10 +21,10 @@ from monai.transforms import Compose, MapTransform
 from nibabel.affines import apply_affine, voxel_sizes
 from numpy.typing import NDArray
 
+from unoise_monai.data.cases import stem
 from unoise_monai.data.dicom import Grid, check_series, only_series, read_series
 from unoise_monai.data.headers import (
     DICOM,
-    EXTENSIONS,
     NIFTI,
     CaseError,
     check_header,
@@ -43,6 +43,8 @@ GRID_TOLERANCE = 0.1
 """How far, in voxels, a label may lie off its image: writers of files round their affines differently."""
 LARGEST_INTENSITY = 1e12
 """Mean and variance of larger ones overflow float32."""
+SEPARATOR = "\0"
+"""Between paths in one text: no path has it."""
 
 
 def case_name(path: str | os.PathLike[str]) -> str:
@@ -54,11 +56,7 @@ def case_name(path: str | os.PathLike[str]) -> str:
     file = Path(path)
     if file.name in ("", ".."):
         file = file.resolve()
-    name = file.name
-    if not file.is_dir():
-        extension = next((each for each in EXTENSIONS if name.lower().endswith(each)), "")
-        name = name[: len(name) - len(extension)]
-    if not name:
+    if not (name := file.name if file.is_dir() else stem(file.name)):
         raise CaseError(f"path must name a case, got {os.fspath(path)!r}")
     return name
 
@@ -68,15 +66,15 @@ def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> Me
 
     Args:
         source: see `Source`.
-        spacing_mm: the voxel size that the volume will be resampled to: the result must fit in memory, too.
+        spacing_mm: see `check_grid`.
 
     Shape:
         ``(X, Y, Z)`` as stored, float32, with the affine in RAS mm; ``meta["filename_or_obj"]`` is the file, or the
         folder of the slices.
 
     Raises:
-        CaseError: see `check_header` and `check_series`; when a file's voxels are cut off or damaged. The message
-            names the file, but of a series neither files nor folders, which tend to bear patients' names.
+        CaseError: see `check_header` and `check_series`; when a file's voxels are cut off or damaged. The message names
+            a file, but nothing of a series, whose folders often have patients' names.
     """
     slices, path = _slices(source)
     if slices:
@@ -99,17 +97,14 @@ def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> Me
     return MetaTensor.ensure_torch_and_prune_meta(np.ascontiguousarray(voxels, dtype=np.float32), meta)
 
 
-def check_source(source: Source) -> Grid:
-    """The grid of a volume, by its headers alone.
+def load_again(meta: Mapping[str, Any]) -> MetaTensor:
+    """The volume ``(X, Y, Z)`` that a map belongs to, as it is stored.
 
-    Raises:
-        CaseError: see `check_header` and `check_series`.
+    Args:
+        meta: of the map: where `LoadCased` read its image, else MONAI's ``filename_or_obj`` alone.
     """
-    slices, path = _slices(source)
-    if slices:
-        return check_series(slices)[1]
-    header = check_header(path)
-    return header.shape, header.affine
+    files = str(meta.get("source", meta["filename_or_obj"])).split(SEPARATOR)
+    return load_volume(files if len(files) > 1 else files[0])
 
 
 def _slices(source: Source) -> tuple[list[Path], Path]:
@@ -156,9 +151,9 @@ def check_same_grid(name: str, grid: Grid, source: str, source_grid: Grid, limit
 
     Args:
         name: of the volume; begins the message.
-        grid: its shape and affine.
+        grid: its own.
         source: name of the other volume.
-        source_grid: its shape and affine.
+        source_grid: that of the other.
         limit: how far their corners may lie apart, in voxels of the other volume.
 
     Raises:
@@ -168,7 +163,7 @@ def check_same_grid(name: str, grid: Grid, source: str, source_grid: Grid, limit
     rule = f"{name} must lie on the grid of {source}"
     if tuple(shape) != tuple(source_shape):
         raise CaseError(f"{rule}, of shape {tuple(source_shape)}, got shape {tuple(shape)}")
-    corners = np.array(list(itertools.product(*((0, side - 1) for side in shape))))
+    corners = np.array(list(product(*((0, side - 1) for side in shape))))
     steps_mm = apply_affine(affine, corners) - apply_affine(source_affine, corners)
     apart_mm = float(np.linalg.norm(steps_mm, axis=1).max())
     if not apart_mm <= limit * voxel_sizes(source_affine).min():
@@ -176,17 +171,22 @@ def check_same_grid(name: str, grid: Grid, source: str, source_grid: Grid, limit
 
 
 def check_item(item: Mapping[Any, Any]) -> None:
-    """Check a case by the headers of its files: image and label are there, fit to be loaded, and on the same grid.
+    """Refuse a case whose image or label, by the headers alone, cannot be loaded, or which lie on different grids.
 
     Raises:
-        CaseError: when one of these does not hold.
+        CaseError: see `LoadCased`.
     """
     _refuse_fault(item)
     grids: dict[Hashable, Grid] = {}
     for key in ("image", "label"):
         if key in item:
             with _naming(item["case"], key):
-                grids[key] = check_source(item[key])
+                slices, path = _slices(item[key])
+                if slices:
+                    grids[key] = check_series(slices)[1]
+                else:
+                    header = check_header(path)
+                    grids[key] = header.shape, header.affine
     _check_label_grid(item, grids)
 
 
@@ -198,11 +198,11 @@ class LoadCased(MapTransform):
     Args:
         keys: the volumes to load, each a `Source`; a key that the case lacks is skipped, so that unlabelled cases pass.
         labels: how many label values the task has, background included; other values are refused.
-        spacing_mm: the voxel size that volumes will be resampled to: the result must fit in memory, too.
+        spacing_mm: see `check_grid`.
 
     Shape:
-        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32. Its ``meta["filename_or_obj"]`` is the file or, of a
-        series, the folder; where that holds other files, too, the folder and the case's name, a path that is not there.
+        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32; its ``meta`` has that of `load_volume`, the case's
+        name as ``case``, and as ``source`` what `load_again` reads.
 
     Raises:
         CaseError: when the search for cases found a fault; see `load_volume`; when a volume holds NaN or infinite
@@ -231,9 +231,9 @@ class LoadCased(MapTransform):
                 volume = load_volume(d[key], self.spacing_mm)
                 if fault := self._fault(case, key, volume):
                     raise CaseError(f"{_described(d[key])} {fault}")
-            if not isinstance(d[key], (str, os.PathLike)) and not _fills_its_folder(d[key]):
-                # Two series of one folder must not be taken for one: what is written is called after this path.
-                volume.meta["filename_or_obj"] = str(Path(volume.meta["filename_or_obj"]) / case)
+            files = [d[key]] if isinstance(d[key], (str, os.PathLike)) else d[key]
+            # Texts, of which MONAI makes batches. Two series of one folder have the same file name there.
+            volume.meta |= {"case": case, "source": SEPARATOR.join(map(str, files))}
             grids[key], d[key] = grid_of(volume), volume[None]
         _check_label_grid({**data, "case": case}, grids)
         return d
@@ -243,22 +243,18 @@ class LoadCased(MapTransform):
         if bad := int((~torch.isfinite(volume)).sum()):
             return f"must hold finite voxels, got {bad} NaN or infinite"
         if key != "label":
-            return intensity_fault(float(volume.min()), float(volume.max()))
+            low, high = float(volume.min()), float(volume.max())
+            if low == high:
+                return f"must not be constant, got {low:g} everywhere"
+            if max(-low, high) > LARGEST_INTENSITY:
+                return f"must hold intensities up to {LARGEST_INTENSITY:g}, got {low:g} to {high:g}"
+            return ""
         values = torch.unique(volume.as_tensor()).tolist()
         if extra := [value for value in values if value not in range(self.labels)]:
             return f"must hold the task's values 0 to {self.labels - 1}, got {extra[:5]}"
         if values == [0]:
             logger.warning("case %s: the label has no foreground", case)
         return ""
-
-
-def intensity_fault(low: float, high: float) -> str:
-    """What keeps an image with this least and largest voxel from a network, as the end of a sentence; else empty."""
-    if low == high:
-        return f"must not be constant, got {low:g} everywhere"
-    if max(-low, high) > LARGEST_INTENSITY:
-        return f"must hold intensities up to {LARGEST_INTENSITY:g}, got {low:g} to {high:g}"
-    return ""
 
 
 def _refuse_fault(item: Mapping[Hashable, Any]) -> None:
@@ -274,12 +270,6 @@ def _naming(case: str, key: Hashable) -> Iterator[None]:
     except CaseError as error:
         kind = f"{key} " if str(error).startswith("f") else ""
         raise CaseError(f"case {case}: {kind}{error}") from error
-
-
-def _fills_its_folder(slices: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether slices are all the files of the first one's folder, but for hidden ones."""
-    paths = {Path(each) for each in slices}
-    return paths == {file for file in Path(slices[0]).parent.iterdir() if not file.name.startswith(".")}
 
 
 def _described(source: Source) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """How the volumes of one task are read: the definition that training, evaluation and inference share.
+    """How the volumes of one task are read in training, evaluation and inference; ``task`` of a bundle's configuration.
 
-    It stands in a bundle's configuration under ``task``. Sequences become tuples.
-
-    Intensities become a z-score on the foreground (the voxels that are not 0) unless the task says otherwise.
+    Intensities become a z-score on the foreground (the voxels that are not 0) unless ``ct_window_hu`` or
+    ``top_percentile`` is given. Sequences become tuples.
 
     Args:
         name: of a Decathlon task, its folder, as `monai.apps.DecathlonDataset` names it.

@@ -60,8 +60,8 @@ def vesselness(
 
     The largest response over scales of ITK's Hessian objectness: Frangi et al. 1998, eq. 13 and 14, as Antiga 2007
     generalises it, with alpha = beta = 0.5. The Hessian is taken in mm and normalised by its scale. Its norm, S in
-    eq. 12, is measured in units of the volume's own contrast, which runs from the median to the 99.9th percentile;
-    gamma is a quarter of that: half the norm at the middle of a tube of full contrast.
+    eq. 12, is measured in units of the volume's own contrast, from the median to the 99.9th percentile; gamma is a
+    quarter of that: half the norm at the middle of a tube of full contrast.
 
     Args:
         image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
@@ -72,12 +72,23 @@ def vesselness(
         ``(X, Y, Z)`` in [0, 1].
 
     Raises:
-        ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only.
-        ValueError: when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
+        ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only;
+            when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
     """
-    _check(image, spacing_mm, sigmas_mm)
+    if image.ndim != 3:
+        raise ValueError(f"image must be 3-D, got shape {image.shape}")
+    if min(image.shape) < SMALLEST_SIDE:
+        raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
+    if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
+    if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:
+        raise ValueError(f"sigmas_mm must be two positive numbers in rising order, got {sigmas_mm}")
+    if not np.isfinite(image).all():
+        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
+    if image.min() == image.max():
+        raise ValueError(f"image must hold more than one value, got {image.min()} everywhere")
     median, bright = np.percentile(image, (50, 99.9))
-    # Where next to all of the volume is empty, its brightest voxel is the vessels'.
+    # Where the volume is almost empty, its brightest voxel is the vessels'.
     contrast = (bright if bright > median else image.max()) - median
     if contrast == 0:
         return np.zeros(image.shape, np.float32)
@@ -108,15 +119,13 @@ def vessel_label(
 ) -> NDArray[np.uint8]:
     """Segment the bright vessels of an angiogram, with or without its soft tissue, without a threshold to choose.
 
-    1. `vesselness`, whose responses Otsu's method parts in three: nothing, doubtful, clear.
-    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); small islands go.
-    3. Flanks: within ``reach_mm`` of a core, what is tube-like at all and brighter than halfway between the vessel
-       and its surroundings, both averaged nearby: the full width at half maximum, wherever the bias field has it.
+    1. `vesselness`, whose responses Otsu's method divides in three: nothing, doubtful, clear.
+    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); small islands are removed.
+    3. Flanks: within ``reach_mm`` of a core, what is tube-like at all and brighter than halfway between the local means
+       of the vessel and its surroundings: the full width at half maximum, whatever the bias field.
 
     Args:
-        image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
-        spacing_mm: voxel sizes.
-        sigmas_mm: smallest and largest scale of `vesselness`.
+        image, spacing_mm, sigmas_mm: see `vesselness`.
         reach_mm: how far a vessel's edge may lie from its core.
         island_mm3: connected parts of less volume are removed.
 
@@ -131,38 +140,23 @@ def vessel_label(
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
     response = vesselness(image, spacing_mm, sigmas_mm)
     least = int(np.ceil(island_mm3 / np.prod(spacing_mm)))
-    felt = response[response > ROUNDING]
-    if felt.size == 0:
+    answers = response[response > ROUNDING]
+    if answers.size == 0:
         return np.zeros(image.shape, np.uint8)
     otsu = SimpleITK.OtsuMultipleThresholdsImageFilter()
     otsu.SetNumberOfThresholds(2)
     otsu.SetNumberOfHistogramBins(512)
-    otsu.Execute(SimpleITK.GetImageFromArray(felt[None]))
+    otsu.Execute(SimpleITK.GetImageFromArray(answers[None]))
     doubtful, clear = otsu.GetThresholds()
     cores = SimpleITK.DoubleThreshold(_to_itk(response, spacing_mm), doubtful, clear, 2.0, 2.0, 1, 0, True)
     cores = _without_islands(cores, least)
     core = _from_itk(cores) > 0
     if not core.any():
-        return core.astype(np.uint8)
+        return np.zeros(image.shape, np.uint8)
     distance_mm = _from_itk(SimpleITK.SignedMaurerDistanceMap(cores, False, False, True))
     middle = (_local_mean(image, core, spacing_mm) + _local_mean(image, distance_mm > FLANK_MM, spacing_mm)) / 2
     vessel = (distance_mm <= reach_mm) & (response > FAINT * doubtful) & (image > middle)
     return _from_itk(_without_islands(_to_itk(vessel.astype(np.uint8), spacing_mm), least))
-
-
-def _check(image: NDArray[Any], spacing_mm: Sequence[float], sigmas_mm: tuple[float, float]) -> None:
-    if image.ndim != 3:
-        raise ValueError(f"image must be 3-D, got shape {image.shape}")
-    if min(image.shape) < SMALLEST_SIDE:
-        raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
-    if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
-        raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
-    if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:
-        raise ValueError(f"sigmas_mm must be two positive numbers in rising order, got {sigmas_mm}")
-    if not np.isfinite(image).all():
-        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
-    if image.min() == image.max():
-        raise ValueError(f"image must hold more than one value, got {image.min()} everywhere")
 
 
 def _without_islands(mask: SimpleITK.Image, least: int) -> SimpleITK.Image:
@@ -193,16 +187,28 @@ def _from_itk(volume: SimpleITK.Image) -> NDArray[Any]:
 SEMI_AUTOMATIC = "_desc-semiauto_mask"
 """How the name of a semi-automatic label ends, before the extension."""
 
-DESCRIPTION = "semi-automatic vessel label, not hand-made"
-"""The header's ``descrip``."""
+SIDECAR = {
+    "Description": "Vessels, 1, by multi-scale Hessian vesselness, hysteresis and half the local contrast."
+    " Semi-automatic: made by a program, corrected by nobody, to be checked before use.",
+    "Type": "ROI",
+    "Manual": False,
+    "GeneratedBy": [{"Name": "unoise-monai", "Version": version("unoise-monai")}],
+    "Filter": "itk.MultiScaleHessianBasedMeasureImageFilter with itk.HessianToObjectnessMeasureImageFilter,"
+    " hysteresis between Otsu's two thresholds of its response",
+    "Parameters": {
+        **{"sigmas_mm": SIGMAS_MM, "scales": SCALES, "reach_mm": REACH_MM, "island_mm3": ISLAND_MM3},
+        **{"faint": FAINT, "local_mm": LOCAL_MM, "flank_mm": FLANK_MM},
+    },
+}
+"""What BIDS requires of a derived mask, and the settings that it was made with."""
 
 
 def label_vessels(item: Item) -> Path:
     """Write a case's semi-automatic label beside its volume, marked as such, and return its path.
 
-    ``<image>_desc-semiauto_mask.nii.gz`` lies on the image's grid. That it is semi-automatic stands in its name, in
-    its header's ``descrip`` and in the ``.json`` beside it, with the filter, its parameters and the version. The label
-    of a DICOM series goes beside the series' folder, not into it. A person who has corrected the label renames it:
+    ``<image>_desc-semiauto_mask.nii.gz`` lies on the image's grid; its name, its header's ``descrip`` and the ``.json``
+    beside it (with the filter, its parameters and the version) mark it as semi-automatic. The label of a DICOM series
+    goes beside the series' folder, not into it. A person who has corrected the label renames it:
     ``<image>_desc-manual_mask.nii.gz``.
 
     Args:
@@ -210,10 +216,10 @@ def label_vessels(item: Item) -> Path:
 
     Raises:
         FileExistsError: when the label is there already: a person may have corrected it.
-        CaseError: when the volume is bad, see `LoadCased`, has one value only, or shows no vessel.
+        CaseError: when the volume is bad, see `LoadCased`, or shows no vessel.
     """
     source, path = _place(item["image"]), semi_automatic_path(item["image"])
-    # A series' folder tends to bear the patient's name.
+    # A series' folder often has the patient's name.
     name = "DICOM series" if source.is_dir() else f"image file {source}"
     if path.exists():
         raise FileExistsError(f"a semi-automatic label must not take the place of a file, got {path}")
@@ -226,9 +232,10 @@ def label_vessels(item: Item) -> Path:
     if not label.any():
         raise CaseError(f"case {loaded['case']}: {name} must show vessels to label, got none")
     # The notice first: a label must never lie there without it.
+    note = SIDECAR | {"Sources": [source.name]}
     with atomic_path(path.with_name(f"{stem(path.name)}.json")) as temporary:
-        temporary.write_text(json.dumps(_sidecar(source), indent=2) + "\n", encoding="utf-8")
-    write_nifti(path, label, affine, DESCRIPTION)
+        temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    write_nifti(path, label, affine, "semi-automatic vessel label, not hand-made")
     return path
 
 
@@ -245,30 +252,6 @@ def _place(image: Source) -> Path:
     return path.resolve() if path.is_dir() else path
 
 
-def _sidecar(source: Path) -> dict[str, object]:
-    """What BIDS asks of a derived mask, and the settings that it was made with."""
-    parameters = {
-        "sigmas_mm": SIGMAS_MM,
-        "scales": SCALES,
-        "reach_mm": REACH_MM,
-        "island_mm3": ISLAND_MM3,
-        "faint": FAINT,
-        "local_mm": LOCAL_MM,
-        "flank_mm": FLANK_MM,
-    }
-    return {
-        "Description": "Vessels, 1, by multi-scale Hessian vesselness, hysteresis and half the local contrast."
-        " Semi-automatic: made by a program, corrected by nobody, to be checked before use.",
-        "Type": "ROI",
-        "Manual": False,
-        "Sources": [source.name],
-        "GeneratedBy": [{"Name": "unoise-monai", "Version": version("unoise-monai")}],
-        "Filter": "itk.MultiScaleHessianBasedMeasureImageFilter with itk.HessianToObjectnessMeasureImageFilter,"
-        " hysteresis between Otsu's two thresholds of its response",
-        "Parameters": parameters,
-    }
-
-
 MISSING_LABELS = ("refuse", "drop", "keep", "make")
 
 LABEL = re.compile(
@@ -279,7 +262,7 @@ OTHER_LABEL = re.compile(r"_label-(?!vessel)|^(?!.*_label-).*_desc-(?!vessel|man
 """Labels of something else than vessels, such as ``_desc-brain_mask``."""
 ANGIOGRAM = re.compile(r"(?<![a-z])(angio|tof|mra)(?![a-z])", re.IGNORECASE)
 """What an angiogram's name has where other volumes lie beside it."""
-LABEL_FOLDER = re.compile(r"(l)abel(s?)(Tr|Ts|)", re.IGNORECASE)
+LABEL_FOLDER = re.compile(r"^(l)abel(s?(?:Tr|Ts)?)$", re.IGNORECASE)
 
 
 def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_headers: bool = True) -> list[Item]:
@@ -287,25 +270,25 @@ def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_
 
     A folder with a ``dataset.json`` is a Decathlon task, see `list_cases`. Any other is searched as by `find_cases`:
 
-    - Where some names say ``angio``, ``TOF`` or ``MRA``, only those are images. Volumes under ``derivatives`` are none.
-    - A label is named as its image, with or without the image's last part where that says ``angio``, ``TOF`` or
-      ``MRA``, followed by ``_mask``, ``_dseg``, ``_seg``, ``_label``, ``_vessel`` or ``_label-vessel``; BIDS
-      entities may stand between. It lies beside its image; or under ``derivatives/<pipeline>/``, in the same
-      subfolders; or in a folder ``labels`` (``labelsTr``) for images in ``images`` (``imagesTr``), where it may bear
-      the image's very name. That of a DICOM series is named as the folder of its slices and lies beside it.
-    - A hand-made label goes before a semi-automatic one (`label_vessels`), which counts only where it is asked for.
+    - Where some names contain ``angio``, ``TOF`` or ``MRA``, only those are images; volumes under ``derivatives`` are
+      never.
+    - A label has the name of its image, with or without a last part ``angio``, ``TOF`` or ``MRA``, followed by
+      ``_mask``, ``_dseg``, ``_seg``, ``_label``, ``_vessel`` or ``_label-vessel``, with BIDS entities between. It lies
+      beside its image; or under ``derivatives/<pipeline>/``, in the same subfolders; or in a folder ``labels``
+      (``labelsTr``) for images in ``images`` (``imagesTr``), where it may have the image's very name. That of a DICOM
+      series has the name of the folder of its slices and lies beside it.
+    - A hand-made label goes before a semi-automatic one (`label_vessels`), which is used only by ``"make"``.
 
     Args:
         folder: of the volumes, or of one DICOM series.
-        missing_labels: what becomes of volumes without a hand-made label: ``"refuse"`` them all, naming the cases;
-            ``"drop"`` them; ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, which are written beside the
-            volumes and read back from there the next time.
-        check_headers: read every header now, so that a bad file is refused before work starts.
+        missing_labels: for volumes without a hand-made label: ``"refuse"`` them all, naming the cases; ``"drop"`` them;
+            ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, once, beside the volumes.
+        check_headers: refuse a bad header now, before work starts.
 
     Raises:
         ValueError: when ``missing_labels`` is unknown.
-        CaseError: when the folder does not exist or holds no volume, an image has two labels or a label two images;
-            when labels are missing that must not; as in `list_cases`.
+        CaseError: when the folder does not exist or holds no volume, an image has two labels or a label two images, or
+            labels are missing that must not; see `list_cases`.
     """
     check_choice("missing_labels", missing_labels, MISSING_LABELS)
     folder = Path(folder).resolve()
@@ -335,9 +318,6 @@ def find_angiograms(path: str | Path, labelled: bool = False) -> list[Item]:
     Args:
         path: see `find_images`; of a Decathlon folder the unlabelled cases, with ``labelled`` all.
         labelled: with their labels.
-
-    Raises:
-        CaseError: as `list_vessel_cases` and `find_images`.
     """
     if kind_of(Path(path)) != "folder" or (Path(path) / INDEX).is_file():
         return find_items(path) if labelled else find_images(path)
@@ -367,13 +347,13 @@ def _paired(folder: Path) -> list[Item]:
         for case in found:
             owned[case.name].append(label)
     items = []
-    for case in images:
+    for case in sorted(images, key=lambda case: case.name):
         hand_made = [entry for entry in owned[case.name] if not stem(entry.place.name).endswith(SEMI_AUTOMATIC)]
         if len(hand_made) > 1:
             both = " and ".join(str(entry.path) for entry in hand_made[:2])
             raise CaseError(f"case {case.name}: an image must have one label, got {both}")
         items.append(with_map(case, "label", next(iter(hand_made), None)).item())
-    return sorted(items, key=lambda item: item["case"])
+    return items
 
 
 def _label_places(case: Case) -> set[Path]:
@@ -406,8 +386,8 @@ def _images_and_labels(folder: Path) -> tuple[list[Case], list[Entry]]:
 
 
 def _is_label(entry: Entry) -> bool:
-    named = LABEL.search(stem(entry.place.name)) is not None
-    return named or any(LABEL_FOLDER.fullmatch(part) for part in entry.place.parts[:-1])
+    in_folder = any(LABEL_FOLDER.fullmatch(part) for part in entry.place.parts[:-1])
+    return in_folder or LABEL.search(stem(entry.place.name)) is not None
 
 
 def _image_of(label: Entry, folder: Path) -> Path:
@@ -419,10 +399,8 @@ def _image_of(label: Entry, folder: Path) -> Path:
     if "derivatives" in parts:
         start = parts.index("derivatives")
         parts = parts[:start] + parts[start + 2 :]
-    return folder.joinpath(*(_image_folder(part) for part in parts), name)
-
-
-def _image_folder(part: str) -> str:
-    """The folder of images beside a folder of labels, in its case; any other as it is."""
-    found = LABEL_FOLDER.fullmatch(part)
-    return f"{'I' if found[1] == 'L' else 'i'}mage{found[2]}{found[3]}" if found else part
+    # The folder of images beside a folder of labels.
+    images = (
+        LABEL_FOLDER.sub(lambda found: f"{'I' if found[1] == 'L' else 'i'}mage{found[2]}", part) for part in parts
+    )
+    return folder.joinpath(*images, name)

@@ -16,6 +16,13 @@ from unoise_monai.atomic import atomic_path
 logger = logging.getLogger(__name__)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What went wrong in a chain of transforms: MONAI's own error names the transform by its place in memory only."""
+    while str(error).startswith("applying transform") and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 class CaseEvaluator(SupervisedEvaluator):
     """MONAI's `SupervisedEvaluator`, to which a case that fails is a line in a table.
 
@@ -43,7 +50,8 @@ class CaseEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         # Whatever ends one case, the others go on; it is in the table of failures.
         except Exception as error:
-            return self._fail(case, f"{type(error).__name__}: {error}")
+            cause = cause_of(error)
+            return self._fail(case, f"{type(cause).__name__}: {cause}")
 
     def _fail(self, case: str, reason: str) -> list[Any]:
         logger.error("%s failed: %s", case, reason)
@@ -57,4 +65,4 @@ class CaseEvaluator(SupervisedEvaluator):
             return
         with atomic_path(self.table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("case", "reason"), *self.failed.items()])
-        logger.error("%d cases failed, see %s", len(self.failed), self.table)
+        logger.error("failed cases: %d, see %s", len(self.failed), self.table)

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
 
 from unoise_monai.checks import check_choice, check_sigma_range
 from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
-from unoise_monai.data.reading import case_name
+from unoise_monai.data.reading import case_name, load_again
 from unoise_monai.render.canvas import (
     DISPLAY_PERCENTILE,
     check_importance,
@@ -212,7 +211,7 @@ class Saver:
     def _claim(self, item: Mapping[Any, Any]) -> str:
         """The case's name, which no other source image of this run may have."""
         source = _source(item)
-        case = str(item.get("case") or case_name(source))
+        case = str(item.get("case") or _meta(item).get("case") or case_name(source))
         known = self._sources.setdefault(case, source.resolve())
         if known != source.resolve():
             raise ValueError(f"case names must differ within a run, got {case!r} from {known} and {source.resolve()}")
@@ -347,7 +346,7 @@ class PictureSaver(Saver):
         if not self.pictures:
             return
         source = _source(item)
-        scan = LoadImage(image_only=True, ensure_channel_first=True)(source) if scan is None else scan
+        scan = load_again(_meta(item))[None] if scan is None else scan
         image, spacing_mm = to_canonical(*to_numpy(scan))
         importance = item_volume(item, method or self.importance_key)
         values = on_scan_grid(to_numpy(importance)[0], importance, scan, method or self.importance_key, source)
@@ -361,12 +360,22 @@ class PictureSaver(Saver):
             kind.save(kind.draw(image, spacing_mm, **volumes, **kind.chosen({**self.options, **label})), folder / name)
 
 
+def _meta(item: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """What the maps of an item know of the image that they belong to.
+
+    Raises:
+        TypeError: when none knows its file.
+    """
+    for value in item.values():
+        if "filename_or_obj" in getattr(value, "meta", {}):
+            return dict(value.meta)
+    keys = sorted(map(str, item))
+    raise TypeError(f"items must hold a MetaTensor whose meta holds 'filename_or_obj', got none under keys {keys}")
+
+
 def _source(item: Mapping[Any, Any]) -> Path:
     """The file, or the folder of a DICOM series, that the maps of an item belong to."""
-    known = (
-        value.meta["filename_or_obj"] for value in item.values() if "filename_or_obj" in getattr(value, "meta", {})
-    )
-    return Path(str(next(known)))
+    return Path(str(_meta(item)["filename_or_obj"]))
 
 
 def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:

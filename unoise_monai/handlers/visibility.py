@@ -82,7 +82,7 @@ class VisibilityReport:
         images, maps = decollate_batch(output["image"]), decollate_batch(output["pred"][:, -1:])
         for image, importance in list(zip(images, maps, strict=True))[:left]:
             self._drawn += 1
-            case = case_name(image.meta["filename_or_obj"])
+            case = image.meta.get("case") or case_name(image.meta["filename_or_obj"])
             grey, spacing_mm = to_canonical(*to_numpy(image[:1]))
             values, _ = to_canonical(*to_numpy(importance))
             rgb = decile_pictures(grey, values, spacing_mm, shares=self.picture_shares, mip=self.mip)

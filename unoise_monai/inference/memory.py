@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+logger = logging.getLogger(__name__)
 
 WORKSPACE = 1.5
 """What a pass really takes, over its live tensors: convolutions reorder their operands in buffers of their own.
@@ -176,3 +179,59 @@ def _available_ram() -> int:
         used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])
         available = min(available, max(0, int(most) - used))
     return available
+
+
+T = TypeVar("T")
+HALVINGS = 3
+EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What PyTorch says where it raises a plain RuntimeError."""
+
+
+class Attempt(NamedTuple):
+    """Where and within what a network is to run; ``note`` is empty for the first attempt."""
+
+    device: torch.device
+    memory_gb: float | None
+    note: str
+
+
+def attempts(device: torch.device, memory_gb: float | None) -> Iterator[Attempt]:
+    """As asked, then with half the memory, a quarter and an eighth, and, from a GPU, on the CPU."""
+    yield Attempt(device, memory_gb, "")
+    budget = default_budget(device) / 1e9 if memory_gb is None else memory_gb
+    for halving in range(1, HALVINGS + 1):
+        less = budget / 2**halving
+        yield Attempt(device, less, f"out of memory: tiles within {less:.3g} GB")
+    if device.type != "cpu":
+        yield Attempt(torch.device("cpu"), None, "out of memory: on the CPU")
+
+
+def with_less_memory(
+    run: Callable[[Attempt], T], device: torch.device, memory_gb: float | None, name: str
+) -> tuple[T, str]:
+    """What ``run`` gives at the first attempt that the memory is enough for, and that attempt's note.
+
+    Raises:
+        MemoryError: when it is not enough for the last one, either.
+    """
+    last: Exception | None = None
+    for attempt in attempts(device, memory_gb):
+        if last is not None:
+            logger.warning("%s: %s", name, attempt.note)
+        try:
+            return run(attempt), attempt.note
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Without its frames, whose tensors would stay on the device.
+            last = error.with_traceback(None)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    raise MemoryError(f"memory must hold one tile of the volume, which it does not: {last}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of the GPU or the main one, has run out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in EXHAUSTED)

@@ -101,7 +101,7 @@ def to_fast_layout(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def to_float32(output: Any, like: Tensor) -> Any:
-    """Every tensor in ``output`` (tuples, lists, dictionaries) in float32, with the geometry of ``like`` if any."""
+    """Every tensor in ``output`` (tuples, lists, dictionaries) in float32, with the geometry of ``like``."""
     if isinstance(output, Tensor):
         output = output.float().contiguous()
         return MetaTensor(output).copy_meta_from(like, copy_attr=False) if isinstance(like, MetaTensor) else output

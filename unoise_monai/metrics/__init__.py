@@ -16,6 +16,7 @@ from unoise_monai.metrics.regions import (
 from unoise_monai.metrics.scores import (
     Infidelity,
     MapScore,
+    MapScorer,
     PhantomTruth,
     Randomisation,
     ScoredMap,
@@ -40,6 +41,7 @@ __all__ = [
     "InfidelityResult",
     "Interval",
     "MapScore",
+    "MapScorer",
     "MeanTolerance",
     "PhantomTruth",
     "Randomisation",

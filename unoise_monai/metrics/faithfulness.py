@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_finite
-from unoise_monai.metrics.overlap import check_grid
+from unoise_monai.metrics.overlap import check_grid, check_positive
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, VoxelMap
 
@@ -29,8 +28,8 @@ class GaussianPerturbation:
         box: None, or the voxels a side of the box; cut to shorter sides of the volume.
 
     Shape:
-        called with images ``(items * copies, C, *spatial)``, the copies of an item in a row, to the
-        perturbation ``I`` and ``images - I``, as Captum wants them.
+        ``(items * copies, C, *spatial)``, the copies of an item in a row, to the perturbation ``I`` and ``images - I``,
+        as Captum wants them.
 
     Raises:
         ValueError: when ``sigma`` is not above 0, or ``box`` below 1.
@@ -47,26 +46,22 @@ class GaussianPerturbation:
             raise ValueError(f"box must be at least 1, got {self.box}")
 
     def __call__(self, images: Image) -> tuple[Tensor, Image]:
-        if self.box is None:
-            perturbation = draw_copies(images, self.items, self.noise)
-        else:
-            noise, inside = draw_copies(images, self.items, self.noise_in_box).unbind(1)
-            perturbation = torch.where(inside > 0, images - noise, 0.0)
+        noise, inside = draw_copies(images, self.items, self.draw).unbind(1)
+        perturbation = noise if self.box is None else torch.where(inside > 0, images - noise, 0.0)
         return perturbation, images - perturbation
 
-    def noise(self, shape: torch.Size) -> Tensor:
-        return self.sigma * torch.randn(shape, generator=self.generator, device=self.generator.device)
-
-    def noise_in_box(self, shape: torch.Size) -> Tensor:
+    def draw(self, shape: torch.Size) -> Tensor:
         """Noise, and 1 where the box is, ``(2, C, *spatial)``."""
-        noise = self.noise(shape)
+        device = self.generator.device
+        noise = self.sigma * torch.randn(shape, generator=self.generator, device=device)
         inside = torch.zeros_like(noise)
-        place = [slice(None)]
-        for side in shape[1:]:
-            length = min(self.box or side, side)
-            first = torch.randint(side - length + 1, (), generator=self.generator, device=self.generator.device)
-            place.append(slice(int(first), int(first) + length))
-        inside[tuple(place)] = 1
+        if self.box is not None:
+            place = [slice(None)]
+            for side in shape[1:]:
+                length = min(self.box, side)
+                first = int(torch.randint(side - length + 1, (), generator=self.generator, device=device))
+                place.append(slice(first, first + length))
+            inside[tuple(place)] = 1
         return torch.stack([noise, inside])
 
 
@@ -74,16 +69,6 @@ def draw_copies(images: Image, items: int, draw: Callable[[torch.Size], Tensor])
     """A draw for each copy of an item, the same for every item: one by one, so that no pass size changes them."""
     drawn = torch.stack([draw(images.shape[1:]) for _ in range(len(images) // items)]).to(images.device)
     return drawn.repeat(items, *[1] * (drawn.ndim - 1))
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuse what is no distance.
-
-    Raises:
-        ValueError: when ``value`` is not finite and above 0.
-    """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
 Score: TypeAlias = Callable[[Image], Tensor]
@@ -101,8 +86,7 @@ class InfidelityResult(NamedTuple):
     def unexplained(self) -> Tensor:
         """``value / squared_change``, ``(B,)`` in [0, 1]: 0 predicts every change, 1 none; NaN where none happened.
 
-        Without the score's unit, so it may be averaged over volumes. A map that has nothing to do with the score is
-        expected at ``1 - 1 / samples``, since its scale is fitted.
+        A map that has nothing to do with the score is expected at ``1 - 1 / samples``, since its scale is fitted.
         """
         return self.value / self.squared_change
 
@@ -125,12 +109,11 @@ def infidelity(
     so maps of any unit compare. It may be negative: a map is not judged by its overall sign. A map of zeros predicts
     nothing: its ``unexplained`` is 1; a constant map predicts by the sum of ``I``.
 
-    The perturbations go up and down, the score with them. A map without signs, such as the absolute gradient, Grad-CAM
-    or a learned importance, cannot distinguish the two: it comes near 1, however right its places are, unless the score
-    answers nearly everywhere in one direction. Contributions against a baseline have to be divided by the voxel's
-    distance to it (`Attributor.contributes`).
-    As ``sigma`` goes to 0, the gradient comes to predict all: a small one favours gradients by construction. A large
-    one leaves the range in which a map, whose prediction is linear in ``I``, could predict much.
+    The perturbations go up and down. A map without signs, such as the absolute gradient, Grad-CAM or a learned
+    importance, comes near 1, however right its places are, unless the score answers nearly everywhere in one direction.
+    Contributions against a baseline have to be divided by the voxel's distance to it (`Attributor.contributes`). A
+    small ``sigma`` favours gradients by construction; a large one leaves the range in which a map, whose prediction is
+    linear in ``I``, could predict much.
 
     Args:
         score: from images ``(n, C, *spatial)`` to one number an item, ``(n,)``. Where it is not a module, its network
@@ -141,9 +124,8 @@ def infidelity(
         sigma: of the Gaussian noise, in units of normalised intensity.
         samples: perturbations of an item, the same ones for each; with one clean pass, all that is run.
         generator: draws them, so one generator state means the same perturbations, whatever ``copies``.
-        box: None perturbs every voxel: ``I`` is the noise. A number sets a random box with that many voxels a side (cut
-            to shorter sides of the volume) to noise, since what is drawn for each voxel alone averages out over a
-            volume.
+        box: None adds noise to every voxel. A number sets a random box with that many voxels a side to noise, since
+            what is drawn for each voxel alone averages out over a volume.
         copies: perturbed copies of an item in one pass. A score made for the items of a batch, such as a target with a
             region for each, serves with 1.
 
@@ -167,11 +149,7 @@ def infidelities(
     box: int | None = None,
     copies: int = 1,
 ) -> dict[str, InfidelityResult]:
-    """Infidelity of several maps of one image against the same perturbations, in the passes of one. See `infidelity`.
-
-    Raises:
-        ValueError: as `infidelity`.
-    """
+    """`infidelity` of several maps of one image against the same perturbations, in the passes of one."""
     for name, value, least in (("samples", samples, 2), ("copies", copies, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -191,7 +169,15 @@ def infidelities(
             for name, values in maps.items():
                 predictions[name].append((perturbation * values[:, None]).flatten(2).sum(dim=2))
     change = torch.cat(changes, dim=1)
-    return {name: _at_the_best_scale(torch.cat(found, dim=1), change) for name, found in predictions.items()}
+    squared_change = change.square().mean(dim=1)
+    results = {}
+    for name, parts in predictions.items():
+        predicted = torch.cat(parts, dim=1)
+        # By least squares; 0 of a map of zeros.
+        scale = (predicted * change).sum(dim=1, keepdim=True) / predicted.square().sum(dim=1, keepdim=True)
+        error = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
+        results[name] = InfidelityResult(error.minimum(squared_change), squared_change)
+    return results
 
 
 def _scores(score: Score, images: Image) -> Tensor:
@@ -202,20 +188,8 @@ def _scores(score: Score, images: Image) -> Tensor:
     return scores.detach().as_subclass(Tensor).double()
 
 
-def _at_the_best_scale(predicted: Tensor, change: Tensor) -> InfidelityResult:
-    """Of predicted and real changes, ``(B, samples)``; the scale is that of least squares, 0 of a map of zeros."""
-    scale = (predicted * change).sum(dim=1, keepdim=True) / predicted.square().sum(dim=1, keepdim=True)
-    squared_change = change.square().mean(dim=1)
-    value = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
-    return InfidelityResult(value.minimum(squared_change), squared_change)
-
-
 def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") -> VoxelMap:
-    """A map as a plain float64 tensor.
-
-    Raises:
-        ValueError: when it is not one channel on the image's grid, or holds NaN or infinite values.
-    """
+    """A map as a plain float64 tensor; a ValueError when it is not finite or not one channel on the image's grid."""
     check_grid(name, attribution, image)
     check_finite(attribution, name)
     # Squares of small values, and differences of large ones, need the digits.
@@ -237,15 +211,13 @@ def max_sensitivity(
     "Interpretability of U-Net model in the segmentation of medical images", Eq. 4: ``max |map(y) - map(x)|`` over ``y``
     with ``|y - x| <= radius``, divided by ``|map(x)|``, so that maps of any unit compare. The norm of the maps is the
     Euclidean one, that of the images the maximum, whose ball the ``y`` are drawn from evenly: the maximum over samples
-    is a lower bound of the one over the ball. 0 is a map that does not change, and so is a constant one; of a map of
-    zeros there is nothing to be relative to: NaN.
+    is a lower bound of the one over the ball. 0 is a map that does not change; NaN is a map of zeros.
 
-    The target stays the one that it is, made from the unperturbed image. A method that draws from the global random
-    state adds its own noise to the score; give it a seed.
+    The target stays that of the unperturbed image. A method that draws from the global random state adds its own noise
+    to the score; give it a seed.
 
     Args:
-        attributor: from an image and a target to a map. It is called once more than ``samples``, with images that lie
-            where ``image`` does.
+        attributor: from an image and a target to a map; called ``samples + 1`` times, with the geometry of ``image``.
         image: ``(B, C, *spatial)``.
         target: what the map explains.
         radius: in units of normalised intensity.
@@ -271,10 +243,8 @@ def max_sensitivity(
         return radius * (2 * torch.rand(shape, generator=generator, device=generator.device) - 1)
 
     original = explain(plain)
-    norm, largest = (
-        original.flatten(1).norm(dim=1),
-        torch.zeros(len(plain), dtype=torch.float64, device=original.device),
-    )
+    norm = original.flatten(1).norm(dim=1)
+    largest = torch.zeros_like(norm)
     for _ in range(samples):
         change = explain(plain + draw_copies(plain, len(plain), noise)) - original
         largest = largest.maximum(change.flatten(1).norm(dim=1))

@@ -1,4 +1,8 @@
-"""Dice, IoU, surface distance, and how far two maps agree."""
+"""Dice, IoU, surface distance, and how far two maps agree.
+
+The measures take ``logits`` ``(B, K, *spatial)`` and ``label``, class indices ``(B, 1, *spatial)``, and give
+``(B, max(K - 1, 1))``: one number an item and foreground class, NaN where the label has none of the class.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +38,12 @@ def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
         ValueError: when the two are not of one shape, or hold another class.
     """
     found, wanted = (
-        volume.as_subclass(Tensor).long()
-        if isinstance(volume, Tensor)
-        else torch.from_numpy(np.array(volume, np.int64))
-        for volume in (segmentation, label)
+        each.as_subclass(Tensor).long() if isinstance(each, Tensor) else torch.from_numpy(np.array(each, np.int64))
+        for each in (segmentation, label)
     )
     if found.shape != wanted.shape:
-        raise ValueError(
-            f"segmentation and label must have one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}"
-        )
+        shapes = f"{tuple(found.shape)} and {tuple(wanted.shape)}"
+        raise ValueError(f"segmentation and label must have one shape, got {shapes}")
     counts = [torch.bincount(volume.flatten(), minlength=classes) for volume in (found, wanted)]
     for name, count in zip(("segmentation", "label"), counts, strict=True):
         if len(count) > classes:
@@ -53,11 +54,7 @@ def dice_per_class(segmentation: Any, label: Any, classes: int) -> list[float]:
 
 
 def foreground_dice(logits: Logits, label: LabelMap) -> Tensor:
-    """Hard Dice of every foreground class; NaN where the label has none of it.
-
-    Shape:
-        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
-    """
+    """Hard Dice, ``(B, max(K - 1, 1))``."""
     classes = max(logits.shape[1], 2)
     scores = [dice_per_class(*pair, classes) for pair in zip(segmentation(logits), label, strict=True)]
     return torch.tensor(scores, device=logits.device)
@@ -70,13 +67,7 @@ def segmentation_pair(logits: Logits, label: LabelMap) -> tuple[Tensor, Tensor]:
 
 
 def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
-    """Dice of the predicted probability of every foreground class; NaN where the label has none of it.
-
-    ``2 sum(p y) / (sum p + sum y)``: a doubtful voxel counts less than a sure one, unlike in the hard Dice.
-
-    Shape:
-        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
-    """
+    """Dice of the predicted probability, ``2 sum(p y) / (sum p + sum y)``, ``(B, max(K - 1, 1))``."""
     predicted = probabilities(logits.as_subclass(Tensor)).flatten(2)
     truth = one_hot(label.as_subclass(Tensor).long(), num_classes=max(logits.shape[1], 2))[:, 1:].flatten(2)
     predicted = predicted if predicted.shape[1] == 1 else predicted[:, 1:]
@@ -86,44 +77,33 @@ def soft_dice(logits: Logits, label: LabelMap) -> Tensor:
 
 
 def foreground_iou(logits: Logits, label: LabelMap) -> Tensor:
-    """Intersection over union of every foreground class, ``Dice / (2 - Dice)``; NaN where the label has none of it.
-
-    Shape:
-        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
-    """
+    """Intersection over union, ``Dice / (2 - Dice)``, ``(B, max(K - 1, 1))``."""
     dice = foreground_dice(logits, label)
     return dice / (2 - dice)
 
 
 def surface_distance(logits: Logits, label: LabelMap, spacing_mm: Sequence[float]) -> Tensor:
-    """Average symmetric surface distance of every foreground class, in mm, the lower the better.
+    """Average symmetric surface distance in mm, ``(B, max(K - 1, 1))``: the lower the better.
 
-    The mean over the border voxels of both of the distance to the other's border. NaN where the label has none of the
-    class. Where the prediction has none there is no distance: it counts as the volume's diagonal, edge to edge, more
-    than any two voxels are apart.
-
-    Shape:
-        ``logits`` ``(B, K, *spatial)`` and ``label`` class indices ``(B, 1, *spatial)`` to ``(B, max(K - 1, 1))``.
+    The mean over the border voxels of both of the distance to the other's border. A class that the prediction lacks is
+    as far off as the volume's diagonal, edge to edge, more than any two voxels are apart.
 
     Raises:
         ValueError: when ``spacing_mm`` is not one finite number above 0 an axis.
     """
     check_spacing(spacing_mm, logits.ndim - 2)
     spacing = [float(size) for size in spacing_mm]
-    predicted, truth = segmentation_pair(logits.as_subclass(Tensor), label.as_subclass(Tensor))
-    predicted, truth = predicted[:, 1:], truth[:, 1:]
+    pair = segmentation_pair(logits.as_subclass(Tensor), label.as_subclass(Tensor))
+    predicted, truth = (volume[:, 1:] for volume in pair)
     diagonal_mm = math.hypot(*(side * size for side, size in zip(logits.shape[2:], spacing, strict=True)))
+    options: dict[str, Any] = {"include_background": True, "symmetric": True, "spacing": spacing}
     result = torch.full(predicted.shape[:2], torch.nan, device=logits.device)
     for item, column in itertools.product(*map(range, result.shape)):
         found, wanted = predicted[item, column][None, None], truth[item, column][None, None]
-        if not bool(wanted.any()):
-            continue
-        if bool(found.any()):
-            result[item, column] = compute_average_surface_distance(
-                found, wanted, include_background=True, symmetric=True, spacing=spacing
-            ).squeeze()
-        else:
-            result[item, column] = diagonal_mm
+        if bool(wanted.any()):
+            result[item, column] = (
+                compute_average_surface_distance(found, wanted, **options).squeeze() if found.any() else diagonal_mm
+            )
     return result
 
 
@@ -151,8 +131,8 @@ def check_measures(measures: Sequence[str], spacing_mm: Sequence[float] | None, 
     """Refuse measures that are unknown, or that need the spacing where it is not given.
 
     Raises:
-        ValueError: when there is no measure, one is not of `MEASURES`, or one needs ``spacing_mm`` and it is None, or
-            as `check_spacing`.
+        ValueError: when there is no measure, one is not of `MEASURES`, or one needs ``spacing_mm`` and it is None or
+            not one finite number above 0 for each of ``axes``.
     """
     if isinstance(measures, str) or not measures:
         raise ValueError(f"measures must be a sequence of at least one name, got {measures!r}")
@@ -164,12 +144,14 @@ def check_measures(measures: Sequence[str], spacing_mm: Sequence[float] | None, 
         check_spacing(spacing_mm, axes)
 
 
-def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
-    """Refuse voxel sizes that are not finite numbers above 0, one an axis.
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is not finite and above 0, with a ValueError."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
-    Raises:
-        ValueError: when a size is not above 0 and finite, or there are not ``axes`` of them.
-    """
+
+def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
+    """Refuse voxel sizes that are not ``axes`` finite numbers above 0, with a ValueError."""
     if not all(0 < size < math.inf for size in spacing_mm):
         raise ValueError(f"spacing_mm must be finite numbers above 0, got {tuple(spacing_mm)}")
     if axes is not None and len(spacing_mm) != axes:
@@ -177,11 +159,7 @@ def check_spacing(spacing_mm: Sequence[float], axes: int | None = None) -> None:
 
 
 def check_grid(name: str, volume: Tensor, image: Image) -> None:
-    """Refuse a volume that is not one channel on the image's grid, ``(B, 1, *spatial)``.
-
-    Raises:
-        ValueError: when it is not.
-    """
+    """Refuse a volume that is not one channel on the image's grid, ``(B, 1, *spatial)``, with a ValueError."""
     expected = (len(image), 1, *image.shape[2:])
     if tuple(volume.shape) != expected:
         raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")

@@ -1,18 +1,18 @@
-"""Scores of a map, one class each: its name, its direction, what it needs and the columns that it gives."""
+"""Scores of a map: each class has a name, a direction, what it needs and its columns; `MapScorer` is a list of them."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor
+from unoise_monai.attribution.base import Attributor, baselines
 from unoise_monai.attribution.base import Score as TargetScore
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice
@@ -20,11 +20,9 @@ from unoise_monai.metrics.faithfulness import infidelity, max_sensitivity
 from unoise_monai.metrics.overlap import MEASURES, check_measures
 from unoise_monai.metrics.randomisation import randomisation
 from unoise_monai.metrics.regions import truth_scores
-from unoise_monai.metrics.visibility import MODES, Hiding, VisibilityScorer, VisibilityScores
+from unoise_monai.metrics.visibility import MODES, Hiding, VisibilityScorer
 from unoise_monai.phantoms.abdomen import Truth
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
-
-T = TypeVar("T")
 
 NEEDS = ("label", "contribution", "attributor", "truth", "many_passes")
 """What a score may need beyond the map and the network, see `MapScore`."""
@@ -63,7 +61,7 @@ class ScoredMap:
     curves: dict[str, Any] = field(default_factory=dict, repr=False)
     """Filled by scores that have curves to plot: operator, mode, then ``"share"`` and measures with a list each."""
     case_cache: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What the maps of a case share: hand the same dictionary to all of them."""
+    """What the maps of a case share: pass the same dictionary to all of them."""
 
     @property
     def score(self) -> TargetScore:
@@ -74,22 +72,12 @@ class ScoredMap:
         """A new generator on the CPU, in the state that ``seed`` gives."""
         return torch.Generator().manual_seed(self.seed)
 
-    def once_a_case(self, key: str, make: Callable[[], T]) -> T:
-        """What ``make`` returned for the first map of the case that asked for ``key``."""
-        if key not in self.case_cache:
-            self.case_cache[key] = make()
-        return self.case_cache[key]
-
     def has(self, need: str) -> bool:
         """Whether one of `NEEDS` is there; many passes are for the caller to allow."""
         return self.labelled if need == "label" else need == "many_passes" or getattr(self, need) is not None
 
     def required(self, need: str) -> Any:
-        """The contribution, attributor or truth.
-
-        Raises:
-            ValueError: when it is None.
-        """
+        """The contribution, attributor or truth; a ValueError when it is None."""
         if not self.has(need):
             raise ValueError(f"{need} must be given for a score that needs it, got None")
         return getattr(self, need)
@@ -115,8 +103,7 @@ class MapScore(ABC):
     ``"contribution"``, values with signs; ``"attributor"``, the method again; ``"truth"``, that of a phantom;
     ``"many_passes"``, time: it runs the method or the network often, so on the first cases of a run only."""
     columns: ClassVar[Mapping[str, str] | Sequence[str]] = ()
-    """The numbers that it gives: names, or names with the direction of each; ``*`` stands for any text. By default one,
-    called as the score."""
+    """The numbers that it gives: names, or names with directions; ``*`` stands for any text. By default its name."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -140,18 +127,12 @@ class MapScore(ABC):
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
         """One number a column."""
 
-    @classmethod
-    def gives(cls, column: str) -> bool:
-        """Whether a column is one of the score's."""
-        return any(fnmatchcase(column, pattern) for pattern in cls.columns)
-
     def __repr__(self) -> str:
         # Results depend on it, so it holds no address.
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in sorted(vars(self).items()))})"
 
 
-@dataclass(frozen=True)
-class Direction:
+class Direction(NamedTuple):
     """How to read a column of a scoreboard."""
 
     score: type[MapScore]
@@ -174,7 +155,7 @@ HIDINGS: Mapping[str, Hiding] = {
     "noise": Hiding("noise", sigma=5.0),
     "blur": Hiding("blur", sigma=4.0),
 }
-"""The four operators: zero, the mean, noise of sigma 5 in normalised intensity, a Gaussian blur of 4 voxels."""
+"""Noise of sigma 5 in normalised intensity, a Gaussian blur of 4 voxels."""
 
 
 @dataclass(frozen=True)
@@ -210,26 +191,24 @@ class Visibility(MapScore):
             raise ValueError(f"shares must hold 0 and 1, got {tuple(self.shares)}")
 
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
+        if repr(self) not in subject.case_cache:
+            given = (subject.network, subject.image, subject.label)
+            subject.case_cache[repr(self)] = {
+                name: VisibilityScorer(*given, hiding, self.measures, subject.spacing_mm)
+                for name, hiding in self.hidings.items()
+            }
         areas = {}
-        for name, scorer in subject.once_a_case(repr(self), lambda: self._scorers(subject)).items():
+        for name, scorer in subject.case_cache[repr(self)].items():
             for mode in MODES:
                 found = scorer(subject.importance, self.shares, mode)
-                subject.curves.setdefault(name, {})[mode] = as_lists(found)
+                curves = {"share": found.share[0], **{key: each[0].nanmean(dim=1) for key, each in found.score.items()}}
+                # As JSON takes them: None for what could not be measured.
+                subject.curves.setdefault(name, {})[mode] = {
+                    key: [value if math.isfinite(value) else None for value in each.tolist()]
+                    for key, each in curves.items()
+                }
                 areas[f"{mode}_{name}"] = found.curve(self.measures[0]).area
         return areas
-
-    def _scorers(self, subject: ScoredMap) -> dict[str, VisibilityScorer]:
-        given = (subject.network, subject.image, subject.label)
-        return {
-            name: VisibilityScorer(*given, hiding, self.measures, subject.spacing_mm)
-            for name, hiding in self.hidings.items()
-        }
-
-
-def as_lists(found: VisibilityScores) -> dict[str, list[float | None]]:
-    """Shares and the mean over classes of every measure, as JSON takes them: None for what could not be measured."""
-    curves = {"share": found.share[0], **{name: value[0].nanmean(dim=1) for name, value in found.score.items()}}
-    return {name: [float(v) if math.isfinite(v) else None for v in values.tolist()] for name, values in curves.items()}
 
 
 @dataclass(frozen=True)
@@ -237,7 +216,7 @@ class Infidelity(MapScore):
     """What the map leaves unexplained of the target's changes, 0 to 1 (`infidelity`).
 
     Args:
-        samples: perturbations.
+        samples: perturbations; 0 leaves the score out.
         sigma: of the perturbations, in units of normalised intensity.
         box: side, in voxels, of the box that a perturbation fills; None for every voxel.
     """
@@ -252,11 +231,10 @@ class Infidelity(MapScore):
     needs = ("contribution",)
 
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
-        options: dict[str, Any] = {"generator": subject.generator(), "box": self.box}
-        found = infidelity(
-            subject.score, subject.image, subject.required("contribution"), self.sigma, self.samples, **options
-        )
-        return {"infidelity": float(found.unexplained)}
+        if self.samples == 0:
+            return {}
+        given = (subject.score, subject.image, subject.required("contribution"), self.sigma, self.samples)
+        return {"infidelity": float(infidelity(*given, generator=subject.generator(), box=self.box).unexplained)}
 
 
 @dataclass(frozen=True)
@@ -264,7 +242,7 @@ class Sensitivity(MapScore):
     """The largest change of the map over small changes of the image (`max_sensitivity`).
 
     Args:
-        samples: maps of changed images.
+        samples: maps of changed images; 0 leaves the score out.
         radius: of the changes, in units of normalised intensity.
     """
 
@@ -276,9 +254,10 @@ class Sensitivity(MapScore):
     needs = ("attributor", "many_passes")
 
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
-        given = (subject.required("attributor"), subject.image, subject.target)
-        found = max_sensitivity(*given, self.radius, self.samples, generator=subject.generator())
-        return {"sensitivity": float(found)}
+        if self.samples == 0:
+            return {}
+        given = (subject.required("attributor"), subject.image, subject.target, self.radius, self.samples)
+        return {"sensitivity": float(max_sensitivity(*given, generator=subject.generator()))}
 
 
 @dataclass(frozen=True)
@@ -286,7 +265,7 @@ class Randomisation(MapScore):
     """How alike the map of a network with random weights is, within the segmented voxels, if any (`randomisation`).
 
     Args:
-        steps: maps of networks that are random from the last layer down.
+        steps: maps of networks that are random from the last layer down; 0 leaves the score out.
     """
 
     steps: int = 3
@@ -297,7 +276,7 @@ class Randomisation(MapScore):
     columns = ("randomisation_correlation", "randomisation_ssim", "unchanged")
 
     def __call__(self, subject: ScoredMap) -> dict[str, float]:
-        if not bool(subject.where.any()):
+        if self.steps == 0 or not bool(subject.where.any()):
             return {}
         given = (subject.required("attributor"), subject.image, subject.target, subject.where)
         found = randomisation(*given, seed=subject.seed, steps=self.steps)
@@ -324,3 +303,70 @@ class PhantomTruth(MapScore):
         found = truth_scores(subject.importance, subject.required("truth"))
         tops = {f"truth_top_{tissue.name.lower()}": float(found.top[0, at]) for at, tissue in enumerate(Truth)}
         return {"truth_average_precision": float(found.average_precision), **tops}
+
+
+def default_scores() -> tuple[MapScore, ...]:
+    """The scores of this module, in the order of their columns."""
+    return (Visibility(), Infidelity(), Sensitivity(), Randomisation(), PhantomTruth())
+
+
+@dataclass(frozen=True)
+class MapScorer:
+    """What is measured of a map; the same for every method.
+
+    Args:
+        scores: in the order of their columns; by default those of this module.
+        seed: of all draws; every method meets the same.
+
+    Raises:
+        ValueError: when two of ``scores`` have one name.
+    """
+
+    scores: Sequence[MapScore] = field(default_factory=default_scores)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [score.name for score in self.scores]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scores must have a name each, got {names}")
+
+    def __call__(self, subject: ScoredMap, many_passes: bool = True) -> dict[str, dict[str, Any]]:
+        """All scores of which the subject has what they need, as the record of a case holds them.
+
+        Args:
+            subject: the map; its ``seed`` and ``curves`` are not used.
+            many_passes: whether scores that need many passes are measured too.
+
+        Returns:
+            ``"curves"``, by operator and mode, and ``"scores"``, finite numbers by column.
+
+        Raises:
+            ValueError: when a score gives a column that its class does not name.
+        """
+        subject = replace(subject, seed=self.seed, curves={})
+        values: dict[str, float] = {}
+        for score in self.scores:
+            if all(many_passes if need == "many_passes" else subject.has(need) for need in score.needs):
+                found = score(subject)
+                unknown = [each for each in found if not any(fnmatchcase(each, own) for own in score.columns)]
+                if unknown:
+                    raise ValueError(f"columns of {score.name} must be {list(score.columns)}, got {unknown}")
+                values |= found
+        return {"curves": subject.curves, "scores": {name: v for name, v in values.items() if math.isfinite(v)}}
+
+
+def per_intensity(values: VoxelMap, image: Image, attributor: Attributor | None = None) -> VoxelMap:
+    """Contributions against a baseline as changes of the score per intensity; 0 where the image is as the baseline.
+
+    Args:
+        values: ``(1, 1, *spatial)``.
+        image: ``(1, C, *spatial)``.
+        attributor: the method that gave them, with its ``baseline``, or the mean of its ``baselines``, or those of the
+            method within it; None for zero.
+    """
+    method = getattr(attributor, "inner", attributor)
+    kinds = getattr(method, "baselines", None) or (getattr(method, "baseline", "zero"),)
+    plain = image.as_subclass(Tensor)
+    reference = torch.stack(baselines(plain, kinds, getattr(method, "seed", 0))).mean(dim=0)
+    steps = (plain - reference).sum(dim=1, keepdim=True)
+    return torch.where(steps.abs() > 1e-3, values / steps, torch.zeros_like(values))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +18,7 @@ from PIL import Image
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
+from unoise_monai.data.nifti import check_affine
 
 Volume = NDArray[Any]
 """``(X, Y, Z)``, in RAS order where nothing else is written."""
@@ -86,7 +86,7 @@ def display_slice(volume: Volume, axis: int, index: int) -> NDArray[Any]:
     Axial (axis 2) as radiologists look at it: the patient's right on the picture's left, front up. Coronal (axis 1):
     head up, the patient's right on the left. Sagittal (axis 0): head up, front on the left.
     """
-    # A view; np.take would first copy a volume that is not contiguous.
+    # A view: np.take would copy a volume that is not contiguous.
     return upright(np.moveaxis(volume, axis, 0)[index])
 
 
@@ -99,11 +99,9 @@ def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
     """First voxel and the one after the last, along each axis, of what is above 0 in a mask or class indices
     ``(X, Y, Z)``; None where nothing is."""
     seen = mask.max(axis=2)
-    x, y = np.flatnonzero(seen.max(axis=1) > 0), np.flatnonzero(seen.max(axis=0) > 0)
-    if not x.size:
-        return None
-    z = np.flatnonzero(mask.max(axis=0).max(axis=0) > 0)
-    return tuple((int(inside[0]), int(inside[-1]) + 1) for inside in (x, y, z))
+    along = (seen.max(axis=1), seen.max(axis=0), mask.max(axis=0).max(axis=0))
+    inside = [np.flatnonzero(highest > 0) for highest in along]
+    return tuple((int(at[0]), int(at[-1]) + 1) for at in inside) if inside[0].size else None
 
 
 def pixel_mm(spacing_mm: Spacing, axis: int) -> tuple[float, float]:
@@ -112,25 +110,8 @@ def pixel_mm(spacing_mm: Spacing, axis: int) -> tuple[float, float]:
     return height, width
 
 
-def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
-    """An affine, ``(4, 4)``, as float64.
-
-    Raises:
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
-    """
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4):
-        raise ValueError(f"affine must be 4x4, got shape {matrix.shape}")
-    sizes = voxel_sizes(matrix)
-    # The rank is taken of the directions, so that small voxels do not count as a singular affine.
-    if not np.isfinite(matrix).all() or not sizes.all() or np.linalg.matrix_rank(matrix[:3, :3] / sizes) < 3:
-        raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
-    return matrix
-
-
-WINDOW_PERCENTILES = (1, 99)
 SAMPLE_SIZE = 2**20
-"""About how many voxels, evenly spread, the percentiles of a larger image are taken of."""
+"""About how many voxels, evenly spread, of a larger image its percentiles are found in."""
 
 
 def find_window(image: Volume, window: Window | None = None) -> Window:
@@ -141,20 +122,26 @@ def find_window(image: Volume, window: Window | None = None) -> Window:
     white. Of a large image every n-th voxel along each axis is looked at.
 
     Raises:
-        ValueError: when ``window`` is not two finite numbers in rising order.
+        ValueError: see `check_window`.
     """
     if window is not None:
         return check_window(window)
     step = math.ceil((image.size / SAMPLE_SIZE) ** (1 / image.ndim))
     sample = image[(slice(None, None, step),) * image.ndim]
-    low, high = (float(level) for level in np.percentile(sample, WINDOW_PERCENTILES))
-    background = float(sample.min())
-    others = sample[sample > background]
+    low, high = (float(level) for level in np.percentile(sample, (1, 99)))
+    others = sample[sample > sample.min()]
     if others.size < sample.size / 2:
-        low = background
+        low = float(sample.min())
         # What is bright may lie between the voxels looked at.
-        high = float(np.percentile(others, WINDOW_PERCENTILES[1]) if others.size else image.max())
+        high = float(np.percentile(others, 99) if others.size else image.max())
     return low, high if high > low else low + 1
+
+
+def check_window(window: Window, name: str = "window") -> Window:
+    """Two finite numbers in rising order as floats, else ValueError."""
+    if len(window) != 2 or not np.isfinite(window).all() or window[0] >= window[1]:
+        raise ValueError(f"{name} must be (low, high), finite, with low below high, got {tuple(window)}")
+    return float(window[0]), float(window[1])
 
 
 def grey_levels(image: Volume, window: Window | None = None) -> NDArray[np.float64]:
@@ -163,23 +150,11 @@ def grey_levels(image: Volume, window: Window | None = None) -> NDArray[np.float
     return ((np.asarray(image, dtype=np.float64) - low) / (high - low)).clip(0, 1)
 
 
-def check_window(window: Window) -> Window:
-    """The window, low and high in the image's intensities.
-
-    Raises:
-        ValueError: when it is not two finite numbers in rising order.
-    """
-    if len(window) != 2 or not all(math.isfinite(level) for level in window) or window[0] >= window[1]:
-        raise ValueError(f"window must be (low, high), finite, with low below high, got {tuple(window)}")
-    return float(window[0]), float(window[1])
-
-
 STYLES = ("colour", "red")
 COLOUR_MAP = "inferno"
 """Perceptually uniform: equal steps of importance look equally large."""
 OPACITY = 0.75
 """Of the colour where importance is 1."""
-RED = (1.0, 0.0, 0.0)
 
 
 def blend(
@@ -187,15 +162,15 @@ def blend(
 ) -> NDArray[np.float64]:
     """Lay importance over grey.
 
-    - ``colour``: a perceptually uniform colour map, the more opaque the higher importance is, and not there at all up
-      to the threshold.
+    - ``colour``: a perceptually uniform colour map, the more opaque the higher importance is, and absent up to the
+      threshold.
     - ``red``: from the untouched grey at 0 to pure red at 1, with no threshold. Chatterjee et al., "Interpretability
       techniques for deep learning based segmentation models", ISMRM 2021, Fig. 2 to 4: the map drawn from black to
       white, "white pixels were converted to red for overlaying".
 
     Args:
         grey: ``(rows, columns)``, 0 to 1.
-        importance: ``(rows, columns)``, 0 to 1; the grey stays alone where it is None.
+        importance: ``(rows, columns)``, 0 to 1; None leaves the grey alone.
         threshold: importance up to which ``colour`` shows the grey alone.
         style: one of ``STYLES``.
 
@@ -203,7 +178,7 @@ def blend(
         RGB, ``(rows, columns, 3)``, 0 to 1.
 
     Raises:
-        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
+        ValueError: see `check_style`.
     """
     check_style(style, threshold)
     ground = np.repeat(np.asarray(grey, dtype=np.float64)[..., None], 3, axis=2)
@@ -211,7 +186,7 @@ def blend(
         return ground
     values = np.asarray(importance, dtype=np.float64).clip(0, 1)
     if style == "red":
-        alpha, colour = values[..., None], np.asarray(RED)
+        alpha, colour = values[..., None], np.array([1.0, 0.0, 0.0])
     else:
         alpha = OPACITY * ((values - threshold) / (1 - threshold)).clip(0, 1)[..., None]
         colour = mpl.colormaps[COLOUR_MAP](values)[..., :3]
@@ -228,24 +203,21 @@ DISPLAY_PERCENTILE = 99.9
 """Percentile of a method's map that pictures show as 1."""
 
 
-def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> NDArray[np.float32]:
-    """Scale a map of any range to 0 to 1, as an overlay needs it.
+def scale_map(values: NDArray[Any], limits: Window | None = None) -> NDArray[np.float32]:
+    """Scale an attribution or an activation, of any shape, to 0 to 1, as an overlay needs it.
 
     Args:
-        values: an attribution or an activation, of any shape.
         limits: values that turn 0 and 1, what lies beyond is clipped; the map's lowest and highest where it is None.
 
     Raises:
         ValueError: when a value is NaN or infinite, ``limits`` is not two finite numbers in rising order, or all
-            values are the same and there are no ``limits`` to scale them by.
+            values are the same and there are no ``limits``.
     """
     lowest, highest = float(values.min()), float(values.max())
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
+    if not np.isfinite([lowest, highest]).all():
         raise ValueError("map must hold finite values only, got NaN or infinity")
     if limits is not None:
-        if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
-            raise ValueError(f"limits must be (low, high), finite, with low below high, got {tuple(limits)}")
-        lowest, highest = (float(limit) for limit in limits)
+        lowest, highest = check_window(limits, "limits")
     if lowest == highest:
         raise ValueError(f"map must hold more than one value to be scaled without limits, got {lowest} everywhere")
     return np.asarray((values - lowest) / (highest - lowest), dtype=np.float32).clip(0, 1)
@@ -255,9 +227,8 @@ def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) 
     """Scale a method's map to 0 to 1 for display: 0 where it is 0 or below, 1 from a high percentile on.
 
     A percentile, since single voxels of some methods tower above all others. A map that is negative everywhere, such
-    as ranks by distance, starts at its lowest value.
-
-    Where the percentile, in [0, 100], of ``values`` of any shape is not above the start, their highest value is 1.
+    as ranks by distance, starts at its lowest value. Where the percentile of ``values`` (of any shape) is not above
+    the start, their highest value is 1.
     """
     low = 0.0 if values.max() > 0 else float(values.min())
     high = float(np.percentile(values, percentile))
@@ -266,7 +237,7 @@ def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) 
 
 
 def check_style(style: str, threshold: float = 0.0) -> None:
-    """Refuse an unknown style and a threshold outside [0, 1), both by ValueError."""
+    """Refuse, by ValueError, an unknown style and a threshold outside [0, 1)."""
     check_choice("style", style, STYLES)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
@@ -286,7 +257,7 @@ def check_picture(
     style: str = "colour",
     threshold: float = 0.0,
 ) -> None:
-    """Refuse what cannot be drawn; the arguments are those of ``mips``, and what is raised, too."""
+    """Refuse what cannot be drawn; arguments and errors are those of ``mips``."""
     check_view(spacing_mm, axis, window)
     check_style(style, threshold)
     low, high = check_volume("image", image)
@@ -312,11 +283,7 @@ def check_view(spacing_mm: Spacing, axis: int, window: Window | None = None) -> 
 
 
 def check_volume(name: str, volume: Volume) -> tuple[Any, Any]:
-    """The lowest and the highest value of a volume that can be drawn.
-
-    Raises:
-        ValueError: when it is not 3-D, is empty, or holds NaN or infinity.
-    """
+    """The lowest and the highest value of a volume that can be drawn: not empty, 3-D and finite, else ValueError."""
     if volume.ndim != 3 or volume.size == 0:
         raise ValueError(f"{name} must be 3-D and not empty, got shape {volume.shape}")
     # The extremes tell, without a copy of the volume: NaN is both, infinity one of them.

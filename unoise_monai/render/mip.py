@@ -10,16 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
-from unoise_monai.render.canvas import (
-    Rgb,
-    Spacing,
-    Volume,
-    Window,
-    check_picture,
-    find_window,
-    foreground_box,
-    upright,
-)
+from unoise_monai.render.canvas import Rgb, Spacing, Volume, Window, check_picture, find_window, foreground_box, upright
 from unoise_monai.render.panels import LARGEST_PANEL, View, draw_views
 
 
@@ -51,8 +42,7 @@ def silhouettes(segmentation: NDArray[Any], axis: int) -> list[NDArray[np.bool_]
     highest = project(segmentation, axis)
     if highest.max() <= 1:  # the most frequent case, without another look at the volume
         return [highest == 1] if highest.max() == 1 else []
-    box = foreground_box(segmentation)
-    inside = segmentation[tuple(slice(*ends) for ends in box or ())]
+    inside = segmentation[tuple(slice(*ends) for ends in foreground_box(segmentation) or ())]
     classes = sorted(set().union(*(np.unique(plane[plane > 0]).tolist() for plane in inside)))
     return [project(segmentation == value, axis) for value in classes]
 
@@ -104,19 +94,17 @@ def mips(
         style: one of ``canvas.STYLES``.
         threshold: importance up to which ``style="colour"`` shows the scan alone.
         depth: whose importance colours a pixel. ``brightest``: that of the voxel the pixel shows, the brightest of
-            its ray, so that colour lies on the vessel that one sees; what lies hidden before or behind it is not
-            shown. ``any``: the highest of the ray, wherever it lies; nothing is hidden, and a map with some
-            importance everywhere colours everything.
+            its ray: colour lies on the vessel that one sees, and what lies before or behind it is hidden. ``any``: the
+            highest of the ray; nothing is hidden, and a map with some importance everywhere colours everything.
         label: what the colour bar shows, with its unit.
 
     Raises:
         ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite, when
-            the image holds one value only, or ``importance`` leaves [0, 1].
-        ValueError: when ``spacing_mm``, ``slab_mm``, ``centre``, ``window``, ``style``, ``threshold`` or ``depth`` is
-            out of range.
+            the image holds one value only, ``importance`` leaves [0, 1], or another argument is out of range.
     """
     check_picture(spacing_mm, 2, image, importance, segmentation, window, style, threshold)
-    slabs = [(axis, slice(None), f"{VIEWS[axis]} MIP") for axis in (2, 1, 0)]
+    parts = {axis: slice(None) for axis in (2, 1, 0)}
+    titles = {axis: f"{VIEWS[axis]} MIP" for axis in parts}
     if slab_mm is not None:
         check_slab(slab_mm)
         if centre is None:
@@ -124,11 +112,10 @@ def mips(
             centre = [(first + end - 1) / 2 for first, end in box or [(0, size) for size in image.shape]]
         if len(centre) != 3 or not all(0 <= at < size for at, size in zip(centre, image.shape, strict=True)):
             raise ValueError(f"centre must be a voxel of the volume of shape {image.shape}, got {tuple(centre)}")
-        parts = [slab(image.shape[axis], spacing_mm[axis], slab_mm, centre[axis]) for axis in (2, 1, 0)]
-        slabs = [
-            (axis, part, f"{title}, {(part.stop - part.start) * spacing_mm[axis]:.3g} mm")
-            for (axis, _, title), part in zip(slabs, parts, strict=True)
-        ]
+        for axis in parts:
+            parts[axis] = part = slab(image.shape[axis], spacing_mm[axis], slab_mm, centre[axis])
+            titles[axis] += f", {(part.stop - part.start) * spacing_mm[axis]:.3g} mm"
+    slabs = [(axis, part, titles[axis]) for axis, part in parts.items()]
     look = {"style": style, "threshold": threshold, "label": label, "longest": LARGEST_PANEL}
     return _draw_slabs(image, spacing_mm, importance, segmentation, slabs, window, depth, **look)
 
@@ -149,19 +136,19 @@ def slab_mips(
     """Show a volume as consecutive slabs along one axis, each a maximum intensity projection.
 
     The slabs follow each other without a gap, from the feet to the head (axial), from back to front (coronal), or
-    from left to right (sagittal); the last may be thinner.
+    from left to right (sagittal); the last may be thinner. Further arguments and errors are those of ``mips``.
 
     Args:
         slab_mm: thickness of a slab, mm, rounded to whole slices.
         axis: 0 sagittal, 1 coronal, 2 axial.
-
-    The other arguments, what is returned and what is raised are those of ``mips``.
     """
     check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_slab(slab_mm)
     size, count = image.shape[axis], max(1, round(slab_mm / spacing_mm[axis]))
-    ends = [(start, min(start + count, size)) for start in range(0, size, count)]
-    slabs = [(axis, slice(start, end), f"slices {start + 1} to {end} of {size}") for start, end in ends]
+    slabs = []
+    for start in range(0, size, count):
+        end = min(start + count, size)
+        slabs.append((axis, slice(start, end), f"slices {start + 1} to {end} of {size}"))
     look = {"style": style, "threshold": threshold, "label": label, "longest": SLAB_PANEL}
     return _draw_slabs(image, spacing_mm, importance, segmentation, slabs, window, depth, **look)
 
@@ -189,8 +176,8 @@ def _draw_slabs(
         cut = (*(slice(None),) * axis, part)
         scan, shown = image[cut], None
         if importance is not None:
-            values, seen = importance[cut], depth == "brightest"
-            shown = project_at_brightest(values, scan, axis) if seen else project(values, axis)
+            values = importance[cut]
+            shown = project_at_brightest(values, scan, axis) if depth == "brightest" else project(values, axis)
         outlines = [] if segmentation is None else silhouettes(segmentation[cut], axis)
         views.append(View(axis, title, project(scan, axis), shown, outlines))
     window = find_window(np.concatenate([view.pixels.ravel() for view in views]), window)

@@ -44,7 +44,6 @@ SHEET_SHAPE = 1.6
 TITLE_FONT, LABEL_FONT = FontProperties(size=11), FontProperties(size=10)
 TEXT_COLOUR, OUTLINE_COLOUR = "#f2f2f2", "#00e5ff"
 
-
 Sides = tuple[int, int]
 
 
@@ -53,10 +52,9 @@ def panel_sizes(shapes: Sequence[Sides], pixels_mm: Sequence[tuple[float, float]
 
     ``shapes`` are rows and columns of each picture, ``pixels_mm`` the height and width of its pixels, mm.
     """
-    pairs = zip(shapes, pixels_mm, strict=True)
-    sides_mm = [(rows * height, columns * width) for (rows, columns), (height, width) in pairs]
-    scale = longest / max(side for sides in sides_mm for side in sides)
-    return [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sides_mm]
+    sides_mm = np.multiply(shapes, pixels_mm)
+    sizes = np.maximum(1, np.round(sides_mm * (longest / sides_mm.max()))).astype(int)
+    return [(height, width) for height, width in sizes.tolist()]
 
 
 def text_width(text: str, font: FontProperties) -> int:
@@ -71,7 +69,7 @@ def title_width(title: str) -> int:
 
 
 def cell_size(size: Sides, title: str, lettered: bool, narrowest: int) -> Sides:
-    """Height and width of a panel's place: at least what its letters and its title need, or ``narrowest`` pixels."""
+    """Height and width of a panel's place, of ``narrowest`` pixels at least: room for its letters and its title."""
     letters = LETTERS_ROOM if lettered else 0
     return max(size[0], letters), max(size[1], letters, title_width(title), narrowest)
 
@@ -130,7 +128,7 @@ def draw_views(
 ) -> Rgb:
     """Draw views of one volume on a sheet, importance over grey, with a colour bar where there is importance.
 
-    The arguments are those of ``mips`` and ``draw_panels``; panels without ``longest`` are of ``longest_side``.
+    The arguments are those of ``mips`` and ``draw_panels``; without ``longest``, panels are of ``longest_side``.
     """
     panels = []
     for axis, title, pixels, importance, outlines in views:
@@ -173,8 +171,8 @@ def draw_panels(
     row_heights = [title + max(cell[0] for cell in cells[k : k + columns]) for k in range(0, len(cells), columns)]
     column_widths = [max(cell[1] for cell in cells[k::columns]) for k in range(columns)]
     sheet_width = sum(column_widths) + GAP * (columns + 1) + (BAR_WIDTH if colour_map else 0)
-    bar_length = max(BAR_LENGTH, text_width(colour_label, LABEL_FONT)) if colour_map else 0
     rows_height = sum(row_heights) + GAP * (len(row_heights) + 1)
+    bar_length = max(BAR_LENGTH, text_width(colour_label, LABEL_FONT)) if colour_map else 0
     sheet_height = max(rows_height, title + bar_length + 2 * GAP)
     figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="black")
 

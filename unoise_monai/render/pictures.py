@@ -30,11 +30,7 @@ class Picture(NamedTuple):
 
 
 def rotation(
-    image: Volume,
-    spacing_mm: Spacing,
-    importance: Volume | None = None,
-    segmentation: Volume | None = None,
-    **options: Any,
+    image: Volume, spacing_mm: Spacing, importance: Volume | None = None, segmentation: Any = None, **options: Any
 ) -> Rgb:
     """The frames of ``rotating_mip``, which draws no outlines."""
     return rotating_mip(image, spacing_mm, importance=importance, **options)

@@ -20,11 +20,11 @@ from unoise_monai.render.panels import Panel, draw_panels, title_width
 
 TURNS = {0: ("I", "P", "L"), 1: ("L", "S", "P"), 2: ("L", "P", "I")}
 """By the axis of rotation, the directions across the picture and away from the viewer at 0 degrees, and along the
-axis. At 90 degrees the second one runs across."""
+axis; at 90 degrees the second one runs across."""
 SIDES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 DIGITS = 6
-"""That positions, in voxels, are rounded to, so that edges that coincide stay together."""
+"""Of positions, in voxels: edges that coincide stay together."""
 
 
 class Turn(NamedTuple):
@@ -79,19 +79,19 @@ def turned_mips(
         reach = (abs(cosine) * first + abs(sine) * second + wide - 1) / 2
         ends = np.stack([rays - reach, rays + reach]).round(DIGITS)
         starts, stops = np.searchsorted(places[order], ends, side="right")
-        for pixel, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            if start == stop:
-                continue
-            crossed = order[start:stop]
+        for pixel in np.flatnonzero(starts < stops):
+            crossed = order[starts[pixel] : stops[pixel]]
             ray = values[crossed].reshape(-1, values.shape[2])
             peaks[number, pixel] = ray.max(axis=0)
             if weights is not None and shares is not None:
                 brightest = ray == peaks[number, pixel]
                 shares[number, pixel] = np.where(brightest, weights[crossed].reshape(ray.shape), 0).max(axis=0)
-    if axis != 0:  # the axis of rotation is upright
-        peaks, shares = peaks.swapaxes(1, 2), None if shares is None else shares.swapaxes(1, 2)
-        return Turn(peaks, shares, (tall * along_mm, wide * finest))
-    return Turn(peaks, shares, (wide * finest, tall * along_mm))
+    if axis == 0:
+        return Turn(peaks, shares, (wide * finest, tall * along_mm))
+    # The axis of rotation is upright.
+    return Turn(
+        peaks.swapaxes(1, 2), None if shares is None else shares.swapaxes(1, 2), (tall * along_mm, wide * finest)
+    )
 
 
 def view_letters(angle: float, axis: int = 2) -> tuple[str, dict[str, str]]:
@@ -146,12 +146,11 @@ def rotating_mip(
 
     The first frame looks from the front (A): head up, the patient's right on the left. The viewer then walks by the
     patient's left (L, at 90 degrees), back and right. Around axis 0 the viewer goes from the front (A) below the feet
-    (I), around axis 1 from below (I, front up) to the left (L). Titles and letters at the edges say so, the main
-    direction first: "AL" is the front, somewhat from the left. At 0 and 90 degrees the pictures are plain projections
-    as ``display_slice`` turns them: around axis 2 coronal and sagittal, around axis 0 coronal and axial.
+    (I), around axis 1 from below (I, front up) to the left (L). Titles and letters at the edges name the directions,
+    the main one first: "AL" is the front, a little from the left. At 0 and 90 degrees these are plain projections as
+    ``display_slice`` turns them: around axis 2 coronal and sagittal, around axis 0 coronal and axial.
 
-    With importance, a pixel has the colour of the voxel that it shows, the brightest one of its ray: colour lies on
-    the vessel that one sees, and importance of what lies hidden before or behind it is not shown.
+    Importance colours a pixel as ``depth="brightest"`` of ``mips`` does.
 
     Args:
         image, spacing_mm, importance, window, style, threshold, label: as in ``mips``.
@@ -179,14 +178,14 @@ def rotating_mip(
     inside = np.isfinite(turn.peaks)
     grey[inside] = grey_levels(turn.peaks[inside], window)
     bar = None if importance is None else bar_colours(threshold, style)
-    views = [view_letters(angle, axis) for angle in degrees]
-    titles = [f"from {viewer}, {angle:.0f}°" for (viewer, _), angle in zip(views, degrees, strict=True)]
+    viewers, letters = zip(*(view_letters(angle, axis) for angle in degrees), strict=True)
+    titles = [f"from {viewer}, {angle:.0f}°" for viewer, angle in zip(viewers, degrees, strict=True)]
     widest = max(title_width(title) for title in titles)
     pictures = []
-    for number, (title, (_, edges)) in enumerate(zip(titles, views, strict=True)):
+    for number, title in enumerate(titles):
         shares = None if turn.shares is None else turn.shares[number]
         panel = Panel(blend(grey[number], shares, threshold, style), title)
-        pictures.append(draw_panels([panel], turn.pixel_mm, edges, bar, label, longest, widest))
+        pictures.append(draw_panels([panel], turn.pixel_mm, letters[number], bar, label, longest, widest))
     return np.stack(pictures)
 
 
@@ -194,7 +193,7 @@ FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 
 
 def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms: int = 100) -> None:
-    """Write an animated picture that repeats for ever, whole or not at all.
+    """Write an animated picture that repeats for ever, whole or not at all; missing folders are created.
 
     A ``.gif`` opens in every slide program; its up to 256 colours are chosen once for all frames, without dithering,
     so that nothing flickers, and up to 256 greys are kept as they are. A ``.png`` or ``.apng`` (animated PNG) keeps
@@ -203,17 +202,16 @@ def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms:
 
     Args:
         frames: ``(N, H, W, 3)``, uint8, at least two.
-        path: the file to write, its suffix the format; missing folders are created.
+        path: its suffix is the format.
         frame_ms: how long each frame stays, ms: from 20, below which viewers set a time of their own, to 65,530, in
             steps of 10, as GIF counts.
 
     Raises:
-        ValueError: when ``frames`` is not uint8 of shape ``(N, H, W, 3)`` with N of at least 2, or is empty, the
-            suffix is not .gif, .png or .apng, or ``frame_ms`` is not a multiple of 10 from 20 to 65,530.
+        ValueError: when ``frames``, the suffix or ``frame_ms`` is none of these.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 2 or frames.size == 0:
-        got = f"got {frames.dtype} of shape {frames.shape}"
-        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3) with N of at least 2, {got}")
+        wanted = "uint8 of shape (N, H, W, 3) with N of at least 2"
+        raise ValueError(f"frames must be {wanted}, got {frames.dtype} of shape {frames.shape}")
     suffix = Path(path).suffix.lower()
     check_choice("suffix of the animation", suffix, tuple(FORMATS))
     if not 20 <= frame_ms <= 65530 or frame_ms % 10:

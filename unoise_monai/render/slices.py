@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,10 +54,8 @@ def montage(
     The volumes are canonical (``to_canonical``). The foreground is the segmentation's; or, where there is none, the
     region with at least half the highest importance; or, where there is none either, what is not black in the image.
     Slices are spread evenly over its extent; they run from the patient's feet to the head (axial), from back to front
-    (coronal), or from left to right (sagittal).
-
-    The display convention is that of ``display_slice``, and letters at the edges say so. Voxels keep their true
-    proportions. Compare Koker et al., "U-Noise", 2021, Fig. 2.
+    (coronal), or from left to right (sagittal), and are shown as ``display_slice`` turns them, with letters at the
+    edges. Compare Koker et al., "U-Noise", 2021, Fig. 2.
 
     Args:
         image, spacing_mm, importance, segmentation, style, threshold, label: as in ``mips``.
@@ -73,18 +70,17 @@ def montage(
     """
     check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_layout(count, crop_mm)
-    if slices is not None and not (len(slices) == 2 and 0 <= slices[0] <= slices[1] < image.shape[axis]):
-        raise ValueError(
-            f"slices must be (first, last), from 0, within the {image.shape[axis]} of axis {axis}, got {tuple(slices)}"
-        )
+    size = image.shape[axis]
+    if slices is not None and not (len(slices) == 2 and 0 <= slices[0] <= slices[1] < size):
+        raise ValueError(f"slices must be (first, last), from 0, within the {size} of axis {axis}, got {tuple(slices)}")
     window = find_window(image, window)
     box = foreground(image, importance, segmentation, window)
     crop = [slice(None)] * 3
-    for along in () if crop_mm is None else {0, 1, 2} - {axis}:
+    for along in {0, 1, 2} - {axis} if crop_mm is not None else ():
         # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
         margin = math.ceil((crop_mm or 0) / spacing_mm[along] - 1e-3)
         crop[along] = slice(max(0, box[along][0] - margin), box[along][1] + margin)
-    low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, image.shape[axis])
+    low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, size)
     views = []
     for index in spread(low, high, count):
         pixels = display_slice(image[tuple(crop)], axis, index)
@@ -93,7 +89,7 @@ def montage(
             for volume in (importance, segmentation)
         )
         outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
-        views.append(View(axis, f"slice {index + 1} of {image.shape[axis]}", pixels, shown, outlines))
+        views.append(View(axis, f"slice {index + 1} of {size}", pixels, shown, outlines))
     return draw_views(views, spacing_mm, window, style, threshold, label)
 
 
@@ -141,8 +137,7 @@ PAPER_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 def most_important(importance: Volume, share: float) -> NDArray[np.bool_]:
     """The given share, above 0 and at most 1 (else ValueError), of a volume's voxels, the most important ones.
 
-    Voxels as important as the last one that fits are all taken: which voxels are visible never depends on the order
-    that they are stored in, and a map with ties can show more than the share.
+    Voxels as important as the last one that fits are all taken, whatever their order: a map with ties can show more.
     """
     check_fraction("share", share)
     kept = max(1, round(share * importance.size))
@@ -164,11 +159,10 @@ def decile_pictures(
     """Show one slice with only the most important voxels of the volume visible, the others black, and then all of it.
 
     With ``mip`` the maximum intensity projection of the visible voxels takes the slice's place: vessels leave a slice
-    after a few voxels.
+    after a few voxels. Each panel's title is the share of the volume that it shows; slices are shown as
+    ``display_slice`` turns them.
 
-    Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``, voxels of at most that
-    tolerance; shares of the volume's voxels otherwise. Each panel's title says the share of the volume that it shows.
-    The display convention is that of ``display_slice``.
+    Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``.
 
     Args:
         image, importance, spacing_mm: as in ``mips``.
@@ -184,9 +178,10 @@ def decile_pictures(
             or a threshold not in [0, 1].
     """
     check_picture(spacing_mm, axis, image, importance, None, window)
-    for share in shares if thresholds is None else ():
-        check_fraction("share", share)
-    for threshold in thresholds if thresholds is not None else ():
+    if thresholds is None:
+        for share in shares:
+            check_fraction("share", share)
+    for threshold in () if thresholds is None else thresholds:
         if not 0 <= threshold <= 1:
             raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
     values = np.clip(importance, 0, 1, dtype=np.float32)
@@ -222,7 +217,7 @@ def _steps(
         visible = most_important(importance, share)
         ties = "" if visible.mean() - share < 0.005 else f" (ties: {percent(visible.mean())})"
         yield f"top {percent(share)}{ties}", visible
-    for threshold in thresholds if thresholds is not None else ():
+    for threshold in () if thresholds is None else thresholds:
         # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
         visible = importance >= np.float32(1 - threshold)
         yield f"B ≤ {threshold:g} ({percent(visible.mean())})", visible
@@ -243,8 +238,8 @@ def layer_grid(
     """Draw the maximum intensity projection of one map a layer, from left to right and from top to bottom.
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021, Fig. 5:
-    from the first layer to the last, and then the network's output. Each panel is scaled to its own range, which its
-    title says (the lowest and the highest value of the projection), so that layers of very different scale are all
+    from the first layer to the last, and then the network's output. Each panel is scaled to its own range, the lowest
+    and the highest value of the projection, which stand in its title, so that layers of very different scale are all
     seen; one value everywhere is black. Deep layers of fewer voxels are drawn over the same part of the patient.
 
     Args:
@@ -257,8 +252,7 @@ def layer_grid(
         window: the image's intensities that turn black and white; found in its projection where it is None.
 
     Raises:
-        ValueError: when there is no map, or one is not 3-D, is empty, or holds NaN or infinity; of the other
-            arguments, as ``mips``.
+        ValueError: when there is no map, or one is not 3-D, is empty, or holds NaN or infinity; else as ``mips``.
     """
     if not maps:
         raise ValueError("maps must hold at least one layer, got none")
@@ -269,16 +263,15 @@ def layer_grid(
         check_picture(spacing_mm, axis, image)
     finest = max(maps.values(), key=lambda values: values.size) if image is None else image
     extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
+    pictures = [] if image is None else [("image", image, grey_levels(project(image, axis), window))]
+    for layer, values in maps.items():
+        picture = project(values, axis)
+        low, high = float(picture.min()), float(picture.max())
+        title = _title(layer, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+        grey = np.zeros(picture.shape) if low == high else np.asarray(scale_map(picture), dtype=np.float64)
+        pictures.append((title, values, grey))
     panels = []
-    layers: list[tuple[str | None, Volume]] = [*maps.items()]
-    for layer, values in layers if image is None else [(None, image), *layers]:
-        picture, title = project(values, axis), "image"
-        if layer is None:
-            grey: NDArray[Any] = grey_levels(picture, window)
-        else:
-            low, high = float(picture.min()), float(picture.max())
-            title = _title(layer, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
-            grey = np.zeros(picture.shape) if low == high else scale_map(picture)
+    for title, values, grey in pictures:
         x, y, z = (size / count for size, count in zip(extent_mm, values.shape, strict=True))
         panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm((x, y, z), axis)))
     height_mm, width_mm = pixel_mm((extent_mm[0], extent_mm[1], extent_mm[2]), axis)

@@ -24,14 +24,14 @@ from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import CohortCase
 from unoise_monai.inference.explain import Explainer
+from unoise_monai.inference.memory import Attempt, with_less_memory
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
-from unoise_monai.metrics.scores import ScoredMap
+from unoise_monai.metrics.scores import ScoredMap, per_intensity
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import attributing, segmentation
-from unoise_monai.runs.faults import Attempt, reason_for, with_less_memory
+from unoise_monai.runs.faults import reason_for
 from unoise_monai.runs.load import Loaded
-from unoise_monai.runs.scoring import per_intensity
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
 
@@ -92,14 +92,15 @@ class Job:
     robust: bool = False
     """Whether what takes many maps is measured, too."""
     passes: Mapping[str, float] = field(default_factory=dict)
-    """Of a map of each method, where an earlier case has told, forward and back together."""
+    """Passes that a map of each method takes, forward and back together, as counted on an earlier case."""
 
 
 @dataclass
 class Explained:
-    """What the networks have to say of a case, on the network's grid."""
+    """Predictions and maps of a case, on the network's grid."""
 
     loaded: Loaded
+    job: Job
     pred: MetaTensor
     """``(K + 1, *spatial)``: logits, then importance; on the CPU."""
     maps: dict[str, Tensor]
@@ -160,7 +161,7 @@ class CaseExplainer:
             results[method] = {"settings": digest, **found}
         plain = MetaTensor(pred.as_tensor().float().cpu(), meta=pred.meta)
         seconds = time.perf_counter() - start
-        return Explained(loaded, plain, maps, results, device, note, seconds, peak_gb(self.device))
+        return Explained(loaded, job, plain, maps, results, device, note, seconds, peak_gb(self.device))
 
     def explainer(self, attempt: Attempt) -> Explainer:
         """The bundle's own, with the memory and on the device of an attempt."""

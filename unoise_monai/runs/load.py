@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
 
-from unoise_monai.bundle import Bundle, build_preprocessing
+from unoise_monai.bundle import Bundle, build
 from unoise_monai.data.cases import Case
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.headers import CaseError
@@ -71,8 +72,10 @@ class CaseReader:
                 not on the image's grid.
         """
         start = time.perf_counter()
+        # Before it is read: what changes meanwhile is another input then. A missing file is named below.
+        with suppress(FileNotFoundError):
+            source = fingerprint(inputs_of(case))
         volumes = LoadCased(["image", "label"], self.labels, self.spacing_mm)(case.item())
-        source = fingerprint(inputs_of(case))
         scan: MetaTensor = volumes["image"]
         label = _whole_numbers(volumes["label"]) if "label" in volumes else None
         if label is not None and self.merge_labels:
@@ -83,7 +86,7 @@ class CaseReader:
 
     def _preprocess(self, case: Case, scan: MetaTensor) -> dict[str, Any]:
         if self._chain is None:
-            self._chain = build_preprocessing(self.config or {})
+            self._chain = build(self.config or {}, "preprocessing")
         steps = getattr(self._chain, "transforms", ())
         if steps and isinstance(steps[0], LoadCased):
             return dict(self._chain({"case": case.name, "image": scan.clone()}))

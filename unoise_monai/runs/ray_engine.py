@@ -31,6 +31,7 @@ class Work:
     weights: Path | None
     trusted: bool
     changes: Mapping[str, Any]
+    overlays: Sequence[str]
     settings: Settings
     comparison: Comparison
     output: Path
@@ -39,7 +40,7 @@ class Work:
 
 
 class RayEngine:
-    """An engine of `explain_cohort`.
+    """An engine of `explain_cases`.
 
     Args:
         work: what each worker does.
@@ -157,7 +158,8 @@ def _ready(work: Work) -> tuple[CaseReader, CaseExplainer, CaseWriter]:
     """Weights are loaded once a worker."""
     key = repr(work)
     if key not in _READY:
-        bundle = load_bundle(work.bundle, find_device(work.device), work.weights, work.trusted, work.changes)
+        device = find_device(work.device)
+        bundle = load_bundle(work.bundle, device, work.weights, work.trusted, work.changes, work.overlays)
         writer = CaseWriter(bundle, Records(work.output), work.settings.digest)
         _READY.clear()
         _READY[key] = (CaseReader(bundle), CaseExplainer(bundle, work.comparison), writer)

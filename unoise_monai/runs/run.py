@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +68,7 @@ def explain_cases(
     cases: Sequence[CohortCase],
     bundle: Bundle,
     settings: Settings,
-    output: Path,
+    output: str | Path,
     comparison: Comparison | None = None,
     command: str = "",
     part: tuple[int, int] | None = None,
@@ -98,6 +100,7 @@ def explain_cases(
         OutputFault: when it cannot be written.
     """
     comparison = Comparison() if comparison is None else comparison
+    output = Path(output)
     records = Records(output)
     if engine is None:
         explainer = CaseExplainer(bundle, comparison)
@@ -111,7 +114,7 @@ def explain_cases(
         output.mkdir(parents=True, exist_ok=True)
         with claimed(output, part):
             _take(records, settings, about(command, device), part, overwrite, cases)
-            jobs = _jobs(cases, part, records, settings, comparison, overwrite)
+            jobs = _jobs(cases, part, records, settings, comparison)
             progress = Progress(len(jobs), quiet)
             batches = _batches(jobs, records, cases[0].name if cases else "")
             failed = _run(engine, batches, records, comparison, progress)
@@ -135,12 +138,15 @@ def _take(
     whole = part is None
     claim_output(records.output, settings, dict(facts), overwrite and whole)
     names = {case.name for case in cases}
+    mine = [case.name for case in part_of(cases, part)]
     for record in records.all() if whole else ():
         # A failure of a file that is in the input no more is none.
         failed = record["status"] != "done" and record["case"] not in names
         if failed or record["settings"] != settings.digest:
             records.forget(record["case"])
-    records.sweep((case.name for case in part_of(cases, part)), whole)
+    for name in mine if overwrite else ():
+        records.forget(name)
+    records.sweep(mine, whole)
 
 
 def _jobs(
@@ -149,7 +155,6 @@ def _jobs(
     records: Records,
     settings: Settings,
     comparison: Comparison,
-    overwrite: bool,
 ) -> list[Job]:
     """What there is to do; the first so many cases of the whole cohort are robust ones."""
     numbers = {case.name: number for number, case in enumerate(cases)}
@@ -157,7 +162,7 @@ def _jobs(
     for case in part_of(cases, part):
         robust = comparison.is_robust(numbers[case.name])
         digests = comparison.digests(robust)
-        state = State.MISSING if overwrite else records.state(case, settings.digest)
+        state = records.state(case, settings.digest)
         if state is State.OTHER:
             others.append(case.name)
         elif state is State.MISSING:
@@ -323,18 +328,30 @@ def read_ahead(
                 yield job, error
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPool(workers, initializer=_start_reader, initargs=[read], context=spawn) as pool:
-        waiting: deque[tuple[Job, Any]] = deque()
-        left = deque(jobs)
-        try:
-            while left or waiting:
-                while left and len(waiting) <= workers:
-                    waiting.append((left[0], pool.schedule(_read, args=(left.popleft().case,), timeout=timeout)))
-                job, future = waiting.popleft()
-                fault = future.exception()
-                yield job, future.result() if fault is None else fault
-        finally:
-            pool.stop()
+    left, again = deque(jobs), False
+    while left:
+        with ProcessPool(workers, initializer=_start_reader, initargs=[read], context=spawn) as pool:
+            waiting: deque[Any] = deque()
+            try:
+                while left:
+                    # Of a pool that is broken: what waits for it fails, or nothing does.
+                    with suppress(RuntimeError):
+                        while len(waiting) < min(len(left), 1 if again else workers + 1):
+                            waiting.append(pool.schedule(_read, args=(left[len(waiting)].case,), timeout=timeout))
+                    future: Any = waiting.popleft() if waiting else None
+                    fault = future.exception() if future else BrokenProcessPool()
+                    # A process that ends before the pool knows which case it has breaks the pool, whoever else is read
+                    # in it: a new one tries again, with the first case alone.
+                    broken = isinstance(fault, BrokenProcessPool)
+                    again = broken and not again
+                    if again:
+                        break
+                    # Made by our own process.
+                    yield left.popleft(), pickle.loads(future.result()) if fault is None else fault  # noqa: S301
+                    if broken:
+                        break
+            finally:
+                pool.stop()
 
 
 _reader: Read
@@ -348,8 +365,9 @@ def _start_reader(read: Read) -> None:
     set_num_threads(1)
 
 
-def _read(case: CohortCase) -> Loaded:
-    return portable(_reader(case))
+def _read(case: CohortCase) -> bytes:
+    """A case, pickled here: PyTorch would lend its memory, which is gone when the next case ends this process."""
+    return pickle.dumps(portable(_reader(case)), pickle.HIGHEST_PROTOCOL)
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""Writes what there is to say of a case: volumes, pictures, numbers, and the record, last."""
+"""Writes the results of a case: volumes, pictures, numbers, and the record, last."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def case_figures(
     classes: Sequence[str],
     voxel_ml: float,
 ) -> dict[str, float]:
-    """What ``cohort.csv`` says of a case, by column; all on the grid of the case's file.
+    """The columns of ``cohort.csv`` for a case; all on the grid of the case's file.
 
     Args:
         importance: ``(X, Y, Z)``, in [0, 1].
@@ -123,7 +123,7 @@ class CaseWriter:
     def __call__(self, explained: Explained) -> dict[str, Any]:
         """Write a case's files, then its record, which is also returned.
 
-        Results of methods that were not run again stay as they are.
+        Of a case that is done already, only the methods that were run are written: all else stays as it is.
 
         Raises:
             OSError: when the output cannot be written.
@@ -134,42 +134,53 @@ class CaseWriter:
         item: dict[Any, Any] = dict(explainer.postprocess({**loaded.item, "pred": explained.pred}))
         for method, values in explained.maps.items():
             item[method] = explainer.on_file_grid(values, loaded.item)
-        known = self.records.read(name) or {}
-        kept = known.get("methods", {}) if known.get("settings") == self.digest else {}
-        kept = {method: result for method, result in kept.items() if method not in explained.results}
-        keep = [file for result in kept.values() for file in result.get("files", ())]
-        files = {
-            method: [file for saver in self.bundle.savers for file in saver.files(name, method)]
-            for method in ("", *explained.maps)
+        known = self.records.read(name) if explained.job.done else None
+        # Another worker may have begun it, and died.
+        if known is None or known["status"] != "done":
+            known = {}
+        kept = {
+            method: result for method, result in known.get("methods", {}).items() if method not in explained.results
         }
-        written = [file for names in files.values() for file in names]
-        self.records.begin(name, self.digest, written, keep)
-        for method in files:
+        again = {file for method in explained.results for file in self._files(name, method)}
+        keep = {file: known_as for file, known_as in known.get("files", {}).items() if file not in again}
+        written = {method: self._files(name, method) for method in (*(() if known else ("",)), *explained.maps)}
+        self.records.begin(name, self.digest, [file for files in written.values() for file in files], keep)
+        for method in written:
             for saver in self.bundle.savers:
                 saver.save(item, name, folder, loaded.scan, method)
+        record = {
+            **(known or self._facts(item, explained)),
+            "files": keep | {file: fingerprint([folder / file]) for files in written.values() for file in files},
+            "methods": kept
+            | {method: {**result, "files": written.get(method, [])} for method, result in explained.results.items()},
+        }
+        if not known:
+            record["seconds"] = loaded.seconds + explained.seconds + time.perf_counter() - start
+        self.records.write(record)
+        return record
+
+    def _files(self, name: str, method: str) -> list[str]:
+        return [file for saver in self.bundle.savers for file in saver.files(name, method)]
+
+    def _facts(self, item: Mapping[Any, Any], explained: Explained) -> dict[str, Any]:
+        """What the record says of the case itself."""
+        loaded = explained.loaded
         importance, affine = to_numpy(item["importance"])
         # Of a sheared grid, that of a tilted gantry, the sides' product would be too much.
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         organs = [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, voxel_ml)
-        record = {
-            "case": name,
+        segmentation = to_numpy(item["seg"])[0]
+        return {
+            "case": loaded.case.name,
             "status": "done",
             "settings": self.digest,
             "source": loaded.source,
             "shown": loaded.case.shown,
-            "files": {file: fingerprint([folder / file]) for file in (*keep, *written)},
-            "figures": case_figures(
-                importance, to_numpy(item["seg"])[0], loaded.label, self.bundle.class_names, voxel_ml
-            ),
+            "figures": case_figures(importance, segmentation, loaded.label, self.bundle.class_names, voxel_ml),
             "organs": [asdict(row) for row in organs],
-            "methods": kept
-            | {method: {**result, "files": files.get(method, [])} for method, result in explained.results.items()},
             "voxels": list(importance.shape),
             "spacing_mm": [round(float(side), 4) for side in voxel_sizes(affine)],
             "device": explained.device,
             "note": explained.note,
-            "seconds": loaded.seconds + explained.seconds + time.perf_counter() - start,
             "peak_memory_gb": explained.peak_memory_gb,
         }
-        self.records.write(record)
-        return record

@@ -19,8 +19,8 @@ from unoise_monai.attribution import METHODS
 from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.precision import resolve_precision
+from unoise_monai.metrics.scores import MapScorer
 from unoise_monai.runs.records import claiming
-from unoise_monai.runs.scoring import MapScorer
 
 
 def find_device(name: str = "auto") -> torch.device:
