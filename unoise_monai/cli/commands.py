@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -52,22 +52,19 @@ def run_report(args: argparse.Namespace) -> int:
     key = None if args.key is None else read_key(args.key, make=False)
     # The viewer alone shows scans.
     cases = find_cohort(args.input, None, None, key) if args.input and args.viewer else []
-    scans = {case.name: scan_of(case) for case in cases}
+    scans = {case.name: partial(scan_of, case) for case in cases}
     index = write_site(args.output, scans, viewer=args.viewer, progress=not args.quiet)
     sys.stdout.write(f"{index}\n")
     return Exit.DONE
 
 
-def scan_of(case: CohortCase) -> Callable[[Path], Path]:
-    """Makes a case's volume in a folder, where it is a DICOM series, when the report asks for it."""
+def scan_of(case: CohortCase, folder: Path) -> Path:
+    """A case's volume, made in the folder where it is a DICOM series."""
     from unoise_monai.data.dicom import volume_file
 
-    def make(folder: Path) -> Path:
-        # Whether ITK writes warnings, which name files, is a setting of the whole process.
-        with ONE_AT_A_TIME:
-            return volume_file(case, folder)
-
-    return make
+    # Whether ITK writes warnings, which name files, is a setting of the whole process.
+    with ONE_AT_A_TIME:
+        return volume_file(case, folder)
 
 
 def add_render(subparsers: Any) -> None:
