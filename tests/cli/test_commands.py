@@ -126,33 +126,26 @@ def test_projections_and_rotation(files: dict[str, Path], tmp_path: Path) -> Non
     assert Image.open(tmp_path / "turn.gif").n_frames > 1  # type: ignore[attr-defined]
 
 
-def test_a_map_beyond_0_to_1_needs_scale(files: dict[str, Path], tmp_path: Path) -> None:
-    image = nib.load(files["map"])
-    nib.save(nib.Nifti1Image(40 * np.asarray(image.dataobj), AFFINE), files["map"])
+@pytest.mark.parametrize(("sides", "scaled"), [((12, 10, 8), Exit.DONE), ((11, 10, 8), Exit.USAGE)])
+def test_a_map_beyond_0_to_1_needs_scale_and_one_of_another_grid_is_refused(
+    sides: tuple[int, ...], scaled: Exit, files: dict[str, Path], tmp_path: Path
+) -> None:
+    nib.save(nib.Nifti1Image(np.linspace(0, 40, np.prod(sides), dtype=np.float32).reshape(sides), AFFINE), files["map"])
     arguments = ["render", str(files["scan"]), str(files["map"]), str(tmp_path / "out.png")]
-    assert main(arguments) == 2
-    assert main([*arguments, "--scale"]) == 0
+    assert main(arguments) == Exit.USAGE
+    assert main([*arguments, "--scale"]) == scaled
 
 
-def test_a_map_of_another_grid_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.zeros((11, 10, 8), np.float32), AFFINE), files["map"])
-    assert main(["render", str(files["scan"]), str(files["map"]), str(tmp_path / "out.png")]) == 2
-
-
-def test_a_cohort_of_the_kind_and_grid_asked_for(tmp_path: Path) -> None:
+def test_a_cohort_of_the_kind_count_and_grid_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "phantoms"
-    assert main(["phantom", str(root), "--count", "1", "--kind", "vessels", *SMALL, "--spacing_mm", "1", "2", "3"]) == 0
-    assert json.loads((root / "dataset.json").read_text(encoding="utf-8"))["modality"] == {"0": "MRA"}
+    grid = [*SMALL, "--spacing_mm", "1", "2", "3"]
+    assert main(["phantom", str(root), "--count", "1", "--test_count", "1", "--kind", "vessels", *grid]) == 0
+    dataset = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    assert (dataset["modality"], dataset["numTest"]) == ({"0": "MRA"}, 1)
     (scan,) = (root / "imagesTr").glob("*.nii.gz")
     assert nib.load(scan).shape == (16, 16, 16)
     assert nib.load(scan).header.get_zooms() == pytest.approx((1, 2, 3))
-
-
-def test_tests_come_beside_and_bad_counts_are_refused(tmp_path: Path) -> None:
-    root = tmp_path / "phantoms"
-    assert main(["phantom", str(root), "--count", "1", "--test_count", "1", *SMALL]) == 0
-    assert json.loads((root / "dataset.json").read_text(encoding="utf-8"))["numTest"] == 1
-    assert main(["phantom", str(tmp_path / "none"), "--count", "0", *SMALL]) == 2
+    assert main(["phantom", str(tmp_path / "none"), "--count", "0", *SMALL]) == Exit.USAGE
 
 
 @pytest.mark.parametrize(("findings", "code"), [((GOOD,), 0), ((GOOD, BAD), 1)])

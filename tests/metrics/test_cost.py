@@ -59,7 +59,8 @@ def test_a_tile_is_its_part_of_the_volume() -> None:
     network = UNet(2, 1, 2, depth=2, channel_factor=2).eval()
     image = torch.randn(2, 1, 96, 32)
     inferer = TiledInferer(precision="fp32")
-    inferer(image[..., :16, :16], network)  # what a pass takes is measured once, by a pass
+    with torch.no_grad():
+        inferer(image[..., :16, :16], network)  # what a pass takes is measured once, by a pass
     with torch.no_grad(), measure_cost(network, image) as whole:
         inferer(image, network)
     assert (whole.forward_passes, whole.backward_passes) == (2, 0)
