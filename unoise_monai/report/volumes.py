@@ -84,18 +84,15 @@ def shrink(volume: NDArray[Any], factors: tuple[int, int, int], how: str = "mean
 
     ``how`` is ``mean``, as float32; or ``max``, for class indices: a vessel of one voxel stays.
     """
-    if how == "mean":
-        volume = volume.astype(np.float32, copy=False)
+    mean = how == "mean"
+    volume = volume.astype(np.float32, copy=False) if mean else volume
     for axis, factor in enumerate(factors):
-        if factor == 1:
-            continue
-        starts = np.arange(0, volume.shape[axis], factor)
-        if how == "mean":
+        if factor > 1:
+            starts = np.arange(0, volume.shape[axis], factor)
             counts = np.diff(starts, append=volume.shape[axis]).astype(np.float32)
-            sums = np.moveaxis(np.add.reduceat(volume, starts, axis), axis, -1)
-            volume = np.moveaxis(sums / counts, -1, axis)
-        else:
-            volume = np.maximum.reduceat(volume, starts, axis)
+            volume = (np.add if mean else np.maximum).reduceat(volume, starts, axis)
+            if mean:
+                volume /= np.expand_dims(counts, [other for other in range(3) if other != axis])
     return volume
 
 
