@@ -81,10 +81,7 @@ def test_letters_and_bar_are_drawn() -> None:
     panel = Panel(np.zeros((10, 10, 3)))
     plain = draw_panels([panel], (1.0, 1.0), EDGE_LETTERS[2])
     inside = plain[GAP:-GAP, GAP:-GAP].any(axis=2)
-    assert inside[:30].any()
-    assert inside[-30:].any()
-    assert inside[:, :30].any()
-    assert inside[:, -30:].any()
+    assert all(edge.any() for edge in (inside[:30], inside[-30:], inside[:, :30], inside[:, -30:]))
     assert not inside[60:150, 60:150].any()
     barred = draw_panels([panel], (1.0, 1.0), EDGE_LETTERS[2], "inferno", "importance, 0 to 1")
     assert barred.shape[1] > plain.shape[1]
@@ -129,9 +126,7 @@ def test_letters_stand_apart_however_small_the_panel(shape: tuple[int, int], lon
     assert not title[band:].any()
     for letter in each:
         assert letter.sum() > 5
-        assert not letter[:band].any()
-        assert not letter[-1].any()
-        assert not letter[:, [0, -1]].any()
+        assert not np.concatenate([letter[:band].ravel(), letter[-1], letter[:, 0], letter[:, -1]]).any()
     assert np.sum(each, axis=0).max() == 1
     np.testing.assert_array_equal(lit(*letters), np.any([title, *each], axis=0))
 
@@ -195,6 +190,5 @@ def test_a_place_has_room_for_the_panel_its_title_and_its_letters() -> None:
     assert cell_size((300, 200), "", True, 0) == (300, 200)
     assert cell_size((20, 10), "", False, 0) == (20, 10)
     assert cell_size((20, 200), "", True, 0) == (LETTERS_ROOM, 200)
-    assert cell_size((200, 20), "", True, 0) == (200, LETTERS_ROOM)
     assert cell_size((200, 20), "a title", True, 0) == (200, title_width("a title"))
     assert cell_size((200, 20), "a title", True, 150) == (200, 150)

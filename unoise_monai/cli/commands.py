@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unoise_monai.cli import Exit
-
-if TYPE_CHECKING:
-    from unoise_monai.data.cases import Case
 
 # As the package names them, whose import takes seconds; a test compares the two.
 PICTURES = ("montage", "mip", "rotation")
 STYLES = ("colour", "red")
 KINDS = ("abdomen", "vessels")
-
-ONE_AT_A_TIME = Lock()
 
 
 def add_report(subparsers: Any) -> None:
@@ -52,22 +45,10 @@ def run_report(args: argparse.Namespace) -> int:
     key = None if args.key is None else read_key(args.key, make=False)
     # The viewer alone shows scans.
     cases = find_cases(args.input, None, None, key) if args.input and args.viewer else []
-    scans = {case.name: scan_of(case) for case in cases}
+    scans = {case.name: case.files if case.series else case.files[0] for case in cases if not case.problem}
     index = write_site(args.output, scans, viewer=args.viewer, progress=not args.quiet)
     sys.stdout.write(f"{index}\n")
     return Exit.DONE
-
-
-def scan_of(case: Case) -> Callable[[Path], Path]:
-    """Makes a case's volume in a folder, where it is a DICOM series, when the report asks for it."""
-    from unoise_monai.data.dicom import volume_file
-
-    def make(folder: Path) -> Path:
-        # Whether ITK writes warnings, which name files, is a setting of the whole process.
-        with ONE_AT_A_TIME:
-            return volume_file(case, folder)
-
-    return make
 
 
 def add_render(subparsers: Any) -> None:

@@ -147,8 +147,8 @@ def rotating_mip(
     The first frame looks from the front (A): head up, the patient's right on the left. The viewer then walks by the
     patient's left (L, at 90 degrees), back and right. Around axis 0 the viewer goes from the front (A) below the feet
     (I), around axis 1 from below (I, front up) to the left (L). Titles and letters at the edges name the directions,
-    the main one first: "AL" is the front, a little from the left. At 0 and 90 degrees these are plain projections as
-    ``display_slice`` turns them: around axis 2 coronal and sagittal, around axis 0 coronal and axial.
+    the main one first: "AL" is the front, a little from the left. At 0 and 90 degrees pictures are plain projections
+    as ``display_slice`` turns them: around axis 2 coronal and sagittal, around axis 0 coronal and axial.
 
     Importance colours a pixel as ``depth="brightest"`` of ``mips`` does.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +84,14 @@ def montage(
     low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, size)
     views = []
     for index in spread(low, high, count):
-        pixels = display_slice(image[tuple(crop)], axis, index)
         shown, labels = (
             None if volume is None else display_slice(volume[tuple(crop)], axis, index)
             for volume in (importance, segmentation)
         )
         outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
-        views.append(View(axis, f"slice {index + 1} of {size}", pixels, shown, outlines))
+        views.append(
+            View(axis, f"slice {index + 1} of {size}", display_slice(image[tuple(crop)], axis, index), shown, outlines)
+        )
     return draw_views(views, spacing_mm, window, style, threshold, label)
 
 
@@ -263,6 +265,7 @@ def layer_grid(
         check_picture(spacing_mm, axis, image)
     finest = max(maps.values(), key=lambda values: values.size) if image is None else image
     extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
+    pictures: list[tuple[str, Volume, NDArray[Any]]]
     pictures = [] if image is None else [("image", image, grey_levels(project(image, axis), window))]
     for layer, values in maps.items():
         picture = project(values, axis)

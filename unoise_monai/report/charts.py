@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -20,8 +20,6 @@ from unoise_monai.atomic import atomic_path
 from unoise_monai.render.slices import DECILES, most_important
 
 BINS = 20
-SIZE = (5.4, 3.3)
-"""Of a chart, in inches of 72 CSS pixels."""
 COLOURS = {"inside": "#b4450b", "outside": "#1d63b8", "chance": "#8a909c", "soft": "#59616f", "line": "#dfe3ea"}
 """Of the style sheet's variables, in light; the page's own take their place."""
 STYLES: dict[str, dict[str, Any]] = {
@@ -29,19 +27,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "outside": {"linewidth": 2.2, "dashes": (3, 2)},
     "chance": {"linewidth": 1.2},
 }
-PERCENT: dict[str, Any] = {"xlim": (0, 100), "ylim": (0, 100)}
+"""Of lines, by the name of their colour."""
 ONE_AT_A_TIME = Lock()
 """Settings of matplotlib are those of the whole process."""
-
-
-class Line(NamedTuple):
-    """One line of a chart."""
-
-    name: str
-    style: str
-    """One of ``STYLES``."""
-    x: NDArray[Any]
-    y: NDArray[Any]
 
 
 class Chart(NamedTuple):
@@ -65,33 +53,34 @@ def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
     inside = segmentation > 0
     if not inside.any() or inside.all():
         return []
-    middle = (np.arange(BINS) + 0.5) / BINS
     within, without = (100 * values for values in histograms(importance, inside))
     share, found = (100 * values for values in coverage(importance, inside))
     return [
         draw(
             "How important are the voxels?",
             "Share of the voxels of each importance, among those that were segmented and among all others.",
-            [Line("segmented", "inside", middle, within), Line("not segmented", "outside", middle, without)],
+            (np.arange(BINS) + 0.5) / BINS,
+            {"segmented": ("inside", within), "not segmented": ("outside", without)},
             {"xlabel": "importance", "ylabel": "share of voxels (%)", "xlim": (0, 1), "ylim": (0, None)},
         ),
         draw(
             "Do the most important voxels hold the segmentation?",
             "Share of the segmented voxels that are among the most important ones of the volume. A map that knows "
             "nothing of the segmentation follows the thin line.",
-            [Line("this map", "inside", share, found), Line("chance", "chance", share, share)],
-            {"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)", **PERCENT},
+            share,
+            {"this map": ("inside", found), "chance": ("chance", share)},
+            {
+                **{"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)"},
+                **{"xlim": (0, 100), "ylim": (0, 100)},
+            },
         ),
     ]
 
 
-def histograms(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def histograms(importance: NDArray[Any], inside: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Shares of the voxels in 20 equal steps of importance from 0 to 1, inside and outside; each sums to 1."""
-    within, without = (
-        np.histogram(values, bins=BINS, range=(0, 1))[0] / values.size
-        for values in (importance[inside], importance[~inside])
-    )
-    return within, without
+    sides = (importance[inside], importance[~inside])
+    return [np.histogram(values, bins=BINS, range=(0, 1))[0] / values.size for values in sides]
 
 
 def coverage(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -100,21 +89,26 @@ def coverage(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArr
     Voxels as important as the last one are all taken, so the share of a map with ties can be larger.
     """
     visible = [most_important(importance, share) for share in DECILES]
-    share = [0.0, *(float(seen.mean()) for seen in visible), 1.0]
-    found = [0.0, *(float(seen[inside].mean()) for seen in visible), 1.0]
-    return np.array(share), np.array(found)
+    share = np.array([0.0, *(seen.mean() for seen in visible), 1.0])
+    return share, np.array([0.0, *(seen[inside].mean() for seen in visible), 1.0])
 
 
-def draw(title: str, note: str, lines: Sequence[Line], axes: Mapping[str, Any]) -> Chart:
-    """Draw lines of common x; ``axes`` are matplotlib's properties of these names.
+def draw(
+    title: str,
+    note: str,
+    x: NDArray[Any],
+    lines: Mapping[str, tuple[str, NDArray[Any]]],
+    axes: Mapping[str, Any],
+) -> Chart:
+    """Draw lines, name to (key of ``STYLES``, y); ``axes`` are matplotlib's properties of these names.
 
     The same lines give the same bytes: no date, no random names.
     """
-    figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
+    figure = Figure(figsize=(5.4, 3.3), layout="constrained", facecolor="none")
     plot: Any = figure.add_subplot(facecolor="none")
-    for line in lines:
-        look = {"color": COLOURS[line.style], "solid_capstyle": "round", **STYLES[line.style]}
-        plot.plot(line.x, line.y, label=line.name, clip_on=False, **look)
+    for name, (style, y) in lines.items():
+        look = {"color": COLOURS[style], "solid_capstyle": "round", **STYLES[style]}
+        plot.plot(x, y, label=name, clip_on=False, **look)
     plot.set(**axes)
     plot.grid(axis="y", color=COLOURS["line"], linewidth=1)
     plot.spines[:].set_visible(False)
@@ -122,11 +116,9 @@ def draw(title: str, note: str, lines: Sequence[Line], axes: Mapping[str, Any]) 
     for axis in (plot.xaxis, plot.yaxis):
         axis.label.set_color(COLOURS["soft"])
     figure.legend(loc="outside upper left", ncols=len(lines), frameon=False, labelcolor=COLOURS["soft"])
-    rows = [
-        [f"{x:.3g}", *(f"{y:.1f}" for y in ys)] for x, *ys in zip(lines[0].x, *(line.y for line in lines), strict=True)
-    ]
-    heads = [axes["xlabel"], *(line.name for line in lines)]
-    return Chart(title, note, inline_svg(figure), heads, rows)
+    columns = ([f"{value:.3g}" for value in x], *([f"{value:.1f}" for value in y] for _, y in lines.values()))
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Chart(title, note, inline_svg(figure), [axes["xlabel"], *lines], rows)
 
 
 def inline_svg(figure: Figure) -> str:
@@ -143,11 +135,8 @@ def inline_svg(figure: Figure) -> str:
     return svg
 
 
-LONGEST = 1800
-"""Pixels of a picture's longer side on a case's page."""
 THUMBNAIL = (336, 144)
 """Most pixels of a thumbnail, for screens of up to two pixels a CSS pixel."""
-QUALITY = 88
 UNREADABLE_PICTURE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises of a file that is broken (a PNG by SyntaxError) or claims to be huge."""
 
@@ -160,7 +149,7 @@ class Picture(NamedTuple):
     height: int
 
 
-def copy_picture(source: Path, target: Path, most: tuple[int, int] = (LONGEST, LONGEST)) -> Picture:
+def copy_picture(source: Path, target: Path, most: tuple[int, int] = (1800, 1800)) -> Picture:
     """Write a picture as JPEG, at most so many pixels wide and high, without any text that its file holds.
 
     Raises:
@@ -172,5 +161,5 @@ def copy_picture(source: Path, target: Path, most: tuple[int, int] = (LONGEST, L
     # Rebuilt from its pixels: texts, dates and other fields of the source stay behind.
     clean = Image.frombytes("RGB", picture.size, picture.tobytes())
     with atomic_path(target) as temporary:
-        clean.save(temporary, format="JPEG", quality=QUALITY, subsampling=0, optimize=True)
+        clean.save(temporary, format="JPEG", quality=88, subsampling=0, optimize=True)
     return Picture(target.name, *clean.size)

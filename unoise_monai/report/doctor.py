@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from unoise_monai.bundle import FOLDERS, Bundle, is_trusted, known_bundles, listing, load_bundle
@@ -70,7 +71,7 @@ def in_one_line(error: Exception) -> str:
     """An error in one line, without the folders of paths and the names of user and host."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     # In a container there may be neither $HOME nor the user's entry, or the user may be a bare number.
-    home, user = "", ""
+    home = user = ""
     with suppress(RuntimeError):
         home = str(Path.home())
     with suppress(KeyError, OSError, ImportError):
@@ -85,7 +86,7 @@ def in_one_line(error: Exception) -> str:
 
 REQUIRED = (
     *("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum", "safetensors"),
-    *("pebble", "filelock", "jinja2", "pillow"),
+    *("pebble", "filelock", "jinja2", "pillow", "psutil"),
 )
 MODULES = {"unoise-monai": "unoise_monai", "pillow": "PIL"}
 """Of packages that are imported under another name."""
@@ -101,8 +102,7 @@ SIZE = (40, 36, 32)
 def diagnose(bundles: Sequence[Path] | None = None) -> Diagnosis:
     """Look at the installation, the machine and the bundles; a part that fails is a finding, never an error.
 
-    Args:
-        bundles: folders of bundles; by default all that are known by name. One that is not trusted is not run.
+    ``bundles`` are folders, by default all that are known by name. One that is not trusted is not run.
     """
     folders = list(known_bundles().values()) if bundles is None else list(bundles)
     findings = [*_versions(), *_machine(), *(finding for folder in folders for finding in _bundle(folder))]
@@ -139,25 +139,20 @@ def _machine() -> Iterator[Finding]:
             free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
             yield Finding("machine", f"cuda:{index}", f"{name}, {total:.1f} GB, {free:.1f} GB of it free")
         except RuntimeError as error:
-            yield Finding(
-                "machine", f"cuda:{index}", f"{name}: {in_one_line(error)}", False, "use --device cpu meanwhile"
-            )
+            text = f"{name}: {in_one_line(error)}"
+            yield Finding("machine", f"cuda:{index}", text, False, "use --device cpu meanwhile")
     yield Finding("machine", "device", f"{_device()}{'' if torch.cuda.is_available() else ', no GPU for PyTorch'}")
     yield Finding("machine", "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
-    size = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB, " if known else ""
-    budget = default_budget(torch.device("cpu")) / 1e9
-    yield Finding("machine", "RAM", f"{size}{budget:.1f} GB for one pass of a network")
+    size, budget = psutil.virtual_memory().total / 1e9, default_budget(torch.device("cpu")) / 1e9
+    yield Finding("machine", "RAM", f"{size:.1f} GB, {budget:.1f} GB for one pass of a network")
+    advice = f"free at least {ENOUGH_DISK_GB:g} GB, or name another folder, which may be written, in $TMPDIR"
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
     except OSError as error:
-        yield Finding(
-            "machine", "temporary folder", in_one_line(error), False, "name a folder that may be written in $TMPDIR"
-        )
+        yield Finding("machine", "temporary folder", in_one_line(error), False, advice)
     else:
         ok = free >= ENOUGH_DISK_GB
-        advice = "" if ok else f"free at least {ENOUGH_DISK_GB:g} GB, or name a folder on another disk in $TMPDIR"
-        yield Finding("machine", "temporary folder", f"{free:.1f} GB free", ok, advice)
+        yield Finding("machine", "temporary folder", f"{free:.1f} GB free", ok, "" if ok else advice)
 
 
 def _bundle(folder: Path) -> Iterator[Finding]:
@@ -186,11 +181,7 @@ def _bundle(folder: Path) -> Iterator[Finding]:
 
 
 def _explain_phantom(bundle: Bundle) -> float:
-    """Seconds from a file to its maps.
-
-    Raises:
-        RuntimeError: when the importance is not one in [0, 1] on the file's grid.
-    """
+    """Seconds from a file to its maps; RuntimeError where the importance is not in [0, 1] on the file's grid."""
     task = bundle.task
     draw = vessel_phantom if task is not None and task.top_percentile is not None else abdomen_phantom
     spacing_mm = (1.0, 1.0, 1.0) if task is None else task.spacing_mm
@@ -200,10 +191,9 @@ def _explain_phantom(bundle: Bundle) -> float:
         start = time.perf_counter()
         importance = bundle.explain(Path(folder) / "phantom.nii.gz").importance
         seconds = time.perf_counter() - start
-    inside = bool(((importance >= 0) & (importance <= 1)).all())
     if tuple(importance.shape) != (1, *SIZE) or not np.allclose(importance.affine, phantom.affine, atol=1e-5):
         raise RuntimeError(f"the importance must lie on the file's grid {SIZE}, got {tuple(importance.shape[1:])}")
-    if not inside:
+    if not ((importance >= 0) & (importance <= 1)).all():
         raise RuntimeError("the importance must lie in [0, 1], got values outside or NaN")
     return seconds
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import gzip
 import logging
-import tempfile
 import zlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -20,16 +19,16 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from unoise_monai.data.reading import load_volume
+from unoise_monai.data.nifti import check_affine
+from unoise_monai.data.reading import Source, load_volume
 from unoise_monai.handlers.savers import GRID_LIMIT, QUANTITIES, to_numpy
-from unoise_monai.render.canvas import DISPLAY_PERCENTILE, check_affine, display_scale, find_window
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, check_volume, display_scale, find_window
 from unoise_monai.report.cases import SiteCase
 
 logger = logging.getLogger(__name__)
 
-Scan = Path | Callable[[Path], Path]
-"""A volume of any format that MONAI reads, or a folder with one DICOM series; or what makes one of these in the folder
-that it is given, and returns it."""
+ONE_AT_A_TIME = Lock()
+"""Whether ITK writes warnings, which name files, is a setting of the whole process."""
 READERS = (ImageFileError, HeaderDataError, WrapStructError, zlib.error)
 UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, KeyError, OverflowError, MemoryError, *READERS)
 """What readers raise of a file that is missing, truncated, damaged or of another kind."""
@@ -46,29 +45,22 @@ def read_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return _checked(np.asarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
 
 
-def read_scan(scan: Scan) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The same of a scan; one that has to be made is there while it is read, and no longer."""
-    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-        path = scan(Path(folder)) if callable(scan) else scan
-        # Not MONAI's plain reader: the run has read its grid by this one.
-        voxels, affine = to_numpy(load_volume(path)[None])
-        return _checked(voxels), affine
+def read_scan(scan: Source) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The same of a scan, by the reader that the run has read its grid with."""
+    with ONE_AT_A_TIME:
+        voxels, affine = to_numpy(load_volume(scan)[None])
+    return _checked(voxels), affine
 
 
 def _checked(voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind not in "iuf":
         raise ValueError(f"volume must hold one real number a voxel, got {voxels.dtype}")
-    if voxels.ndim != 3 or voxels.size == 0:
-        raise ValueError(f"volume must be 3-D and not empty, got shape {voxels.shape}")
-    if not np.isfinite(voxels).all():
-        raise ValueError("volume must hold finite values only")
+    check_volume("volume", voxels)
     return voxels
 
 
 MOST_VOXELS = 8_000_000
 """Of one layer of the viewer."""
-STEPS = 1023
-"""Into how many steps intensities that are no whole numbers are cut."""
 
 
 def block_factors(shape: tuple[int, ...], affine: NDArray[np.float64], most: int = MOST_VOXELS) -> tuple[int, int, int]:
@@ -92,17 +84,15 @@ def shrink(volume: NDArray[Any], factors: tuple[int, int, int], how: str = "mean
 
     ``how`` is ``mean``, as float32; or ``max``, for class indices: a vessel of one voxel stays.
     """
-    combine = np.add if how == "mean" else np.maximum
+    mean = how == "mean"
+    volume = volume.astype(np.float32, copy=False) if mean else volume
     for axis, factor in enumerate(factors):
-        whole = np.moveaxis(volume, axis, 0)
-        # The first voxel of every block, then the second, ...: the last block can have fewer.
-        blocks = whole[::factor].astype(np.float32 if how == "mean" else volume.dtype)
-        counts = np.ones((len(blocks), 1, 1), dtype=np.float32)
-        for step in range(1, factor):
-            further = whole[step::factor]
-            combine(blocks[: len(further)], further, out=blocks[: len(further)])
-            counts[: len(further)] += 1
-        volume = np.moveaxis(blocks / counts if how == "mean" and factor > 1 else blocks, 0, axis)
+        if factor > 1:
+            starts = np.arange(0, volume.shape[axis], factor)
+            counts = np.diff(starts, append=volume.shape[axis]).astype(np.float32)
+            volume = (np.add if mean else np.maximum).reduceat(volume, starts, axis)
+            if mean:
+                volume /= np.expand_dims(counts, [other for other in range(3) if other != axis])
     return volume
 
 
@@ -124,15 +114,15 @@ def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = Fals
         classes: whether the values are class indices; the viewer outlines those.
     """
     low, high = float(volume.min()), float(volume.max())
-    whole = volume.dtype.kind != "f" or bool((volume == np.round(volume)).all())
     fitting = [kind for kind in (np.uint8, np.int16) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
-    kind: type[np.integer[Any]] = np.int16
-    # What one step is worth, and what 0 is worth.
-    slope, start = max((high - low) / STEPS, float(np.finfo(np.float32).tiny)), low
-    if whole and fitting:
+    # The type of the file, what one step is worth, and what 0 is worth.
+    kind: type[np.integer[Any]]
+    if fitting and (volume.dtype.kind != "f" or (volume == np.round(volume)).all()):
         kind, slope, start = fitting[0], 1.0, 0.0
     elif low >= 0 and high <= 1:
         kind, slope, start = np.uint8, 1 / 255, 0.0
+    else:
+        kind, slope, start = np.int16, max((high - low) / 1023, float(np.finfo(np.float32).tiny)), low
     stored = np.round((volume.astype(np.float32) - start) / slope).astype(kind)
     image = nib.Nifti1Image(stored, affine)
     image.set_sform(affine, code=1)
@@ -208,7 +198,7 @@ class Layers(NamedTuple):
         return [round((int(i) + 0.5) / size, 4) for i, size in zip(found, self.layers[0].voxels.shape, strict=True)]
 
 
-def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> Layers:
+def read_layers(case: SiteCase, scan: Source | None, most: int = MOST_VOXELS) -> Layers:
     """Read a case's volumes and thin them alike, to at most so many voxels a layer.
 
     A file that cannot be read, or lies on another grid than the first, is left out, and a note says so. The scan, if
@@ -238,9 +228,9 @@ def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> L
             # The reader's own words can hold a path, or what a header says of the patient.
             logger.warning("%s: the %s could not be read (%s)", case.name, key, type(error).__name__)
             notes.append(f"The {title} could not be read and is not shown.")
-    if scan is None and found:
+    if found and scan is None:
         notes.append(NO_SCAN)
-    if found and not any(layer.kind == "scan" for layer in found):
+    if found and found[-1].kind != "scan":
         # The viewer cuts off by threshold only what lies over something.
         nothing = np.zeros_like(found[0].voxels, dtype=np.uint8)
         found.append(Layer("ground", "ground", "", nothing, found[0].affine, 0.0, 1.0))
@@ -260,11 +250,7 @@ class _Grid:
         self.shown = shrink_affine(turned, self.factors)
 
     def layer(self, key: str, kind: str, title: str, voxels: NDArray[Any]) -> Layer:
-        """What the viewer shows of a volume on this grid.
-
-        Raises:
-            ValueError: when class indices do not lie in 0 to 255.
-        """
+        """What the viewer shows of a volume on this grid; ValueError when class indices do not lie in 0 to 255."""
         values, how, high = nib.apply_orientation(voxels, self.orientation), "mean", 1.0
         if kind == "seg":
             values, how, high = np.round(values).astype(np.int64), "max", float(round(float(values.max())))
@@ -276,8 +262,9 @@ class _Grid:
         thinned = shrink(values, self.factors, how)
         if kind != "scan":
             return Layer(key, kind, title, thinned, self.shown, 0.0, high)
-        # Whole intensities, such as Hounsfield units, stay whole: they take less room.
-        thinned = np.round(thinned) if bool((voxels == np.round(voxels)).all()) else thinned
+        if (voxels == np.round(voxels)).all():
+            # Whole intensities, such as Hounsfield units, stay whole: they take less room.
+            thinned = np.round(thinned)
         return Layer(key, kind, title, thinned, self.shown, *find_window(thinned))
 
 
