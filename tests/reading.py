@@ -6,7 +6,7 @@ import os
 import time
 
 from unoise_monai.data.cases import Case
-from unoise_monai.runs.load import CaseReader, Loaded
+from unoise_monai.runs.explain import CaseReader, Loaded
 
 
 class Misreader(CaseReader):

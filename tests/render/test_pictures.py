@@ -13,16 +13,8 @@ import pytest
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
-from unoise_monai.render import (
-    PICTURES,
-    decile_pictures,
-    layer_grid,
-    mips,
-    montage,
-    rotating_mip,
-    slab_mips,
-    to_canonical,
-)
+from unoise_monai.handlers import PICTURES
+from unoise_monai.render import decile_pictures, layer_grid, mips, montage, rotating_mip, slab_mips, to_canonical
 
 SHAPE = (14, 12, 10)
 SPACING_MM = (1.0, 1.5, 3.0)

@@ -20,8 +20,7 @@ from unoise_monai.inference import Explainer
 from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison
-from unoise_monai.runs.explain import RESET, CaseExplainer, Explained, Job, as_json, peak_gb, reset_peak
-from unoise_monai.runs.load import CaseReader
+from unoise_monai.runs.explain import RESET, CaseExplainer, CaseReader, Explained, Job, as_json, peak_gb, reset_peak
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ import torch
 from unoise_monai.bundle import Bundle
 from unoise_monai.data import CaseError, preprocessing
 from unoise_monai.data.cases import Case
-from unoise_monai.runs.load import CaseReader
+from unoise_monai.runs.explain import CaseReader
 from unoise_monai.runs.records import fingerprint, inputs_of
 
 

@@ -14,8 +14,7 @@ from reading import Dead, Misreader, SlowReader
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
-from unoise_monai.runs.explain import CaseExplainer, Explained, Job
-from unoise_monai.runs.load import Loaded
+from unoise_monai.runs.explain import CaseExplainer, Explained, Job, Loaded
 from unoise_monai.runs.records import OutputFault, Records
 from unoise_monai.runs.run import Progress, duration, run_local
 from unoise_monai.runs.save import CaseWriter

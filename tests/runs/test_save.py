@@ -18,8 +18,7 @@ from unoise_monai.attribution import Saliency, foreground_sum
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
 from unoise_monai.runs import Comparison
-from unoise_monai.runs.explain import CaseExplainer, Job
-from unoise_monai.runs.load import CaseReader
+from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job
 from unoise_monai.runs.records import Records, State, fingerprint
 from unoise_monai.runs.save import CaseWriter, case_figures, organ_figures
 

@@ -82,9 +82,8 @@ def run_render(args: argparse.Namespace) -> int:
         raise ValueError(f"OUTPUT must end in {suffix} for {args.picture}, got {args.output.name}")
 
     from unoise_monai.data.reading import load_volume
-    from unoise_monai.handlers.savers import label_voxels, on_scan_grid, to_numpy
+    from unoise_monai.handlers.savers import PICTURES, label_voxels, on_scan_grid, to_numpy
     from unoise_monai.render.canvas import display_scale, to_canonical
-    from unoise_monai.render.pictures import PICTURES
 
     scan, importance = load_volume(args.scan)[None], load_volume(args.importance)[None]
     image, spacing_mm = to_canonical(*to_numpy(scan))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -19,17 +19,56 @@ from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
 from unoise_monai.data.reading import case_name, load_again
 from unoise_monai.render.canvas import (
     DISPLAY_PERCENTILE,
+    Rgb,
+    Spacing,
+    Volume,
     check_importance,
     check_style,
     check_window,
     display_scale,
+    save_png,
     to_canonical,
 )
-from unoise_monai.render.mip import check_slab
-from unoise_monai.render.pictures import PICTURES
-from unoise_monai.render.slices import check_layout
+from unoise_monai.render.mip import check_slab, mips
+from unoise_monai.render.rotation import rotating_mip, save_animation
+from unoise_monai.render.slices import check_layout, montage
 
 logger = logging.getLogger(__name__)
+
+
+class Picture(NamedTuple):
+    """One kind of picture."""
+
+    draw: Callable[..., Rgb]
+    """Called with ``(image, spacing_mm, importance, segmentation, **options)``, see ``mips``."""
+    save: Callable[[Rgb, str | os.PathLike[str]], None]
+    suffix: str
+    """Of its file."""
+    options: tuple[str, ...]
+    """Names of the options that ``draw`` takes and a bundle may set."""
+
+    def chosen(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options of all pictures that this one takes."""
+        return {name: options[name] for name in self.options if name in options}
+
+
+def rotation(
+    image: Volume, spacing_mm: Spacing, importance: Volume | None = None, segmentation: Any = None, **options: Any
+) -> Rgb:
+    """The frames of ``rotating_mip``, which draws no outlines."""
+    return rotating_mip(image, spacing_mm, importance=importance, **options)
+
+
+LOOK = ("window", "style", "threshold", "label")
+PICTURES: Mapping[str, Picture] = MappingProxyType(
+    {
+        "montage": Picture(montage, save_png, ".png", (*LOOK, "axis", "count", "crop_mm")),
+        "mip": Picture(mips, save_png, ".png", (*LOOK, "slab_mm")),
+        "rotation": Picture(rotation, save_animation, ".gif", LOOK),
+    }
+)
+"""By name, as the file's name has it: ``<case>_<name><suffix>``."""
+
 
 LARGEST_LABEL = 2**24
 """Up to which float32 holds every whole number."""

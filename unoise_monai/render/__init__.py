@@ -3,15 +3,12 @@
 from unoise_monai.render.canvas import display_scale, save_png, scale_map, to_canonical
 from unoise_monai.render.curves import plot_visibility
 from unoise_monai.render.mip import mips, slab_mips
-from unoise_monai.render.pictures import PICTURES, Picture
 from unoise_monai.render.rotation import rotating_mip, save_animation
 from unoise_monai.render.slices import DECILES, PAPER_THRESHOLDS, decile_pictures, layer_grid, montage
 
 __all__ = [
     "DECILES",
     "PAPER_THRESHOLDS",
-    "PICTURES",
-    "Picture",
     "decile_pictures",
     "display_scale",
     "layer_grid",

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unoise_monai.bundle import load_bundle
-from unoise_monai.runs.explain import CaseExplainer, Job
-from unoise_monai.runs.load import CaseReader
+from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job
 from unoise_monai.runs.records import OutputFault, Records, State, check_output_fault, reason
 from unoise_monai.runs.run import fail
 from unoise_monai.runs.save import CaseWriter

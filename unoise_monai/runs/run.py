@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
-from unoise_monai.runs.explain import CaseExplainer, Job
-from unoise_monai.runs.load import CaseReader, Loaded, portable
+from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job, Loaded, portable
 from unoise_monai.runs.records import (
     OutputFault,
     Records,
