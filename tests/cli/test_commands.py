@@ -13,13 +13,13 @@ from PIL import Image
 
 from unoise_monai.cli import Exit, commands
 from unoise_monai.cli.main import main
-from unoise_monai.data.cases import Case
-from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.reading import load_volume
 from unoise_monai.handlers.savers import PICTURES
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.phantoms.cohort import KINDS
 from unoise_monai.render import montage, to_canonical
 from unoise_monai.render.canvas import STYLES
+from unoise_monai.report import volumes
 from unoise_monai.report.doctor import Diagnosis, Finding
 
 AFFINE = np.array([[-0.0, 1.5, 0.0, 3.0], [2.0, 0.0, 0.0, 5.0], [0.0, 0.0, 3.0, 7.0], [0, 0, 0, 1.0]])
@@ -62,7 +62,7 @@ def test_without_a_viewer_there_are_no_volumes(results: tuple[Path, Path], monke
         raise AssertionError("was read")
 
     monkeypatch.setattr("unoise_monai.data.finding.find_cases", never)
-    monkeypatch.setattr("unoise_monai.data.dicom.volume_file", never)
+    monkeypatch.setattr("unoise_monai.report.volumes.load_volume", never)
     assert main(["report", str(output), "--no-viewer", "--quiet", "--input", str(folder)]) == 0
     assert list((output / "report" / "volumes").glob("*")) == []
 
@@ -74,15 +74,10 @@ def test_scans_of_other_cases_are_not_made(
     more = tmp_path / "more"
     shutil.copytree(folder / "imagesTr", more)
     shutil.copy(more / "phantom_001.nii.gz", more / "stranger.nii.gz")
-    asked = []
-
-    def count(case: Case, place: Path) -> Path:
-        asked.append(case.files[0].name)
-        return volume_file(case, place)
-
-    monkeypatch.setattr("unoise_monai.data.dicom.volume_file", count)
+    asked: list[Path] = []
+    monkeypatch.setattr(volumes, "load_volume", lambda path: (asked.append(path), load_volume(path))[1])
     assert main(["report", str(output), "--input", str(more), "--quiet", "--key", f"{output}.key"]) == 0
-    assert sorted(asked) == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
+    assert sorted(path.name for path in asked) == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
 
 
 def test_a_key_that_is_not_there_is_an_error(

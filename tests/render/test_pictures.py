@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +26,60 @@ SEGMENTATION = (IMPORTANCE > 0.97).astype(np.uint8) + (IMPORTANCE > 0.99)
 VOLUMES = (IMAGE, IMPORTANCE, SEGMENTATION)
 
 DRAWINGS: dict[str, Callable[..., np.ndarray]] = {
-    "montage": lambda image, mm, importance, labels, **given: montage(
-        image, mm, importance, labels, **{"count": 3, "crop_mm": 5.0, **given}
-    ),
+    "montage": partial(montage, count=3, crop_mm=5.0),
     "mips": mips,
-    "slab_mips": lambda image, mm, importance, labels, **given: slab_mips(image, mm, 9.0, importance, labels, **given),
-    "rotating_mip": lambda image, mm, importance, labels, **given: rotating_mip(
-        image, mm, importance=importance, **{"frames": 3, "longest": 64, **given}
-    ),
-    "decile_pictures": lambda image, mm, importance, labels, **given: decile_pictures(
-        image, importance, mm, shares=(0.2, 0.5), **given
-    ),
-    "layer_grid": lambda image, mm, importance, labels, **given: layer_grid(
-        {"fine": image, "coarse": importance}, mm, **given
+    "slab_mips": partial(slab_mips, slab_mm=9.0),
+    "rotating_mip": partial(PICTURES["rotation"].draw, frames=3, longest=64),
+    "decile_pictures": lambda segmentation, **given: decile_pictures(shares=(0.2, 0.5), **given),
+    "layer_grid": lambda image, importance, segmentation, **given: layer_grid(
+        {"fine": image, "coarse": importance}, **given
     ),
 }
+
+
+def draw(name: str, image: Any, spacing_mm: Any, importance: Any, segmentation: Any, **given: Any) -> np.ndarray:
+    volumes = {"image": image, "importance": importance, "segmentation": segmentation}
+    return DRAWINGS[name](spacing_mm=spacing_mm, **volumes, **given)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_the_same_picture_however_the_file_is_stored(name: str) -> None:
     """Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps."""
     affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
-    expected = DRAWINGS[name](IMAGE, SPACING_MM, IMPORTANCE, SEGMENTATION)
+    expected = draw(name, IMAGE, SPACING_MM, IMPORTANCE, SEGMENTATION)
     for axes, flips in (((1, 2, 0), (1, -1, -1)), ((2, 1, 0), (-1, 1, 1))):
         orientation = np.column_stack([axes, flips])
         stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
         stored = [to_canonical(nib.apply_orientation(volume, orientation), stored_affine) for volume in VOLUMES]
         spacing_mm = tuple(np.round(stored[0][1], 9))
-        found = DRAWINGS[name](stored[0][0], spacing_mm, stored[1][0], stored[2][0])
+        found = draw(name, stored[0][0], spacing_mm, stored[1][0], stored[2][0])
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_leaves_its_input_alone(name: str) -> None:
     given = [volume.copy() for volume in VOLUMES]
-    DRAWINGS[name](given[0], SPACING_MM, *given[1:])
+    draw(name, given[0], SPACING_MM, *given[1:])
     np.testing.assert_equal(given, list(VOLUMES))
 
 
-VIEW, LOOK = {"mm", "window", "axis"}, {"style", "threshold"}
+VIEW, LOOK = {"spacing_mm", "window", "axis"}, {"style", "threshold"}
 TAKES = {
-    "montage": VIEW | LOOK | {"image", "importance", "labels"},
-    "mips": LOOK | {"mm", "window", "image", "importance", "labels"},
-    "slab_mips": VIEW | LOOK | {"image", "importance", "labels"},
+    "montage": VIEW | LOOK | {"image", "importance", "segmentation"},
+    "mips": LOOK | {"spacing_mm", "window", "image", "importance", "segmentation"},
+    "slab_mips": VIEW | LOOK | {"image", "importance", "segmentation"},
     "rotating_mip": VIEW | LOOK | {"image", "importance"},
     "decile_pictures": VIEW | {"image", "importance"},
     # Its maps may be of any shape and range, see its own tests.
     "layer_grid": VIEW,
 }
 BAD: dict[str, tuple[Any, str]] = {
-    "mm": ((1.0, 1.0, -1.0), "spacing_mm must be three finite numbers above 0"),
+    "spacing_mm": ((1.0, 1.0, -1.0), "spacing_mm must be three finite numbers above 0"),
     "window": ((1, 0), "window must be"),
     "axis": (3, "axis must be one of 0, 1, 2, got 3"),
     "image": (np.zeros(SHAPE), r"image must hold more than one value, got 0\.0 in every voxel"),
     "importance": (IMPORTANCE * 2, r"importance must lie in \[0, 1\]"),
-    "labels": (SEGMENTATION[1:], "segmentation must be of the image's shape"),
+    "segmentation": (SEGMENTATION[1:], "segmentation must be of the image's shape"),
     "style": ("jet", "style must be one of 'colour', 'red', got 'jet'"),
     "threshold": (1, "threshold must be at least 0 and below 1, got 1"),
 }
@@ -90,9 +90,9 @@ BAD: dict[str, tuple[Any, str]] = {
 )
 def test_refuses_what_cannot_be_drawn(name: str, argument: str) -> None:
     value, message = BAD[argument]
-    given = {"image": IMAGE, "mm": SPACING_MM, "importance": IMPORTANCE, "labels": SEGMENTATION} | {argument: value}
+    given = {"image": IMAGE, "spacing_mm": SPACING_MM, "importance": IMPORTANCE, "segmentation": SEGMENTATION}
     with pytest.raises(ValueError, match=message):
-        DRAWINGS[name](*(given.pop(each) for each in ("image", "mm", "importance", "labels")), **given)
+        draw(name, **given | {argument: value})
 
 
 @pytest.mark.parametrize("name", PICTURES)

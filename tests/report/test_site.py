@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pytest
 from outputs import FAILED, HASH, ODD, REASON, write_output, write_record
 
 from unoise_monai.handlers.savers import map_quantity
+from unoise_monai.report import volumes
 from unoise_monai.report.cases import page_name
-from unoise_monai.report.site import WORKERS, write_site
+from unoise_monai.report.site import write_site
 
 
 class Page(HTMLParser):
@@ -54,6 +54,10 @@ def output(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         nib.save(image, path)
     assert write_site(folder, private, progress=False) == folder / "report/index.html"
     return folder
+
+
+def copy(output: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(output, folder / "output", ignore=shutil.ignore_patterns("report")))
 
 
 def pages(output: Path) -> dict[Path, Page]:
@@ -138,8 +142,7 @@ def test_a_missing_scan_is_said(output: Path) -> None:
 
 
 def test_written_again_it_is_the_same_without_what_is_gone(output: Path, cohort: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "output"
-    shutil.copytree(output, folder, ignore=shutil.ignore_patterns("report"))
+    folder = copy(output, tmp_path)
     write_site(folder, progress=False)
     first = {path: path.read_bytes() for path in (folder / "report").rglob("*.*")}
     (folder / "report/cases/notes").mkdir()
@@ -181,9 +184,8 @@ def test_other_quantities(quantity: str, charted: bool, output: Path, tmp_path: 
     source, folder = output / "phantom_001", tmp_path / "output"
     (folder / "a").mkdir(parents=True)
     image = nib.load(source / "phantom_001_importance.nii.gz")
-    nib.save(
-        nib.Nifti1Image(map_quantity(image.get_fdata(), quantity), image.affine), folder / f"a/a_{quantity}.nii.gz"
-    )
+    values = map_quantity(image.get_fdata(), quantity)
+    nib.save(nib.Nifti1Image(values, image.affine), folder / f"a/a_{quantity}.nii.gz")
     for key in ("seg", "saliency"):
         shutil.copy(source / f"phantom_001_{key}.nii.gz", folder / f"a/a_{key}.nii.gz")
     write_record(folder, "a")
@@ -202,9 +204,8 @@ def test_other_quantities(quantity: str, charted: bool, output: Path, tmp_path: 
 def tables(path: Path) -> list[np.ndarray]:
     """The values of each chart of a page."""
     found = re.findall(r"As a table.*?<tbody>(.*?)</tbody>", path.read_text("utf-8"), re.DOTALL)
-    return [
-        np.array([re.findall(r">([\d.]+)<", row) for row in text.split("</tr>")[:-1]], dtype=float) for text in found
-    ]
+    rows = [[re.findall(r">([\d.]+)<", row) for row in text.split("</tr>")[:-1]] for text in found]
+    return [np.array(values, dtype=float) for values in rows]
 
 
 def test_classes_are_named_where_a_case_lacks_the_last(output: Path, tmp_path: Path) -> None:
@@ -218,32 +219,24 @@ def test_classes_are_named_where_a_case_lacks_the_last(output: Path, tmp_path: P
     assert "pancreas" in page.texts
 
 
-def test_scans_are_made_for_known_cases_in_the_viewer_only(output: Path, cohort: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "output"
-    shutil.copytree(output, folder, ignore=shutil.ignore_patterns("report"))
-    asked: list[tuple[str, Path]] = []
-
-    def maker(name: str) -> Callable[[Path], Path]:
-        def make(place: Path) -> Path:
-            asked.append((name, place))
-            # None but those that are being read is kept.
-            assert sum(path.exists() for _, path in asked) <= WORKERS
-            return Path(shutil.copy(cohort / f"imagesTr/{name}.nii.gz", place / f"{name}.nii.gz"))
-
-        return make
-
-    scans = {name: maker(name) for name in ("phantom_001", "phantom_002", "stranger", FAILED)}
+def test_scans_are_read_for_known_cases_in_the_viewer_only(
+    output: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy(output, tmp_path)
+    asked: list[Path] = []
+    read = volumes.load_volume
+    monkeypatch.setattr(volumes, "load_volume", lambda path: (asked.append(path), read(path))[1])
+    names = ("phantom_001", "phantom_002", "stranger", FAILED)
+    scans = {name: cohort / f"imagesTr/{name}.nii.gz" for name in names}
     write_site(folder, scans, viewer=False, progress=False)
     assert asked == []
     write_site(folder, scans, progress=False)
-    assert sorted(name for name, _ in asked) == ["phantom_001", "phantom_002"]
-    assert not any(place.exists() for _, place in asked)
+    assert sorted(asked) == [scans["phantom_001"], scans["phantom_002"]]
     assert len(list((folder / "report/volumes").glob("*.scan.js"))) == 2
 
 
 def test_broken_files_do_not_end_it(output: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "output"
-    shutil.copytree(output, folder, ignore=shutil.ignore_patterns("report"))
+    folder = copy(output, tmp_path)
     for path in (folder / "phantom_001").iterdir():
         path.write_bytes(b"broken")
     write_site(folder, progress=False)

@@ -151,7 +151,7 @@ def test_page_names_are_safe_and_apart() -> None:
 
 
 def case(name: str, status: str = "done", **values: float | str) -> SiteCase:
-    return SiteCase(name, name, status, values, "", "", [], {}, {}, None, {})
+    return SiteCase(name, status, values)
 
 
 CASES = [

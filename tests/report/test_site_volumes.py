@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import gzip
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_slices import SPACING_MM, slices, write_series
 from numpy.typing import NDArray
 
 from unoise_monai.report.volumes import UNREADABLE, block_factors, pack, read_map, read_scan, shrink, shrink_affine
@@ -44,8 +46,7 @@ def test_blocks_become_voxels(factors: tuple[int, int, int]) -> None:
 
 def test_a_blob_stays_where_it_is() -> None:
     factors = (2, 3, 4)
-    volume = RNG.random((8, 9, 12))
-    small, affine = shrink(volume, factors), shrink_affine(OBLIQUE, factors)
+    small, affine = shrink(RNG.random((8, 9, 12)), factors), shrink_affine(OBLIQUE, factors)
 
     def centre(values: NDArray, to_mm: NDArray) -> NDArray:
         index = np.indices(values.shape).reshape(3, -1)
@@ -92,7 +93,7 @@ def test_packed_values_come_back(volume: NDArray, dtype: type, error: float) -> 
     np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-5)
 
 
-def test_the_header_is_new(tmp_path: object) -> None:
+def test_the_header_is_new() -> None:
     volume = RNG.integers(0, 2, (3, 4, 5))
     header = unpack(pack(volume, OBLIQUE)).header
     assert header["descrip"].item() == b""
@@ -102,6 +103,7 @@ def test_the_header_is_new(tmp_path: object) -> None:
     assert pack(volume, OBLIQUE) == pack(volume, OBLIQUE)
 
 
+Read = Callable[[Path], tuple[NDArray, NDArray]]
 VOXELS = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 AFFINE = np.array([[-1.9, 0.3, 0.1, 20], [0.2, 2.1, -0.4, -30], [0.1, 0.2, 3.0, 12], [0, 0, 0, 1.0]])
 
@@ -116,34 +118,25 @@ def volume(path: Path, damage: dict[int, bytes] | None = None) -> Path:
     return path
 
 
-def test_voxels_and_affine(tmp_path: Path) -> None:
-    path = volume(tmp_path / "a.nii")
-    for read in (read_map, read_scan):
+@pytest.mark.parametrize("read", [read_map, read_scan])
+def test_voxels_lie_where_the_s_form_says(read: Read, tmp_path: Path) -> None:
+    """Also where the voxel sizes of its header are others, as the run has read it."""
+    image = nib.Nifti1Image(VOXELS, AFFINE)
+    image.set_qform(np.diag([2.0, 2.1, 3.0, 1]), code=1)
+    nib.save(image, tmp_path / "other.nii")
+    for path in (volume(tmp_path / "a.nii"), tmp_path / "other.nii"):
         voxels, affine = read(path)
         np.testing.assert_array_equal(voxels, VOXELS)
         np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
 
 
-def test_a_scan_lies_where_its_s_form_says(tmp_path: Path) -> None:
-    """Also where the voxel sizes of its header are others, as the run has read it."""
-    image = nib.Nifti1Image(VOXELS, AFFINE)
-    image.set_qform(np.diag([2.0, 2.1, 3.0, 1]), code=1)
-    nib.save(image, tmp_path / "a.nii")
-    _, affine = read_scan(tmp_path / "a.nii")
-    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
-
-
-def test_a_scan_is_made_when_it_is_read_and_goes_again(tmp_path: Path) -> None:
-    folders = []
-
-    def make(folder: Path) -> Path:
-        folders.append(folder)
-        return volume(folder / "DOE.nii")
-
-    voxels, affine = read_scan(make)
-    np.testing.assert_array_equal(voxels, VOXELS)
-    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
-    assert [folder.exists() for folder in folders] == [False]
+def test_a_scan_may_be_the_slices_of_a_series(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "DOE^JANE")
+    for scan in (paths, paths[::-1], paths[0].parent):
+        voxels, affine = read_scan(scan)
+        np.testing.assert_array_equal(voxels, slices().T)
+        np.testing.assert_allclose(affine[:3, 3], [-10, 20, 30], atol=1e-4)
+        np.testing.assert_allclose(nib.affines.voxel_sizes(affine), (*SPACING_MM, 2), atol=1e-4)
 
 
 @pytest.mark.parametrize("read", [read_map, read_scan])
@@ -164,19 +157,14 @@ def test_a_scan_is_made_when_it_is_read_and_goes_again(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_damaged_header_is_known(read: object, damage: dict[int, bytes], tmp_path: Path) -> None:
+def test_a_damaged_header_is_known(read: Read, damage: dict[int, bytes], tmp_path: Path) -> None:
     # What of this one reader mends, no report needs to refuse.
     try:
-        voxels, _ = read(volume(tmp_path / "a.nii", damage))  # type: ignore[operator]
+        voxels, _ = read(volume(tmp_path / "a.nii", damage))
     except UNREADABLE:
         return
     assert np.isfinite(voxels).all()
-
-
-def test_a_type_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
-    for read in (read_map, read_scan):
-        with pytest.raises(UNREADABLE):
-            read(volume(tmp_path / "a.nii", {70: b"\x0f\x27"}))
+    assert 70 not in damage
 
 
 @pytest.mark.parametrize("end", [0, 4, 100, 347, 352, 400])

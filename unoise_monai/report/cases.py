@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -47,13 +47,13 @@ def run_facts(output: Path) -> list[tuple[str, str]]:
 
 def _facts(values: dict[str, Any], start: str) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        name = f"{start}{key}".replace("_", " ")
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
         if key.lower() in PRIVATE:
             continue
-        name = f"{start}{key}".replace("_", " ")
         if isinstance(value, dict):
             yield from _facts(value, f"{name}, ")
-        elif isinstance(value, list):
-            yield from _facts({name: ", ".join(map(str, value))}, "")
         elif key == "bundle":
             yield name, PurePath(str(value)).name
         elif value not in (None, "") and not set(str(value)) & set("/\\"):
@@ -69,36 +69,36 @@ class SiteCase:
     """One case as the report shows it."""
 
     name: str
-    page: str
-    """Name of its files in the report, without an ending: safe in any file system and any link."""
     status: str
     """``done`` or ``failed``."""
     values: Row
     """Its row of the table, see `case_values`."""
-    stage: str
+    stage: str = ""
     """At which it failed; empty where it did not."""
-    reason: str
-    organs: Sequence[Row]
-    hashes: Mapping[str, str]
+    reason: str = ""
+    organs: Sequence[Row] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of its files, see `file_hashes`."""
-    maps: Mapping[str, Path]
+    maps: Mapping[str, Path] = field(default_factory=dict)
     """Name of a quantity or a method to its volume; what the run wrote of the importance first."""
-    segmentation: Path | None
-    pictures: Mapping[str, Path]
+    segmentation: Path | None = None
+    pictures: Mapping[str, Path] = field(default_factory=dict)
     """``mip``, ``montage``, ``<method>_mip``, ... to PNG files."""
+
+    @property
+    def page(self) -> str:
+        """Name of its files in the report, without an ending: safe in any file system and any link."""
+        return page_name(self.name)
 
 
 def read_cases(output: Path) -> list[SiteCase]:
-    """Every case that is done or has failed, by name, from its record.
+    """Every case that is done or has failed, by name, from the record that ``unoise explain`` wrote.
 
     Files are those that the record names, in ``<case>/<case>_*``; a case whose name is no plain folder name, or whose
     files lie outside of the output, is shown without them. A damaged record counts as none.
 
-    Args:
-        output: what ``unoise explain`` wrote.
-
     Raises:
-        FileNotFoundError: when it holds no records.
+        FileNotFoundError: when ``output`` holds no records.
     """
     records = Records(output)
     if not records.folder.is_dir():
@@ -120,7 +120,6 @@ def _case(output: Path, record: Mapping[str, Any]) -> SiteCase:
     segmentation = volumes.pop("seg", None)
     return SiteCase(
         name=name,
-        page=page_name(name),
         status=record["status"],
         values=_clean(case_values(record)),
         stage=without_paths(record["stage"]) if failed else "",
@@ -183,6 +182,7 @@ class Column(NamedTuple):
     number: bool
     """Whether all its values are numbers, and so sort as such."""
     shown: bool
+    """Unasked."""
 
 
 class Cell(NamedTuple):
@@ -259,10 +259,8 @@ def tiles(cases: Sequence[SiteCase]) -> list[Tile]:
         values = np.array([value for value in given if not isinstance(value, str) and math.isfinite(value)])
         if values.size:
             label = "seconds a case" if key == "seconds" else heading(key)[0]
-            spread = (
-                f"median {show(float(np.median(values)))}, {show(float(values.min()))} to {show(float(values.max()))}"
-            )
-            found.append(Tile(f"{label}, mean", show(float(values.mean())), spread))
+            mean, median, low, high = (show(float(f(values))) for f in (np.mean, np.median, np.min, np.max))
+            found.append(Tile(f"{label}, mean", mean, f"median {median}, {low} to {high}"))
     return found
 
 

@@ -44,7 +44,7 @@ def copy_viewer(folder: Path) -> str:
     over as text, of which the page makes a module in memory.
 
     Raises:
-        ModuleNotFoundError: when the package is not installed; the message says how to install it.
+        ModuleNotFoundError: when the package is not installed; the message names the command that installs it.
         FileNotFoundError: when the installed package holds no viewer or no licence.
     """
     try:

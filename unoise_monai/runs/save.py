@@ -23,7 +23,6 @@ from unoise_monai.metrics.regions import region_importance
 from unoise_monai.runs.explain import Explained
 from unoise_monai.runs.records import Records, failures, fingerprint, tables_locked
 
-FAILURE_COLUMNS = ("case", "file", "stage", "reason")
 LAST_COLUMNS = ("voxels", "spacing_mm", "device", "note", "seconds", "peak_memory_gb")
 VOLUME = ".nii.gz"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -38,14 +37,13 @@ def write_tables(records: Records) -> None:
         rows = [{"case": record["case"], "status": record["status"], **case_values(record)} for record in known]
         hashes = [{f"{name}_sha256": value for name, value in file_hashes(record).items()} for record in known]
         columns = ["case", "status", *ordered(rows), *dict.fromkeys(name for row in hashes for name in row)]
-        rows = [row | found for row, found in zip(rows, hashes, strict=True)]
-        _write(records.output / "cohort.csv", columns, rows)
+        _write(records.output / "cohort.csv", columns, [row | found for row, found in zip(rows, hashes, strict=True)])
         failed = [
             {"case": record["case"], "file": record["shown"], "stage": stage, "reason": reason}
             for record in known
             for stage, reason in failures(record)
         ]
-        _write(records.output / "failures.csv", FAILURE_COLUMNS, failed)
+        _write(records.output / "failures.csv", ("case", "file", "stage", "reason"), failed)
         organs = [{"case": record["case"], **row} for record in known for row in record.get("organs", [])]
         if organs:
             _write(records.output / "organs.csv", list(organs[0]), organs)
@@ -54,7 +52,7 @@ def write_tables(records: Records) -> None:
 
 
 def case_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record says of its case, by column: its figures, the shares of its organs, its grid and what it cost."""
+    """A case's measures, the shares of its organs, its grid and what it cost, by column, from its record."""
     values = dict(record.get("figures", {}))
     values |= {f"organ_{each['organ']}": each["importance_share"] for each in record.get("organs", [])}
     values |= {name: record[name] for name in LAST_COLUMNS if name in record}
@@ -66,10 +64,9 @@ def file_hashes(record: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of what a case that is done was read from, ``image``, and of each of its volumes, by its name."""
     if record["status"] != "done":
         return {}
-    start, files = f"{record['case']}_", record["files"]
-    volumes = {name: file["sha256"] for name, file in files.items() if name.endswith(VOLUME)}
-    plain = {name.removeprefix(start).removesuffix(VOLUME): value for name, value in volumes.items()}
-    return {"image": record["source"]["sha256"], **plain}
+    names = {name: name.removeprefix(f"{record['case']}_").removesuffix(VOLUME) for name in record["files"]}
+    volumes = {names[name]: file["sha256"] for name, file in record["files"].items() if name.endswith(VOLUME)}
+    return {"image": record["source"]["sha256"], **volumes}
 
 
 def ordered(rows: Iterable[Mapping[str, Any]]) -> list[str]:
