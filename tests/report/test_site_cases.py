@@ -39,10 +39,7 @@ def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:
     assert list(first.maps) == ["importance", "saliency"]
     assert first.segmentation == tmp_path / name / f"{name}_seg.nii.gz"
     assert first.pictures == {key: tmp_path / name / f"{name}_{key}.png" for key in ("mip", "montage", "saliency_mip")}
-    assert first.organs == [
-        {"organ": "liver", "importance_share": 0.25},
-        {"organ": "spleen", "importance_share": 0.5},
-    ]
+    assert [tuple(row.values()) for row in first.organs] == [("liver", 0.25), ("spleen", 0.5)]
     assert first.hashes == dict.fromkeys(("image", "importance", "saliency", "seg"), HASH)
     assert (failed.status, failed.stage, failed.reason) == ("failed", "read", REASON)
     assert (failed.maps, failed.segmentation, failed.hashes) == ({}, None, {})
@@ -85,15 +82,15 @@ def test_no_text_holds_a_path(tmp_path: Path) -> None:
     [
         *("", "{", "[1, 2]", "[]", "3", "\udcff", '{"status": "done"}'),
         *(
-            json.dumps({"case": "b", "status": "done", "source": {"sha256": HASH}, "files": {}} | damage)
-            for damage in (
-                {"case": 3},
-                {"files": 3},
-                {"source": None},
-                {"figures": [1]},
-                {"organs": [{}]},
-                {"voxels": 3},
-            )
+            json.dumps({"case": "b", "status": "done", "source": {"sha256": HASH}, "files": {}, **{key: damage}})
+            for key, damage in {
+                "case": 3,
+                "files": 3,
+                "source": None,
+                "figures": [1],
+                "organs": [{}],
+                "voxels": 3,
+            }.items()
         ),
         json.dumps({"case": "b", "status": "failed", "stage": "load"}),
     ],
@@ -131,9 +128,8 @@ def test_no_case_name_leads_out_of_the_output(name: str, tmp_path: Path) -> None
 
 def test_links_out_of_the_output_are_not_followed(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    (tmp_path / "b").mkdir()
-    (output / "a").mkdir(parents=True)
-    for path in (tmp_path / "b/b_mip.png", tmp_path / "other.png"):
+    for path in (tmp_path / "b/b_mip.png", tmp_path / "other.png", output / "a/c"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (output / "a/a_mip.png").symlink_to(tmp_path / "other.png")
     (output / "b").symlink_to(tmp_path / "b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -58,13 +59,10 @@ EDGE_LETTERS: tuple[dict[str, str], ...] = (
 
 
 def to_canonical(array: Volume, affine: NDArray[Any]) -> tuple[Volume, Spacing]:
-    """Turn a volume to the closest RAS axes, so that its pictures do not depend on how the file stores it.
+    """Turn a volume ``(X, Y, Z)`` to the closest RAS axes, so that pictures do not depend on how a file stores it.
 
-    Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels.
-
-    Args:
-        array: ``(X, Y, Z)``.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
+    Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels. The affine, ``(4, 4)``, leads
+    from voxel indices to RAS mm.
 
     Returns:
         The volume, its axes towards the patient's right, front and head, and the voxels' size along them, mm.
@@ -104,9 +102,9 @@ def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
     return tuple((int(at[0]), int(at[-1]) + 1) for at in inside) if inside[0].size else None
 
 
-def pixel_mm(spacing_mm: Spacing, axis: int) -> tuple[float, float]:
+def pixel_mm(spacing_mm: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
     """Height and width, mm, of a pixel of ``display_slice``."""
-    width, height = (size for index, size in enumerate(spacing_mm) if index != axis)
+    width, height = (float(size) for index, size in enumerate(spacing_mm) if index != axis)
     return height, width
 
 
@@ -115,14 +113,11 @@ SAMPLE_SIZE = 2**20
 
 
 def find_window(image: Volume, window: Window | None = None) -> Window:
-    """The intensities that turn black and white: those asked for, or those that suit an image of any shape.
+    """The intensities that turn black and white: those asked for (see `check_window`), or those that suit an image.
 
     These are its 1st and 99th percentile. Where more than half of the image holds its lowest value, as an angiogram
     without its soft tissue or a brain without its skull, that value turns black and the 99th percentile of all others
-    white. Of a large image every n-th voxel along each axis is looked at.
-
-    Raises:
-        ValueError: see `check_window`.
+    white. The image may have any shape; of a large one every n-th voxel along each axis is looked at.
     """
     if window is not None:
         return check_window(window)
@@ -171,14 +166,10 @@ def blend(
     Args:
         grey: ``(rows, columns)``, 0 to 1.
         importance: ``(rows, columns)``, 0 to 1; None leaves the grey alone.
-        threshold: importance up to which ``colour`` shows the grey alone.
-        style: one of ``STYLES``.
+        threshold, style: see `check_style`.
 
     Returns:
         RGB, ``(rows, columns, 3)``, 0 to 1.
-
-    Raises:
-        ValueError: see `check_style`.
     """
     check_style(style, threshold)
     ground = np.repeat(np.asarray(grey, dtype=np.float64)[..., None], 3, axis=2)
@@ -206,8 +197,7 @@ DISPLAY_PERCENTILE = 99.9
 def scale_map(values: NDArray[Any], limits: Window | None = None) -> NDArray[np.float32]:
     """Scale an attribution or an activation, of any shape, to 0 to 1, as an overlay needs it.
 
-    Args:
-        limits: values that turn 0 and 1, what lies beyond is clipped; the map's lowest and highest where it is None.
+    ``limits`` are the values that turn 0 and 1, what lies beyond is clipped; by default the map's lowest and highest.
 
     Raises:
         ValueError: when a value is NaN or infinite, ``limits`` is not two finite numbers in rising order, or all
@@ -294,11 +284,7 @@ def check_volume(name: str, volume: Volume) -> tuple[Any, Any]:
 
 
 def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
-    """Importance as float64, clipped where resampling carried it out of [0, 1] by at most 1e-3.
-
-    Raises:
-        ValueError: when a value lies further outside [0, 1], or is NaN.
-    """
+    """Importance as float64, clipped where resampling carried it out of [0, 1] by 1e-3 at most, else ValueError."""
     _check_unit_range(importance.min(), importance.max())
     return np.asarray(importance, dtype=np.float64).clip(0, 1)
 

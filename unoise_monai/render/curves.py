@@ -93,12 +93,9 @@ PLACES = ((6, 3), (6, -3), (-6, 3), (-6, -3))
 
 
 def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> Rgb:
-    """Draw a score, of this name, against seconds a map, on a logarithmic axis.
+    """Draw a score, of this name, against seconds a map, on a logarithmic axis: ``points`` are (seconds, score).
 
     Each point has its method's name beside it, on no other point or name where there is such a place.
-
-    Args:
-        points: name to (seconds, score).
 
     Raises:
         ValueError: when there is no point, a time is not above 0, or a number not finite.

@@ -38,7 +38,7 @@ LETTERS_ROOM = 44
 TITLE_GAP = 16
 """Between a title and the next one, beside the panels' gap."""
 SMALLEST_PANEL, LARGEST_PANEL = 360, 640
-"""Longest side of a sheet's panels; between the two, one for each voxel."""
+"""Longest side of a sheet's panels; a pixel for each voxel between the two."""
 SHEET_SHAPE = 1.6
 """Width to height that the sheet comes close to."""
 TITLE_FONT, LABEL_FONT = FontProperties(size=11), FontProperties(size=10)

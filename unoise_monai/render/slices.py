@@ -171,21 +171,14 @@ def decile_pictures(
         axis: 0 sagittal, 1 coronal, 2 axial.
         index: which slice; the one with the highest sum of importance where it is None.
         shares: shares of the voxels, each above 0 and at most 1.
-        thresholds: highest tolerance B = 1 - importance of the visible voxels, used in place of ``shares``.
+        thresholds: highest tolerance B = 1 - importance of the visible voxels, 0 to 1, used in place of ``shares``.
         window: intensities that turn black and white; found in the image, or in its projection, where it is None.
         mip: project the visible voxels along the axis, in place of showing a slice.
 
     Raises:
-        ValueError: as ``mips``, when ``axis`` or ``index`` is out of range, when a share is not above 0 and at most 1,
-            or a threshold not in [0, 1].
+        ValueError: as ``mips``, and when ``axis``, ``index``, a share or a threshold is out of range.
     """
     check_picture(spacing_mm, axis, image, importance, None, window)
-    if thresholds is None:
-        for share in shares:
-            check_fraction("share", share)
-    for threshold in () if thresholds is None else thresholds:
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
     values = np.clip(importance, 0, 1, dtype=np.float32)
     if index is None:
         score = values.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
@@ -195,12 +188,11 @@ def decile_pictures(
         raise ValueError(f"index must be at least 0 and below {image.shape[axis]}, got {index}")
 
     window = find_window(project(image, axis) if mip else image, window)
-    darkest = image.min()
     views = []
     for title, visible in _steps(values, shares, thresholds):
         if mip:
             # Hidden voxels are black, so below every visible one.
-            shown, seen = upright(image.max(axis, where=visible, initial=darkest)), project(visible, axis)
+            shown, seen = upright(image.max(axis, where=visible, initial=image.min())), project(visible, axis)
         else:
             shown, seen = display_slice(image, axis, index), display_slice(visible, axis, index)
         views.append(View(axis, title, np.where(seen, shown, window[0])))
@@ -220,6 +212,8 @@ def _steps(
         ties = "" if visible.mean() - share < 0.005 else f" (ties: {percent(visible.mean())})"
         yield f"top {percent(share)}{ties}", visible
     for threshold in () if thresholds is None else thresholds:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
         # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
         visible = importance >= np.float32(1 - threshold)
         yield f"B ≤ {threshold:g} ({percent(visible.mean())})", visible
@@ -264,7 +258,7 @@ def layer_grid(
     if image is not None:
         check_picture(spacing_mm, axis, image)
     finest = max(maps.values(), key=lambda values: values.size) if image is None else image
-    extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
+    extent_mm = np.multiply(finest.shape, spacing_mm)
     pictures: list[tuple[str, Volume, NDArray[Any]]]
     pictures = [] if image is None else [("image", image, grey_levels(project(image, axis), window))]
     for layer, values in maps.items():
@@ -275,9 +269,8 @@ def layer_grid(
         pictures.append((title, values, grey))
     panels = []
     for title, values, grey in pictures:
-        x, y, z = (size / count for size, count in zip(extent_mm, values.shape, strict=True))
-        panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm((x, y, z), axis)))
-    height_mm, width_mm = pixel_mm((extent_mm[0], extent_mm[1], extent_mm[2]), axis)
+        panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm(extent_mm / values.shape, axis)))
+    height_mm, width_mm = pixel_mm(extent_mm, axis)
     longest = round(PANEL_WIDTH * max(1, height_mm / width_mm))
     return draw_panels(panels, letters=EDGE_LETTERS[axis], longest=longest)
 

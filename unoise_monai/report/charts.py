@@ -28,6 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "chance": {"linewidth": 1.2},
 }
 """Of lines, by the name of their colour."""
+PERCENT = {"xlim": (0, 100), "ylim": (0, 100)}
 ONE_AT_A_TIME = Lock()
 """Settings of matplotlib are those of the whole process."""
 
@@ -44,11 +45,9 @@ class Chart(NamedTuple):
 
 
 def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
-    """The two charts of a case; none where the segmentation is empty or fills the volume.
+    """The two charts of a case, none where the segmentation is empty or fills the volume.
 
-    Args:
-        importance: ``(X, Y, Z)``, 0 to 1.
-        segmentation: class indices, ``(X, Y, Z)``; all above 0 count as inside.
+    Importance, 0 to 1, and class indices are ``(X, Y, Z)``; all classes above 0 count as inside.
     """
     inside = segmentation > 0
     if not inside.any() or inside.all():
@@ -69,10 +68,7 @@ def charts(importance: NDArray[Any], segmentation: NDArray[Any]) -> list[Chart]:
             "nothing of the segmentation follows the thin line.",
             share,
             {"this map": ("inside", found), "chance": ("chance", share)},
-            {
-                **{"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)"},
-                **{"xlim": (0, 100), "ylim": (0, 100)},
-            },
+            {"xlabel": "most important voxels (%)", "ylabel": "segmented voxels among them (%)", **PERCENT},
         ),
     ]
 
@@ -94,11 +90,7 @@ def coverage(importance: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[NDArr
 
 
 def draw(
-    title: str,
-    note: str,
-    x: NDArray[Any],
-    lines: Mapping[str, tuple[str, NDArray[Any]]],
-    axes: Mapping[str, Any],
+    title: str, note: str, x: NDArray[Any], lines: Mapping[str, tuple[str, NDArray[Any]]], axes: Mapping[str, Any]
 ) -> Chart:
     """Draw lines, name to (key of ``STYLES``, y); ``axes`` are matplotlib's properties of these names.
 
@@ -153,7 +145,7 @@ def copy_picture(source: Path, target: Path, most: tuple[int, int] = (1800, 1800
     """Write a picture as JPEG, at most so many pixels wide and high, without any text that its file holds.
 
     Raises:
-        OSError: when ``source`` is no picture or is truncated; or another of ``UNREADABLE_PICTURE``.
+        OSError: or another of ``UNREADABLE_PICTURE``, when ``source`` is no picture or is truncated.
     """
     with Image.open(source) as opened:
         picture = opened.convert("RGB")

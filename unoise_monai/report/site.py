@@ -85,7 +85,7 @@ WORKERS = 2
 def write_site(
     output: str | Path, scans: Mapping[str, Source] | None = None, viewer: bool = True, progress: bool = True
 ) -> Path:
-    """Write the report of a finished run, ``OUTPUT/report``: open its ``index.html`` in a browser.
+    """Write the report of a finished run, ``OUTPUT/report``; gives its ``index.html``, to open in a browser.
 
     It needs no network and no server, and may be moved or zipped by itself. Written again, it replaces the old one;
     the index comes last. A file of a case that cannot be read is left out, and its page says so.
@@ -98,12 +98,9 @@ def write_site(
         viewer: with the 3-D viewer and the volumes that it shows, some megabytes a case.
         progress: show a progress bar.
 
-    Returns:
-        The index.
-
     Raises:
         FileNotFoundError: when ``output`` holds no records of a run.
-        ModuleNotFoundError: when the viewer is not installed; the message says how to.
+        ModuleNotFoundError: when the viewer is not installed; the message names the command that installs it.
     """
     output = Path(output)
     cases = read_cases(output)

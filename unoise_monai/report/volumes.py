@@ -104,14 +104,10 @@ def shrink_affine(affine: NDArray[np.float64], factors: tuple[int, int, int]) ->
 
 
 def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = False) -> str:
-    """A volume as base64 of compressed NIfTI, whose header holds the grid and nothing else.
+    """A finite volume ``(X, Y, Z)`` as base64 of compressed NIfTI, whose header holds the grid and nothing else.
 
     Whole numbers are stored as they are, others as uint8 (0 to 1) or in 1024 steps from their lowest to their highest.
-
-    Args:
-        volume: ``(X, Y, Z)``, finite.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
-        classes: whether the values are class indices; the viewer outlines those.
+    The affine leads from voxel indices to RAS mm; the viewer outlines ``classes``, which are class indices.
     """
     low, high = float(volume.min()), float(volume.max())
     fitting = [kind for kind in (np.uint8, np.int16) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
@@ -132,7 +128,6 @@ def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = Fals
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode("ascii")
 
 
-HIGHEST_LABEL = 255
 NO_SCAN = "The scan was not at hand when this report was written: the maps are shown without it."
 KINDS = ("scan", "ground", "map", "seg")
 """From the lowest layer to the top; ``ground`` is black, and there where no scan is."""
@@ -253,9 +248,10 @@ class _Grid:
         """What the viewer shows of a volume on this grid; ValueError when class indices do not lie in 0 to 255."""
         values, how, high = nib.apply_orientation(voxels, self.orientation), "mean", 1.0
         if kind == "seg":
-            values, how, high = np.round(values).astype(np.int64), "max", float(round(float(values.max())))
-            if values.min() < 0 or high > HIGHEST_LABEL:
-                raise ValueError(f"class indices must lie in 0 to {HIGHEST_LABEL}, got {values.min()} to {high:g}")
+            values, how = np.round(values).astype(np.int64), "max"
+            high = float(values.max())
+            if values.min() < 0 or high > 255:
+                raise ValueError(f"class indices must lie in 0 to 255, got {values.min()} to {high:g}")
             values = values.astype(np.uint8)
         elif kind == "map":
             values = np.clip(values, 0, 1) if key in UNIT else display_scale(values)
