@@ -18,6 +18,7 @@ from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
 from unoise_monai.inference import Explainer
 from unoise_monai.metrics import MapScorer
+from unoise_monai.metrics.scores import Infidelity, Visibility
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison
 from unoise_monai.runs.explain import RESET, CaseExplainer, CaseReader, Explained, Job, as_json, peak_gb, reset_peak
@@ -56,14 +57,14 @@ def test_a_method_that_fails_is_noted_without_a_path_and_the_others_are_run(
     found = explain(bundle, case, Comparison(("rise", "saliency"), options))
     assert found.maps.keys() == {"saliency"}
     assert "masks must be" in found.results["rise"]["failed"]
-    scorer = MapScorer({"zero": Hiding("zero")}, (0.0, 1.0), infidelity_samples=0)
+    scorer = MapScorer([Visibility({"zero": Hiding("zero")}, (0.0, 1.0))])
     truth = Comparison(("saliency",), scorer=scorer, truth_dir=tmp_path)
     failed = explain(bundle, case, truth).results["saliency"]["failed"]
     assert f"must have a label map {case.name}.nii.gz, got none" in failed
 
 
 def test_scores_are_measured_of_each_method_and_of_the_ceiling(bundle: Bundle, case: Case) -> None:
-    scorer = MapScorer({"zero": Hiding("zero")}, (0.0, 0.5, 1.0), infidelity_samples=2)
+    scorer = MapScorer([Visibility({"zero": Hiding("zero")}, (0.0, 0.5, 1.0)), Infidelity(samples=2)])
     found = explain(bundle, case, Comparison(("saliency", "label_distance"), scorer=scorer))
     assert found.maps.keys() == found.results.keys() == {"saliency", "label_distance"}
     for result in found.results.values():

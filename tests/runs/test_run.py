@@ -13,6 +13,7 @@ from killing import check_same, contents, table
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
 from unoise_monai.metrics import MapScorer
+from unoise_monai.metrics.scores import Sensitivity, Visibility
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison, Summary, explain_cases, settings_of
 from unoise_monai.runs.explain import Job
@@ -269,9 +270,7 @@ def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
 def test_scores_make_a_scoreboard_and_the_first_cases_are_the_robust_ones(
     explain: Explain, cases: list[Case], output: Path
 ) -> None:
-    scorer = MapScorer(
-        {"zero": Hiding("zero")}, (0.0, 0.5, 1.0), infidelity_samples=0, sensitivity_samples=1, randomisation_steps=0
-    )
+    scorer = MapScorer([Visibility({"zero": Hiding("zero")}, (0.0, 0.5, 1.0)), Sensitivity(samples=1)])
     methods = ("saliency", "smooth_grad", "label_distance")
     comparison = Comparison(methods, scorer=scorer, robust_cases=1, robust_passes=10)
     assert explain(cases[:2], comparison=comparison) == Summary(2, done=2, kept=0, failed=0)

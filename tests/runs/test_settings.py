@@ -12,6 +12,7 @@ import torch
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.metrics import MapScorer
+from unoise_monai.metrics.scores import Visibility
 from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison
 from unoise_monai.runs.settings import (
@@ -122,7 +123,7 @@ def test_the_digest_of_a_method_follows_what_its_results_depend_on(tmp_path: Pat
     first = Comparison(("saliency", "rise"), scorer=MapScorer()).digests(False)
     others = [
         Comparison(("saliency", "rise"), {"saliency": {"sign": "absolute"}}, MapScorer()).digests(False),
-        Comparison(("saliency", "rise"), scorer=MapScorer({"zero": Hiding("zero")})).digests(False),
+        Comparison(("saliency", "rise"), scorer=MapScorer([Visibility({"zero": Hiding("zero")})])).digests(False),
         Comparison(("saliency", "rise"), scorer=MapScorer(), truth_dir=tmp_path).digests(False),
         Comparison(("saliency", "rise"), scorer=MapScorer()).digests(True),
         Comparison(("saliency", "rise")).digests(False),
