@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=3, help="the first so many validation volumes")
     parser.add_argument("--voxels", type=int, default=40, help="of the border, of each volume")
     arguments = parser.parse_args()
-    network = utility(HIPPOCAMPUS, "Task04_Hippocampus")
+    network = utility(HIPPOCAMPUS)
     cases = []
     for volumes in validation_volumes(arguments.cases):
         with evaluating(network):

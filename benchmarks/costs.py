@@ -8,20 +8,19 @@ bundle's explain.yaml; precision is the machine's fast one.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 
 import torch
 import yaml
-from visibility import REAL, ROOT, machine
+from visibility import REAL, ROOT, machine, task_of
+from volumes import find_cases, load_case
 
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
-from unoise_monai.data import segmentation_task
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import measure_cost
 from unoise_monai.networks import UNet, load_state
-from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import load_case
 from unoise_monai.unoise import ExplainedSegmenter
 
 BUNDLE = "hippocampus_mr_unoise"
@@ -30,10 +29,11 @@ QUICK_S = 2.0
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     bundle = ROOT / "bundles" / BUNDLE
     data = next(path for path in REAL[BUNDLE] if path.is_dir())
     case = find_cases(data, bundle / "models" / "split.json", "validation", choice=1)[0]
-    image = load_case(case, segmentation_task("Task04_Hippocampus"), torch.device("cpu")).image
+    image = load_case(case, task_of(BUNDLE), torch.device("cpu")).image
     segmenter = ExplainedSegmenter(UNet(3, 1, 3, depth=4, channel_factor=4), UNet(3, 1, 1, depth=3, channel_factor=4))
     segmenter.load_state_dict(load_state(bundle / "models" / "model.pt"))
     segmenter.eval()

@@ -8,6 +8,7 @@ read from ../shared/data, and an oblique, left-handed phantom. Writes to docs/im
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 from vessels import REAL_THRESHOLD, shipped
-from visibility import ROOT, machine, run
+from visibility import ROOT, machine, run, task_of
 
-from unoise_monai.data import preprocessing, segmentation_task
+from unoise_monai.data import preprocessing
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.phantoms import abdomen_phantom
 from unoise_monai.render import (
@@ -41,11 +42,12 @@ VESSELS = "vessel_tof_mra_unoise"
 SHARED = ROOT.parent / "shared" / "data"
 SCAN = SHARED / "tof_mra" / "chris_MRA.nii.gz"
 IMAGES = ROOT / "docs" / "images"
-TASK = segmentation_task("TOF_MRA")
+TASK = task_of(VESSELS)
 OUT = ROOT / "runs" / "gallery"
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     hippocampus, pancreas = (ROOT / "bundles" / name for name in ("hippocampus_mr_unoise", "pancreas_ct_unoise"))
     first = json.loads((hippocampus / "models" / "split.json").read_text())["validation"][0]
     explained(hippocampus, SHARED / "Task04_Hippocampus" / "imagesTr" / f"{first}.nii.gz", ["montage.png", "mip.png"])
@@ -81,7 +83,7 @@ def main() -> None:
 def explained(bundle: Path, image: Path, pictures: list[str], prefix: str = "") -> Path:
     """Explain an image, copy its pictures to the bundle's docs, and say how the paths of its files begin."""
     kinds = [picture.split(".")[0] for picture in pictures]
-    run(bundle.name, "run", "configs/inference.yaml", dataset_dir=image, output_dir=OUT, pictures=str(kinds))
+    run(bundle.name, "run", ["configs/inference.yaml"], dataset_dir=image, output_dir=OUT, pictures=str(kinds))
     name = image.name.removesuffix(".nii.gz")
     for picture in pictures:
         copyfile(OUT / name / f"{name}_{picture}", bundle / "docs" / f"{prefix}{picture}")

@@ -8,6 +8,7 @@ the table that the docs quote. The real CT is skipped where ../shared/data is ab
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -27,6 +28,7 @@ REAL_CT = ROOT.parent / "shared" / "data" / "abdomen_ct" / "imagesTr" / "abdomen
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     phantoms = OUT / "phantoms"
     if not phantoms.is_dir():
         grid = {"size": (80, 70, 50), "spacing_mm": (3.2, 3.5, 5.0), "oblique_degrees": 20.0, "left_handed": True}

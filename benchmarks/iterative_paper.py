@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from visibility import REAL, ROOT, machine
+from visibility import REAL, ROOT, machine, task_of
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.iterative import FineTuning, IterativeROI, Round
 from unoise_monai.attribution.targets import ClassProbability
-from unoise_monai.data import segmentation_task
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.visibility import distance_map
@@ -38,8 +38,6 @@ from unoise_monai.phantoms import Truth, abdomen_phantom
 from unoise_monai.render import save_png
 from unoise_monai.render.canvas import EDGE_LETTERS, blend, display_slice, find_window, grey_levels, pixel_mm
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import CaseVolumes, load_case
 
 HIPPOCAMPUS, PANCREAS = "hippocampus_mr_unoise", "pancreas_ct_unoise"
 OUT = ROOT / "runs" / "iterative_paper"
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8, help="the first so many validation volumes")
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = []
-    hippocampus = utility(HIPPOCAMPUS, "Task04_Hippocampus")
+    hippocampus = utility(HIPPOCAMPUS)
     for number, volumes in enumerate(validation_volumes(arguments.cases)):
         # The anterior and the posterior hippocampus in turn.
         label = 1 + number % 2
@@ -67,7 +65,7 @@ def main() -> None:
         if number == 0:
             picture = rounds_picture(volumes, unveiled, label)
             save_png(picture, ROOT / "docs" / "images" / "iterative_rounds.png")
-    pancreas = utility(PANCREAS, "Task07_Pancreas")
+    pancreas = utility(PANCREAS)
     volumes = phantom()
     landmarks = volumes.labels_from(OUT / "phantom_truth.nii.gz") == Truth.LANDMARK
     rows = rows_of(unveil(pancreas, volumes, 1), pancreas, volumes, 1, landmarks)
@@ -87,9 +85,9 @@ def main() -> None:
     sys.stdout.write(table(result["means"]))
 
 
-def utility(bundle: str, task: str) -> nn.Module:
+def utility(bundle: str) -> nn.Module:
     """The network of a bundle, with the shipped weights."""
-    classes = segmentation_task(task).num_classes
+    classes = task_of(bundle).num_classes
     network = UNet(spatial_dims=3, in_channels=1, out_channels=classes, depth=4, channel_factor=4)
     return load_utility(network, ROOT / "bundles" / bundle / "models" / "model.pt")
 
@@ -98,7 +96,7 @@ def validation_volumes(count: int) -> list[CaseVolumes]:
     """The first volumes of Task04 that no network was trained on."""
     data = next(path for path in REAL[HIPPOCAMPUS] if path.is_dir())
     split = ROOT / "bundles" / HIPPOCAMPUS / "models" / "split.json"
-    task = segmentation_task("Task04_Hippocampus")
+    task = task_of(HIPPOCAMPUS)
     cases = find_cases(data, split, "validation", choice=count)
     return [load_case(case, task, torch.device("cpu")) for case in cases]
 
@@ -110,7 +108,7 @@ def phantom() -> CaseVolumes:
     for part, path in paths.items():
         write_nifti(path, getattr(drawn, part), drawn.affine)
     case = {"case": "phantom", "image": str(paths["image"]), "label": str(paths["label"])}
-    return load_case(case, segmentation_task("Task07_Pancreas"), torch.device("cpu"))
+    return load_case(case, task_of(PANCREAS), torch.device("cpu"))
 
 
 def unveil(network: nn.Module, volumes: CaseVolumes, label: int) -> dict[str, tuple[list[Round], float]]:

@@ -21,14 +21,14 @@ from typing import Any
 
 from truth import BUNDLE, CPU, REACH, SIZE, TISSUES, explain, logits_of, numbers, phantoms, shipped, text, truth_of
 from visibility import PHANTOMS, ROOT, machine
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution.targets import Region, foreground_sum
 from unoise_monai.data import SegmentationTask
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference
 from unoise_monai.metrics.regions import RegionRow, region_importance, regions_over_cases
 from unoise_monai.networks.modes import segmentation
-from unoise_monai.runs.comparison import CaseVolumes, find_cases, load_case
 from unoise_monai.unoise import ExplainedSegmenter
 
 CT = ROOT.parent / "shared" / "data" / "abdomen_ct"

@@ -130,7 +130,7 @@ def handler(image: NDArray, importance: NDArray, segmentation: NDArray, repeats:
         for _ in range(repeats):
             parts = dict.fromkeys(("reading", "drawing", "PNG"), 0.0)
             with (
-                patch.object(saver, "load", timed(saver.load, parts, "reading")),
+                patch.object(images, "load_volume", timed(images.load_volume, parts, "reading")),
                 patch.object(images, "PICTURES", {k: timed(v, parts, "drawing") for k, v in images.PICTURES.items()}),
                 patch.object(images, "save_png", timed(images.save_png, parts, "PNG")),
             ):

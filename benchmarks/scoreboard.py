@@ -16,13 +16,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from visibility import REAL, ROOT, machine
 
-from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import CaseFiles
+from unoise_monai.bundle import Bundle, load_bundle
+from unoise_monai.data import Case, choose_cases, find_labelled
+from unoise_monai.runs import Comparison, explain_cases, settings_of
+from unoise_monai.runs.records import Records
+from unoise_monai.runs.run import method_results
 from unoise_monai.runs.scoreboard import MethodRow, write_scoreboard
+from unoise_monai.runs.settings import read_run
 
 COLUMNS = (
     ("insertion_zero", "insertion, zero"),
@@ -36,11 +41,9 @@ COLUMNS = (
     ("randomisation_correlation", "random weights"),
 )
 INTERVALS = ("insertion_zero", "insertion_noise", "insertion_blur")
-ROBUST_CASES = 3
 VISIBLE = "models/visible.pt"
 """Weights of a noise model that was trained on visible shares, where the bundle has them: a method of its own."""
-SHARED = ("scorer", "truth", "memory_gb", "precision")
-"""Settings of all results; the others are of methods or cases."""
+CHANGES: dict[str, list[str]] = {"pictures": []}
 PICTURES = ("curves_insertion_zero", "curves_insertion_noise", "curves_insertion_blur", "curves_deletion_zero", "cost")
 
 
@@ -51,76 +54,70 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the maps and scores of each case go")
     parser.add_argument("--cases", type=int, help="the first so many; all validation cases by default")
     parser.add_argument("--jobs", type=int, default=2, help="processes beside each other, of one core each")
+    parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    bundle = ROOT / "bundles" / arguments.bundle
+    folder = ROOT / "bundles" / arguments.bundle
     data = (arguments.data or next(path for path in REAL[arguments.bundle] if path.is_dir())).resolve()
     out = (arguments.out or ROOT / "runs" / f"scoreboard_{arguments.bundle}").resolve()
-    split = bundle / "models" / "split.json"
-    names = [case["case"] for case in find_cases(data, split, "validation", choice=arguments.cases)]
+    chosen = choose_cases(find_labelled(data), folder / "models" / "split.json", "validation", arguments.cases)
+    cases = [Case.of(item) for item in chosen]
+    runs = {"cases": load(folder)}
+    if (folder / VISIBLE).is_file():
+        runs["visible"] = load(folder, folder / VISIBLE)
+    if arguments.job is not None:
+        for name, (bundle, comparison) in runs.items():
+            settings, part = settings_of(bundle, CHANGES), (arguments.job, arguments.jobs)
+            explain_cases(cases, bundle, settings, out / name, comparison, part=part, quiet=True)
+        return
 
     log = out / "logs"
     log.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    rounds = {"cases": [], "visible": ["--methods", "['unoise']", "--weights", VISIBLE]}
-    for folder, options in rounds.items():
-        if folder == "visible" and not (bundle / VISIBLE).is_file():
-            continue
-        jobs = []
-        for number, (robust, mine) in enumerate(shares_of(names, arguments.jobs)):
-            with (log / f"{folder}_{number}.log").open("w") as file:
-                command = [*explain(data, out / folder, mine), *options]
-                command += ["--robust_cases", str(robust), "--pictures", "False"]
-                jobs.append(subprocess.Popen(command, cwd=bundle, env=environment, stdout=file, stderr=file))
-        if any([job.wait() for job in jobs]):
-            sys.exit(f"a job failed, see {log}")
-    finish(arguments.bundle, out, names)
+    jobs = []
+    for number in range(1, arguments.jobs + 1):
+        with (log / f"{number}.log").open("w") as file:
+            command = [sys.executable, *sys.argv, "--job", str(number)]
+            jobs.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+    if any([job.wait() for job in jobs]):
+        sys.exit(f"a job failed, see {log}")
+    finish(arguments.bundle, out, cases, {name: comparison for name, (_, comparison) in runs.items()})
 
 
-def shares_of(names: Sequence[str], jobs: int) -> list[tuple[int, list[str]]]:
-    """Of each job, on how many cases it measures robustness, and its cases.
-
-    All of these are the first job's, for the first of them says of which methods it is measured.
-    """
-    first, others = list(names[:ROBUST_CASES]), names[ROBUST_CASES:]
-    found = [(len(first), [*first, *others[jobs - 1 :: jobs]])]
-    found += [(0, list(others[number::jobs])) for number in range(jobs - 1)]
-    return [(robust, cases) for robust, cases in found if cases]
+def load(folder: Path, weights: Path | None = None) -> tuple[Bundle, Comparison]:
+    """A bundle with its explain.yaml; with other weights, of the noise model alone."""
+    bundle = load_bundle(folder, "cpu", weights, changes=CHANGES, overlays=["explain"])
+    comparison: Comparison = bundle.parsed("comparison")
+    return bundle, comparison if weights is None else replace(comparison, methods=["unoise"])
 
 
-def explain(data: Path, out: Path, names: list[str]) -> list[str]:
-    """The command that a user would give, for some of the cases."""
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/explain.yaml"]
-    return [*command, "--dataset_dir", str(data), "--output_dir", str(out), "--cases", repr(names)]
-
-
-def finish(bundle: str, out: Path, names: list[str]) -> None:
+def finish(bundle: str, out: Path, cases: Sequence[Case], comparisons: dict[str, Comparison]) -> None:
     """The scoreboard over the cases of all jobs."""
-    found = sorted(path.relative_to(out) for path in out.glob(f"*/{names[0]}/*/scores.json"))
-    methods = {("visible_share" if path.parts[0] == "visible" else path.parts[2]): path.parts for path in found}
-    results = [
-        {**CaseFiles(out / folder).read(case, own), "method": method}
-        for case in names
-        for method, (folder, _, own, _) in sorted(methods.items())
-    ]
+    results = method_results(Records(out / "cases"), comparisons["cases"])
+    if "visible" in comparisons:
+        found = method_results(Records(out / "visible"), comparisons["visible"])
+        results += [{**result, "method": "visible_share"} for result in found]
+    # An earlier look may have explained others.
+    names = [case.name for case in cases]
+    results = [result for result in results if result["case"] in names]
     rows = write_scoreboard(results, out)
     target = ROOT / "benchmarks" / "results"
     for suffix in ("csv", "md"):
         shutil.copy(out / f"scoreboard.{suffix}", target / f"scoreboard_{bundle}.{suffix}")
     for picture in PICTURES:
         shutil.copy(out / f"{picture}.png", ROOT / "docs" / "images" / f"scoreboard_{picture}.png")
-    first = results[: len(methods)]
+    comparison = comparisons["cases"]
     summary = {
         "command": " ".join(["python", "benchmarks/scoreboard.py", *sys.argv[1:]]),
         "machine": f"{machine()}, one core a job",
         "cases": names,
         "seed": 0,
-        "settings": {key: first[0]["settings"][key] for key in SHARED},
-        "weights_sha256": sorted({result["settings"]["weights"] for result in results}),
-        "options": {result["method"]: result["settings"]["options"] for result in first},
+        "settings": {name: read_run(out / name)["settings"] for name in comparisons},
+        "scorer": repr(comparison.scorer),
+        "options": {name: comparison.options.get(name, {}) for name in comparison.methods},
         "robust": {
-            "passes_at_most": first[0]["settings"]["robust_passes"],
-            "cases": list(dict.fromkeys(result["case"] for result in results if result["settings"]["robust"])),
-            "methods": [result["method"] for result in first if "sensitivity" in result.get("scores", {})],
+            "passes_at_most": comparison.robust_passes,
+            "cases": names[: comparison.robust_cases],
+            "methods": sorted({result["method"] for result in results if "sensitivity" in result.get("scores", {})}),
         },
         "failed": [f"{result['method']} on {result['case']}" for result in results if "failed" in result],
         "ranks": {row.method: round(row.overall, 2) for row in rows if row.overall == row.overall},

@@ -21,8 +21,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils import set_determinism
 from torch import Tensor
 
-from unoise_monai.inference.memory import measure_pass
-from unoise_monai.inference.precision import autocast, resolve_precision
+from unoise_monai.inference.memory import autocast, measure_pass, resolve_precision
 from unoise_monai.inference.tiling import TiledInferer
 from unoise_monai.networks import UNet
 

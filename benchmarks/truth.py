@@ -25,18 +25,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 from visibility import PHANTOMS, ROOT, machine
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import Target, foreground_sum
 from unoise_monai.data import SegmentationTask
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
 from unoise_monai.metrics.regions import average_precision, truth_scores
 from unoise_monai.networks import load_state
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.phantoms import Truth, write_phantom_cohort
-from unoise_monai.runs.comparison import CaseVolumes, find_cases, load_case
 from unoise_monai.types import LabelMap, Logits, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -102,7 +102,7 @@ def shipped(bundle: str) -> tuple[ExplainedSegmenter, SegmentationTask]:
     """A bundle's shipped network and its task, as its own configuration makes them."""
     folder = ROOT / "bundles" / bundle
     parser = ConfigParser()
-    parser.read_config(folder / "configs" / "explain.yaml")
+    parser.read_config(folder / "configs" / "inference.yaml")
     segmenter = parser.get_parsed_content("network_def")
     segmenter.load_state_dict(load_state(folder / "models" / "model.pt"))
     return segmenter.eval(), parser.get_parsed_content("task")

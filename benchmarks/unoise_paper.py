@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from visibility import ROOT, TASK04, machine, run, total_seconds
+from visibility import ROOT, TASK04, TRAIN, TRAIN_UTILITY, machine, run, task_of, total_seconds
+from volumes import CaseVolumes, find_cases, load_case
 
 from unoise_monai.attribution import GradCAM, Learned, Occlusion, foreground_sum, unperturbed_dice
-from unoise_monai.data import segmentation_task
+from unoise_monai.handlers.savers import display_scale
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import Hiding, VisibilityScorer, bootstrap_mean
 from unoise_monai.networks import UNet, load_state
@@ -41,8 +42,6 @@ from unoise_monai.render.canvas import (
 from unoise_monai.render.curves import plot_visibility
 from unoise_monai.render.panels import Panel, draw_panels
 from unoise_monai.render.slices import PAPER_THRESHOLDS, decile_pictures
-from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import CaseVolumes, load_case, shares
 from unoise_monai.unoise import ExplainedSegmenter
 
 IMAGES = ROOT / "docs" / "images"
@@ -70,7 +69,7 @@ def main() -> None:
         return
     models = {name: segmenter(out / name / "model.pt", name.split("_")[0]) for name in seconds}
     chosen = find_cases(data, ROOT / "bundles" / BUNDLE / "models" / "split.json", "validation", choice=arguments.cases)
-    task = segmentation_task(TASK04)
+    task = task_of(BUNDLE)
     cases = [load_case(case, task, torch.device("cpu")) for case in chosen]
     result = {
         "command": " ".join(["python", "benchmarks/unoise_paper.py", *sys.argv[1:]]),
@@ -189,7 +188,7 @@ def pictures(models: dict[str, ExplainedSegmenter], cases: list[CaseVolumes]) ->
         outline = [display_slice((label[0, 0] > 0).numpy(), 2, index)]
         panels.append(Panel(blend(scan, None), case.name, outlines=outline))
         for name, values in maps.items():
-            shown = shares(values.as_subclass(Tensor)[0, 0].numpy())
+            shown = display_scale(values.as_subclass(Tensor)[0, 0].numpy())
             panels.append(Panel(blend(scan, display_slice(shown, 2, index)), name, outlines=outline))
     sheet = draw_panels(panels, (1.0, 1.0), EDGE_LETTERS[2], bar_colours(), "share of the 99.9th percentile", 200, 200)
     save_png(sheet, IMAGES / "unoise_comparison.png")
@@ -243,7 +242,7 @@ def trainings(data: Path, out: Path, epochs: int) -> dict[str, float]:
         if not finished(first, "utility"):
             options = {f"utility#{key}": value for key, value in shape.items()}
             options |= {"ckpt_dir": first, "output_dir": first, "utility_epochs": epochs, **common}
-            run(BUNDLE, "training", "configs/train_utility.yaml", **options)
+            run(BUNDLE, "training", TRAIN_UTILITY, **options)
         for start in ("scratch", "pretrained"):
             folder = out / f"{size}_{start}"
             if not finished(folder, "model"):
@@ -251,7 +250,7 @@ def trainings(data: Path, out: Path, epochs: int) -> dict[str, float]:
                 options |= {"ckpt_dir": folder, "output_dir": folder, "max_epochs": epochs, **common}
                 options |= {"utility_weights": [str(shipped / "model.pt")]}
                 options |= {"pretrained": first / "utility.pt"} if start == "pretrained" else {}
-                run(BUNDLE, "training", "configs/train.yaml", **options)
+                run(BUNDLE, "training", TRAIN, **options)
             seconds[f"{size}_{start}"] = total_seconds(folder / "metrics.csv")
     return seconds
 

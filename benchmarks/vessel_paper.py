@@ -26,14 +26,14 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from torch import Tensor
 from vessels import real_case, shipped
-from visibility import ROOT, machine
+from visibility import ROOT, machine, task_of
+from volumes import CaseVolumes, load_case
 
 from unoise_monai.attribution import class_sum
 from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.layers import every_layer
 from unoise_monai.attribution.registry import make_attributor
-from unoise_monai.data import segmentation_task
-from unoise_monai.data.finding import Case
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.handlers.savers import to_numpy
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -45,7 +45,6 @@ from unoise_monai.render import layer_grid, mips, montage, save_png, scale_map, 
 from unoise_monai.render.canvas import EDGE_LETTERS, blend, grey_levels, pixel_mm
 from unoise_monai.render.mip import project
 from unoise_monai.render.panels import Panel, draw_panels
-from unoise_monai.runs.comparison import CaseVolumes, load_case
 from unoise_monai.types import VoxelMap
 
 IMAGES = ROOT / "docs" / "images"
@@ -110,7 +109,7 @@ def explained(
     """Every map of one angiogram: its picture, and where its highest values lie."""
     network = shipped()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    volumes = load_case(case, segmentation_task("TOF_MRA"), device)
+    volumes = load_case(case, task_of("vessel_tof_mra_unoise"), device)
     volume = VolumeNetwork(network.to(device), **running)
     with evaluating(network):
         logits = volume(volumes.image.as_subclass(Tensor))

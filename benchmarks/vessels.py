@@ -19,10 +19,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from visibility import ROOT, machine, run
+from visibility import ROOT, TRAIN_UTILITY, machine, run, task_of
 
-from unoise_monai.data import list_cases, preprocessing, segmentation_task
-from unoise_monai.data.finding import Case
+from unoise_monai.data import list_cases, preprocessing
+from unoise_monai.data.cases import Item as Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice
@@ -63,7 +63,7 @@ def main() -> None:
                 run(
                     BUNDLE,
                     "training",
-                    "configs/train_utility.yaml",
+                    TRAIN_UTILITY,
                     dataset_dir=phantoms,
                     ckpt_dir=models,
                     output_dir=out / name / "train",
@@ -123,7 +123,7 @@ def shipped() -> UNetMSS:
 
 def measure(network: UNetMSS, cases: list[Case]) -> dict[str, list[float]]:
     """Dice of every case, and which of them have lost their soft tissue."""
-    preprocess, inferer = preprocessing(segmentation_task("TOF_MRA")), TiledInferer()
+    preprocess, inferer = preprocessing(task_of(BUNDLE)), TiledInferer()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores: dict[str, list[float]] = {"dice": [], "stripped": []}
     with evaluating(network.to(device)), torch.no_grad():

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 
+from unoise_monai.data import SegmentationTask
 from unoise_monai.phantoms import write_phantom_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,9 @@ PHANTOMS: dict[str, dict[str, Any]] = {
     "pancreas_ct_unoise": {"kind": "abdomen", "count": 21, "seed": 8},
     "vessel_tof_mra_unoise": {"kind": "vessels", "count": 11, "seed": 23},
 }
+TRAIN = ["configs/train.yaml"]
+TRAIN_UTILITY = [*TRAIN, "configs/train_utility.yaml"]
+"""What trains a noise model and a utility network, in a bundle's folder."""
 SHARES = ("1%", "2%", "5%", "10%", "20%", "30%", "50%")
 
 
@@ -56,20 +61,21 @@ def main() -> None:
         changes = {"split_file": out / "split.json", "validation_share": 0.95, "test_share": 0.0}
     changes["dataset_dir"] = data.resolve()
 
-    configs = [Path("configs/train.yaml"), Path("configs/evaluate.yaml")]
-    configs += [ROOT / "benchmarks" / "crops.yaml"] if arguments.crops else []
+    configs = [*TRAIN, "configs/evaluate.yaml"]
+    configs += [str(ROOT / "benchmarks" / "crops.yaml")] if arguments.crops else []
     seconds = {}
     if not arguments.shipped:
         changes["ckpt_dir"] = out / "models"
-        for config, weights in (("train_utility", "utility"), ("train", "model")):
+        trainings = (("train_utility", TRAIN_UTILITY, "utility"), ("train", TRAIN, "model"))
+        for config, files, weights in trainings:
             # Started again after a break, the measurement goes on: what is trained stays trained.
             if not (out / "models" / f"{weights}.pt").is_file() or (out / "models" / f"{weights}_last.pt").is_file():
-                run(arguments.bundle, "training", f"configs/{config}.yaml", output_dir=out / config, **changes)
+                run(arguments.bundle, "training", files, output_dir=out / config, **changes)
             seconds[config] = total_seconds(out / config / "metrics.csv")
     run(
         arguments.bundle,
         "run",
-        f"[{','.join(repr(str(config)) for config in configs)}]",
+        configs,
         output_dir=out / "evaluation",
         part=arguments.part,
         **changes,
@@ -91,16 +97,22 @@ def main() -> None:
     sys.stdout.write(table(result))
 
 
-def run(bundle: str, run_id: str, config: str, **changes: object) -> None:
-    """Run a bundle's configuration by the command that its docs give, in the bundle's folder."""
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", config]
+def run(bundle: str, run_id: str, configs: list[str], **changes: object) -> None:
+    """Run a bundle's configurations by the command that its docs give, in the bundle's folder."""
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", repr(configs)]
     command += [f"--{key}={value}" for key, value in changes.items()]
     subprocess.run(command, cwd=ROOT / "bundles" / bundle, check=True)
 
 
+def task_of(bundle: str) -> SegmentationTask:
+    """The task that a bundle's configuration defines."""
+    file = ROOT / "bundles" / bundle / "configs" / "inference.yaml"
+    return ConfigParser(ConfigParser.load_config_file(file)).get_parsed_content("task")
+
+
 def total_seconds(path: Path) -> float:
     """Training time, validation included, summed over the epochs."""
-    with path.open(encoding="utf-8") as file:
+    with path.open() as file:
         return round(sum(float(row["seconds"]) for row in csv.DictReader(file)), 1)
 
 
@@ -111,7 +123,7 @@ def machine() -> str:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

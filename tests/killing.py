@@ -1,4 +1,4 @@
-"""Kills a cohort run at random moments until it has ended, and shows what is left to be compared."""
+"""Kills a cohort run at random moments until it has ended, and compares outputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,22 +72,37 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     time.sleep(0.05)
 
 
+def table(output: Path, name: str) -> list[dict[str, str]]:
+    with (output / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def check_same(found: Path, expected: Path) -> None:
+    """Two outputs hold the same files, byte for byte but for what is measured."""
+    one, other = tree(found), tree(expected)
+    assert one.keys() == other.keys()
+    assert [name for name in other if one[name] != other[name]] == []
+
+
 def tree(output: Path) -> dict[str, bytes]:
     """Every file of an output, without what is measured."""
     found = {}
-    for path in sorted(output.rglob("*")):
-        if not path.is_file() or path.suffix in OWN:
+    for name, content in contents(output).items():
+        path = Path(name)
+        if path.suffix in OWN:
             continue
-        content = path.read_bytes()
         if path.name == "cohort.csv":
-            rows = [
-                {name: value for name, value in row.items() if name not in MEASURED}
-                for row in csv.DictReader(io.StringIO(content.decode()))
-            ]
-            content = json.dumps(rows).encode()
+            rows = list(csv.DictReader(io.StringIO(content.decode())))
+            content = json.dumps([without_measured(row) for row in rows]).encode()
         elif path.parent.name == "records":
-            content = json.dumps(
-                {name: value for name, value in json.loads(content).items() if name not in MEASURED}
-            ).encode()
-        found[str(path.relative_to(output))] = content
+            content = json.dumps(without_measured(json.loads(content))).encode()
+        found[name] = content
     return found
+
+
+def without_measured(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in MEASURED}

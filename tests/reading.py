@@ -1,29 +1,38 @@
-"""Reads cases as `load` does, but for those whose names say what goes wrong; importable by other processes."""
+"""Reads cases as `CaseReader` does, but for those whose names say what goes wrong; importable by other processes."""
 
 from __future__ import annotations
 
 import os
 import time
 
-from unoise_monai.data import SegmentationTask
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.runs.load import Loaded, load
+from unoise_monai.data.cases import Case
+from unoise_monai.runs.explain import CaseReader, Loaded
 
 
-def misread(case: CohortCase, task: SegmentationTask) -> Loaded:
-    if case.name == "crashes":
+class Misreader(CaseReader):
+    def __call__(self, case: Case) -> Loaded:
+        if case.name == "crashes":
+            os.abort()
+        if case.name == "hangs":
+            time.sleep(600)
+        if case.name == "raises":
+            raise KeyError(str(case.files[0]))
+        return super().__call__(case)
+
+
+class SlowReader(CaseReader):
+    """Half a second slower; the item says from when to when, by the clock that all processes share."""
+
+    def __call__(self, case: Case) -> Loaded:
+        start = time.monotonic()
+        time.sleep(0.5)
+        loaded = super().__call__(case)
+        loaded.item["read"] = (start, time.monotonic())
+        return loaded
+
+
+class Dead(CaseReader):
+    """Ends the process that it comes to, before that can read."""
+
+    def __setstate__(self, state: dict[str, object]) -> None:
         os.abort()
-    if case.name == "hangs":
-        time.sleep(600)
-    if case.name == "raises":
-        raise KeyError(str(case.files[0]))
-    return load(case, task)
-
-
-def read_slowly(case: CohortCase, task: SegmentationTask) -> Loaded:
-    """Half a second longer; the item says from when to when, by the clock that all processes share."""
-    start = time.monotonic()
-    time.sleep(0.5)
-    loaded = load(case, task)
-    loaded.item["read"] = (start, time.monotonic())
-    return loaded

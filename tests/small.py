@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,28 @@ def unet(dims: int, classes: int = 3, channels: int = 1) -> UNet:
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.02, 0.1)
     return network
+
+
+class Shallow(nn.Module):
+    """Convolution, activation, convolution, optionally with the activation's input added to what it gives."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], dims: int = 2, skip: bool = False, channels: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.first, self.last = conv(channels, 3, 3, padding=1), conv(3, 2, 3, padding=1)
+        self.act, self.skip = act, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.act(x) + x if self.skip else self.act(x))
+
+
+class Summing(nn.Module):
+    """The sum of class 1's logits."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, 1].flatten(1).sum(dim=1)
 
 
 def picture(*size: int, batch: int = 1) -> Tensor:

@@ -14,9 +14,13 @@ CONFIG = """
 imports:
 - $import torch
 bundle_root: .
+output_dir: $@bundle_root + '/eval'
 ckpt_dir: $@bundle_root + '/models'
 weights: $@ckpt_dir + '/model.pt'
 device: $torch.device('nowhere')
+precision: fp32
+memory_gb: null
+quantity: importance
 sigma_min: 0.0
 sigma_max: 5.0
 pictures: [montage, mip]
@@ -28,37 +32,42 @@ count: 6
 crop_mm: null
 slab_mm: 30.0
 task:
-  _target_: unoise_monai.data.segmentation_task
+  _target_: unoise_monai.data.SegmentationTask
   name: Task04_Hippocampus
+  labels: [background, anterior, posterior]
   spacing_mm: [3.0, 3.0, 3.0]
-utility:
-  _target_: unoise_monai.networks.UNet
-  spatial_dims: 3
-  in_channels: 1
-  out_channels: $@task.num_classes
-  depth: 2
-  channel_factor: 2
-noise_model:
-  _target_: unoise_monai.networks.UNet
-  spatial_dims: 3
-  in_channels: 1
-  out_channels: 1
-  depth: 2
-  channel_factor: 1
-network_def:
-  _target_: unoise_monai.ExplainedSegmenter
-  utility: '@utility'
-  noise_model: '@noise_model'
+  patch_size: [48, 64, 48]
+utility: {_target_: unoise_monai.networks.UNet, spatial_dims: 3, in_channels: 1, out_channels: $@task.num_classes,
+  depth: 2, channel_factor: 2}
+noise_model: {_target_: unoise_monai.networks.UNet, spatial_dims: 3, in_channels: 1, out_channels: 1, depth: 2,
+  channel_factor: 1}
+network_def: {_target_: unoise_monai.ExplainedSegmenter, utility: '@utility', noise_model: '@noise_model'}
 network: $@network_def.to(@device)
+preprocessing: {_target_: unoise_monai.data.preprocessing, task: '@task', with_label: false}
 dataset: $1 / 0
+inferer: {_target_: unoise_monai.inference.TiledInferer, memory_gb: '@memory_gb', precision: '@precision'}
+postprocessing: {_target_: unoise_monai.inference.postprocessing, preprocess: '@preprocessing'}
+savers:
+- {_target_: unoise_monai.handlers.ImportanceSaver, output_dir: '@output_dir', quantity: '@quantity',
+  sigma_min: '@sigma_min', sigma_max: '@sigma_max'}
+- {_target_: unoise_monai.handlers.PictureSaver, output_dir: '@output_dir', pictures: '@pictures', window: '@window',
+  style: '@style', threshold: '@threshold', axis: '@axis', count: '@count', crop_mm: '@crop_mm', slab_mm: '@slab_mm'}
 evaluator: $@dataset
 """
+CHANNELS = {"0": "background", "1": "anterior", "2": "posterior", "3": "importance"}
+METADATA = {"version": "0.3.1", "network_data_format": {"outputs": {"pred": {"channel_def": CHANNELS}}}}
 
 
 def small_segmenter(seed: int = 0) -> ExplainedSegmenter:
-    """Networks that fit `CONFIG`."""
+    """Networks that fit `CONFIG`; of noise they find all classes, and any importance."""
     torch.manual_seed(seed)
-    return ExplainedSegmenter(UNet(3, 1, 3, depth=2, channel_factor=2), UNet(3, 1, 1, depth=2, channel_factor=1))
+    utility, noise_model = UNet(3, 1, 3, depth=2, channel_factor=2), UNet(3, 1, 1, depth=2, channel_factor=1)
+    with torch.no_grad():
+        for network in (utility.eval(), noise_model.eval()):
+            std, mean = torch.std_mean(network(torch.randn(1, 1, 16, 16, 16)), dim=(0, 2, 3, 4))
+            network.head.weight /= std.view(-1, 1, 1, 1, 1)
+            network.head.bias.copy_((network.head.bias - mean) / std)
+    return ExplainedSegmenter(utility, noise_model)
 
 
 def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Path:
@@ -72,6 +81,6 @@ def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Pat
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
     (folder / "configs" / "inference.yaml").write_text(config)
-    (folder / "configs" / "metadata.json").write_text(json.dumps({"version": "0.3.1", "name": "Small"}))
+    (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA))
     torch.save(small_segmenter(seed).state_dict(), folder / "models" / "model.pt")
     return folder

@@ -19,7 +19,7 @@ def unet(out_channels: int, spatial_dims: int = 2, in_channels: int = 1, depth: 
 
 
 def with_batch_norm(classes: int = 2) -> nn.Module:
-    """A utility whose batch norm has statistics of its own, and would change them in training mode."""
+    """A utility that would change its batch norm's statistics in training mode."""
     net = unet(classes)
     net(torch.randn(4, 1, 8, 8) + 1)
     return net
@@ -82,7 +82,6 @@ def test_forward_is_logits_of_the_clean_image_then_importance(spatial_dims: int,
     torch.testing.assert_close(output[:, -1:], expected)
     torch.testing.assert_close(tolerance, 1 - output[:, -1:])
     assert output.shape == (2, classes + 1, *sides(spatial_dims))
-    assert tolerance.shape == (2, 1, *sides(spatial_dims))
     assert torch.equal(image, kept)
 
 
@@ -279,3 +278,10 @@ def test_importance_keeps_its_resolution_under_autocast() -> None:
     assert importance.dtype == tolerance.dtype == torch.float32
     assert importance.max() < 1
     assert len(importance.unique()) > 32
+
+
+def test_the_utility_of_a_new_segmenter_is_in_evaluation_mode() -> None:
+    utility = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    assert utility.training
+    segmenter = ExplainedSegmenter(utility, nn.Conv3d(1, 1, 1))
+    assert not any(module.training for module in segmenter.utility.modules())

@@ -13,13 +13,10 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to; it takes the place of ``path`` when the block ends without an error.
 
-    The temporary file lies in the same folder, hidden, under a unique name with the same suffixes (so that writers
-    that go by the suffix compress as they would). It reaches the disk before it is renamed, so ``path`` holds either
-    its old content or all of its new one. When the block fails, the temporary file is removed and ``path`` is as it
-    was; a process killed outright (SIGKILL) can leave the hidden one behind. Missing parent folders are created.
-
-    Args:
-        path: the file to write.
+    The temporary file lies hidden in the same folder, with the same suffixes, by which writers choose a compression.
+    It reaches the disk before it is renamed, so ``path`` holds either its old content or all of its new one. When the
+    block fails, the temporary file is removed; a process killed outright (SIGKILL) can leave it behind. Missing parent
+    folders are created.
 
     Raises:
         OSError: when the folder or the file cannot be written.

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
 from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from torch import nn
 
-from unoise_monai.checks import check_sigma_range
-from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.transforms import SegmentationTask
+from unoise_monai.handlers.savers import Saver
+from unoise_monai.inference.explain import Explainer, Explanation
 from unoise_monai.networks.weights import SAFETENSORS, load_weights
 from unoise_monai.unoise import ExplainedSegmenter
 
@@ -139,35 +150,52 @@ def _listed() -> dict[Path, set[str]]:
     return listed
 
 
-CONFIG = Path("configs", "inference.yaml")
+CONFIGS = (Path("configs", "inference.yaml"), Path("configs", "inference.json"))
 METADATA = Path("configs", "metadata.json")
 FOLDERS = "UNOISE_BUNDLES"
 """The environment variable that names folders of bundles, separated as in $PATH."""
-PICTURE_OPTIONS = ("window", "style", "threshold", "axis", "count", "crop_mm", "slab_mm")
 
 
 @dataclass(frozen=True)
-class LoadedBundle:
-    """What explains volumes; sigma is in units of normalised intensity."""
+class Bundle:
+    """What a bundle's configuration defines for a volume, ready to run, and what it was made from."""
 
     name: str
     """Of the bundle's folder."""
     version: str
-    task: SegmentationTask
-    segmenter: ExplainedSegmenter
-    """With its weights, on the device, in evaluation mode."""
-    pictures: Mapping[str, Any]
-    """Options of pictures, those of `PICTURE_OPTIONS` that the configuration has."""
-    sigma_min: float
-    sigma_max: float
+    class_names: tuple[str, ...]
+    """Of the segmentation, background first."""
+    explainer: Explainer
+    """The configuration's ``preprocessing``, ``network_def`` with its weights, ``inferer`` and ``postprocessing``."""
+    savers: tuple[Saver, ...]
+    """The configuration's ``savers``."""
+    config: Mapping[str, Any] | None
+    """The configuration as it was read, with the changes that were asked for: what another process builds it from.
+    None of objects that were made elsewhere, which are then sent there themselves."""
     weights_sha256: str
     config_sha256: str
-    """Of the configuration and the metadata."""
+    """Of the configuration's and the metadata's files."""
 
     @property
-    def labels(self) -> dict[int, str]:
-        """The name of every class index of the segmentation, background first."""
-        return dict(enumerate(self.task.class_names))
+    def task(self) -> SegmentationTask | None:
+        """The configuration's ``task``, where it has one."""
+        return self.parsed("task") if self.config and "task" in self.config else None
+
+    def parsed(self, name: str) -> Any:
+        """What an id of the configuration defines, built anew.
+
+        Raises:
+            ValueError: when there is no such id, or it cannot be built.
+        """
+        try:
+            return build(self.config or {}, name)
+        # A configuration runs code, which raises what it likes.
+        except Exception as error:
+            raise ValueError(f"bundle {self.name}: {name} cannot be used: {_causes(error)}") from error
+
+    def explain(self, image: str | Path) -> Explanation:
+        """Explain the segmentation of one file, or of a folder with one DICOM series; see `Explainer`."""
+        return self.explainer(image)
 
 
 def shipped_bundles() -> list[Path]:
@@ -187,93 +215,258 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a bundle, from its path or its name.
 
     Raises:
-        ValueError: when it is neither a folder with ``configs/inference.yaml`` nor the name of a known bundle.
+        ValueError: when it is neither a folder with ``configs/inference.yaml`` (or ``.json``) nor the name of a known
+            bundle.
     """
     path, known = Path(name_or_path), known_bundles()
-    if (path / CONFIG).is_file():
+    if any((path / config).is_file() for config in CONFIGS):
         return path.resolve()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     got = f"{name_or_path}{', a folder without' if path.is_dir() else ''}"
     names = ", ".join(sorted(known)) or f"none is known; name their folders in ${FOLDERS}"
-    raise ValueError(f"bundle must be a folder with {CONFIG.as_posix()} or one of: {names}; got {got}")
+    raise ValueError(f"bundle must be a folder with {CONFIGS[0].as_posix()} or one of: {names}; got {got}")
 
 
 def load_bundle(
-    path: str | os.PathLike[str],
-    device: torch.device | str,
+    bundle: str | os.PathLike[str],
+    device: torch.device | str | None = None,
     weights: str | os.PathLike[str] | None = None,
     trusted: bool = False,
-) -> LoadedBundle:
-    """Load a bundle's networks and settings from its ``configs/inference.yaml``.
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    overlays: Sequence[str] = (),
+) -> Bundle:
+    """Load what a bundle's configuration defines for a volume, with its weights; nothing else of it runs.
 
     Args:
-        path: the bundle's folder.
-        device: of the networks.
+        bundle: its name or its folder, see `find_bundle`.
+        device: of the networks; a GPU where there is one by default.
         weights: a checkpoint of the whole network; by default the one that the configuration names or, where there is
             none, that with the suffix ``.safetensors`` beside it.
         trusted: run the configuration wherever it comes from, see `check_trust`.
+        changes: other values for ids of the configuration, such as ``{"quantity": "sigma"}``.
+        overlays: names of further configurations, such as ``explain``, that are laid over it first.
 
     Raises:
         UntrustedBundle: when the bundle comes from elsewhere and is neither on the trust list nor ``trusted``.
-        FileNotFoundError: when the configuration, the metadata or the weights are not there.
-        ValueError: when the configuration or the metadata cannot be understood, its network is no
-            `ExplainedSegmenter`, its task no `SegmentationTask`, its noise scales are out of order, or the weights are
-            damaged or don't fit.
+        FileNotFoundError: when an overlay, the metadata or the weights are not there.
+        ValueError: when there is no such bundle, its configuration or metadata cannot be understood or lack an id of
+            ``changes``, its network is no `ExplainedSegmenter`, a saver no `Saver`, or the weights are damaged or
+            don't fit.
         ValueError: when one of these files changes while it is loaded.
     """
-    folder = Path(path).resolve()
-    for file in (folder / CONFIG, folder / METADATA):
+    folder = find_bundle(bundle)
+    config_file = _config_file(folder)
+    more = [config_file.with_name(f"{name}{config_file.suffix}") for name in overlays]
+    files = (config_file, *more, folder / METADATA)
+    for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
     if not trusted:
         check_trust(folder)
-    config_sha256 = _config_sha256(folder)
-    version = _version(folder)
+    config_sha256 = _sha256_of(files)
+    metadata = _metadata(folder)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    start = f"bundle {folder.name}: {config_file.relative_to(folder).as_posix()}"
     try:
-        parser = ConfigParser(ConfigParser.load_config_file(folder / CONFIG))
-        parser.update({"bundle_root": str(folder), "device": torch.device(device)})
-        segmenter, task = parser.get_parsed_content("network_def"), parser.get_parsed_content("task")
-        sigma_min, sigma_max = (float(parser.get_parsed_content(name)) for name in ("sigma_min", "sigma_max"))
-        pictures = {name: parser.get_parsed_content(name) for name in PICTURE_OPTIONS if name in parser}
+        parser = ConfigParser(ConfigParser.load_config_files([config_file, *more]))
+        if unknown := [key for key in changes if key not in parser]:
+            raise ValueError(f"it has no {', '.join(unknown)} to change")
+        parser.update({"bundle_root": str(folder), "device": torch.device(device), **changes})
+        # Raw: what is parsed below holds objects.
+        config = {**copy.deepcopy(parser.get()), "device": torch.device("cpu")}
+        network, savers = parser.get_parsed_content("network_def"), parser.get_parsed_content("savers")
+        chain, inferer, restore = (parser.get_parsed_content(f"{name}") for name in PIPELINE)
+        task = parser.get_parsed_content("task") if "task" in parser else None
         named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
     # A configuration runs code, which raises what it likes.
     except Exception as error:
-        raise ValueError(f"bundle {folder.name}: {CONFIG.as_posix()} cannot be used: {error}") from error
-    for name, value, kind in (("network_def", segmenter, ExplainedSegmenter), ("task", task, SegmentationTask)):
+        raise ValueError(f"{start} cannot be used: {_causes(error)}") from error
+    for name, value, kind in (("network_def", network, ExplainedSegmenter), *(("savers", s, Saver) for s in savers)):
         if not isinstance(value, kind):
             raise ValueError(
                 f"bundle {folder.name}: {name} must be of class {kind.__name__}, got {type(value).__name__}"
             )
-    check_sigma_range(sigma_min, sigma_max)
-    file = _weights_file(Path(named)) if weights is None else Path(weights)
+    weights_file = _weights_file(Path(named)) if weights is None else Path(weights)
     # Of one that is not there, `load_weights` says so.
-    weights_sha256 = file_sha256(file) if file.is_file() else ""
-    load_weights(segmenter, file, f"network of bundle {folder.name}")
-    if (file_sha256(file), _config_sha256(folder)) != (weights_sha256, config_sha256):
+    weights_sha256 = file_sha256(weights_file) if weights_file.is_file() else ""
+    load_weights(network, weights_file, f"network of bundle {folder.name}")
+    if (file_sha256(weights_file), _sha256_of(files)) != (weights_sha256, config_sha256):
         raise ValueError(f"bundle {folder.name} must not change while it is loaded, got other files after than before")
-    return LoadedBundle(
+    return Bundle(
         name=folder.name,
-        version=version,
-        task=task,
-        segmenter=segmenter.to(device).eval(),
-        pictures=pictures,
-        sigma_min=sigma_min,
-        sigma_max=sigma_max,
+        version=metadata["version"],
+        class_names=_class_names(metadata, folder.name) if task is None else task.class_names,
+        explainer=Explainer(network.to(device).eval(), chain, inferer, restore),
+        savers=tuple(savers),
+        config=config,
         weights_sha256=weights_sha256,
         config_sha256=config_sha256,
     )
 
 
+PIPELINE = ("preprocessing", "inferer", "postprocessing")
+
+
+def assemble(
+    folder: str | os.PathLike[str],
+    network: ExplainedSegmenter,
+    preprocessing: Compose,
+    inferer: Inferer,
+    postprocessing: Callable[[Mapping[Any, Any]], Any],
+    savers: Sequence[Saver],
+    class_names: Sequence[str],
+) -> Bundle:
+    """A bundle of the objects that its configuration has made, in a run of ``python -m monai.bundle`` of its own.
+
+    Args:
+        folder: of the bundle.
+        network: with its weights, on its device.
+        preprocessing: it is sent to processes that read cases.
+        inferer: see `Explainer`.
+        postprocessing: see `Explainer`.
+        savers: of the configuration.
+        class_names: of the segmentation, background first.
+
+    Raises:
+        ValueError: when the metadata cannot be understood, or one of the objects cannot be pickled.
+    """
+    root = Path(folder).resolve()
+    # Wherever an output lies, its files are the same.
+    written = [{**vars(saver), "output_dir": None, "class": type(saver)} for saver in savers]
+    return Bundle(
+        name=root.name,
+        version=_metadata(root)["version"],
+        class_names=tuple(class_names),
+        explainer=Explainer(network.eval(), preprocessing, inferer, postprocessing),
+        savers=tuple(savers),
+        config=None,
+        weights_sha256=state_sha256(network),
+        config_sha256=_sha256_of_objects((preprocessing, inferer, postprocessing, written)),
+    )
+
+
+def state_sha256(network: nn.Module) -> str:
+    """Digest of the names, types, shapes and values of all weights and buffers; the same on every device."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        # As bytes, for NumPy has no bfloat16.
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build(config: Mapping[str, Any], name: str) -> Any:
+    """What an id of a configuration defines, built anew, as a process that reads cases needs it."""
+    return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
+
+
+def copy_bundle(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], task: Mapping[str, Any] | None = None
+) -> Path:
+    """A new bundle with the configurations of another one, to train it on other data; its weights stay behind.
+
+    Args:
+        source: the other bundle's name or folder.
+        target: the new bundle's folder.
+        task: arguments of `SegmentationTask`, which take the place of ``task`` in every configuration and decide the
+            channels that the metadata define; that of the source by default.
+
+    Raises:
+        FileExistsError: when ``target`` is there.
+        ValueError: when there is no such bundle, or the task is none.
+    """
+    origin, folder = find_bundle(source), Path(target)
+    if folder.exists():
+        raise FileExistsError(f"bundle folder must be new, got {folder}, which is there")
+    old = yaml.safe_load(_config_file(origin).read_text(encoding="utf-8"))
+    names = {key: value for key, value in (task or old["task"]).items() if key != "_target_"}
+    try:
+        new = SegmentationTask(**names)
+    except TypeError as error:
+        raise ValueError(f"task must have the arguments of SegmentationTask: {error}") from error
+    shutil.copytree(origin / "configs", folder / "configs")
+    shutil.copy(origin / "LICENSE", folder)
+    (folder / "models").mkdir()
+    (folder / "docs").mkdir()
+    (folder / "docs" / "README.md").write_text(
+        f"# {folder.name}\n\n{', '.join(new.class_names[1:])}: made from {origin.name}, to be trained.\n",
+        encoding="utf-8",
+    )
+    (folder / "docs" / "data_license.txt").write_text("The licence of the data it is trained on.\n", encoding="utf-8")
+    block = yaml.safe_dump(
+        {"task": {"_target_": old["task"]["_target_"], **names}}, sort_keys=False, default_flow_style=None
+    )
+    for path in (folder / "configs").glob("*.yaml"):
+        text = re.sub(r"^task:\n(?:[ #].*\n)+", lambda _: block, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        path.write_text(text.replace(old["task"]["name"], new.name), encoding="utf-8")
+    metadata = _metadata(folder)
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    logits = new.class_names if len(pred["channel_def"]) > 2 else new.class_names[1:]
+    pred["channel_def"] = {str(index): name for index, name in enumerate((*logits, "importance"))}
+    pred["num_channels"] = len(logits) + 1
+    metadata |= {"version": "0.1.0", "changelog": {"0.1.0": f"made from {origin.name}"}, "name": folder.name}
+    metadata |= {"eval_metrics": {}, "label_classes": ", ".join(f"{k} {name}" for k, name in enumerate(new.labels))}
+    for key in ("task", "description", "data_source", "image_classes"):
+        metadata[key] = f"to be written ({new.name})"
+    text = json.dumps(metadata, indent=1, ensure_ascii=False)
+    (folder / METADATA).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
 def _bundles_in(folder: Path) -> list[Path]:
-    return sorted(config.parents[1].resolve() for config in folder.glob(f"*/{CONFIG.as_posix()}"))
+    found = {config.parents[1].resolve() for name in CONFIGS for config in folder.glob(f"*/{name.as_posix()}")}
+    return sorted(found)
 
 
-def _config_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / CONFIG).read_bytes() + (folder / METADATA).read_bytes()).hexdigest()
+def _config_file(folder: Path) -> Path:
+    return next((folder / name for name in CONFIGS if (folder / name).is_file()), folder / CONFIGS[0])
 
 
-def _version(folder: Path) -> str:
+def _causes(error: BaseException) -> str:
+    """What MONAI says of a component, and what that itself raised, in one line."""
+    texts = [" ".join(str(error).split()).removesuffix("set '_mode_=debug' to enter the debugging mode.").strip()]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        texts[1:] = [str(error)]
+    return ": ".join(texts)
+
+
+def _sha256_of(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+class _StablePickler(pickle.Pickler):
+    """Pickles equal objects alike in every process: it knows neither identities, nor the order of sets, nor draws."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.fast = True
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, (set, frozenset)):
+            return sorted(value, key=repr)
+        return "generator" if isinstance(value, np.random.RandomState) else None
+
+
+def _sha256_of_objects(objects: Any) -> str:
+    """A digest that is the same wherever the same objects are made.
+
+    Raises:
+        ValueError: when one cannot be pickled, as functions without a name.
+    """
+    file = io.BytesIO()
+    try:
+        _StablePickler(file).dump(objects)
+    # Objects pickle themselves, and raise what they like.
+    except Exception as error:
+        raise ValueError(f"the pipeline must be made of what other processes can be sent, got: {error}") from error
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -281,7 +474,18 @@ def _version(folder: Path) -> str:
     version = metadata.get("version") if isinstance(metadata, dict) else None
     if not isinstance(version, str):
         raise ValueError(f"bundle {folder.name}: {METADATA.as_posix()} must hold the version as text, got {version!r}")
-    return version
+    return dict(metadata)
+
+
+def _class_names(metadata: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """From the channels of the network's output: the classes' logits, then the importance."""
+    try:
+        channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+        classes = [str(channels[str(index)]) for index in range(len(channels) - 1)]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"bundle {name}: {METADATA.as_posix()} must define the channels of pred, got none") from error
+    # One logit is that of a foreground.
+    return ("background", *classes) if len(classes) == 1 else tuple(classes)
 
 
 def _weights_file(named: Path) -> Path:

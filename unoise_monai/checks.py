@@ -22,11 +22,7 @@ def check_sigma_range(sigma_min: float, sigma_max: float) -> None:
 
 
 def check_finite(tensor: Tensor, name: str) -> None:
-    """Refuse NaN and infinite values.
-
-    Raises:
-        ValueError: when ``tensor`` holds a value that is not finite; the message counts them.
-    """
+    """Refuse NaN and infinite values with a ValueError that counts them."""
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         bad = int((~finite).sum())
@@ -34,20 +30,12 @@ def check_finite(tensor: Tensor, name: str) -> None:
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Refuse a value outside a fixed set.
-
-    Raises:
-        ValueError: when ``value`` is not one of ``choices``.
-    """
+    """Refuse with a ValueError a value that is not one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse a share outside (0, 1].
-
-    Raises:
-        ValueError: when ``value`` is not above 0 and at most 1.
-    """
+    """Refuse with a ValueError a share outside (0, 1]."""
     if not 0 < value <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {value}")

@@ -17,13 +17,11 @@ NOISE_FORMS = ("scaled", "printed")
 class ExplainedSegmenter(nn.Module):
     """A segmentation network and its noise model as one ordinary network: what is saved, exported and served.
 
-    The utility network becomes part of this module and is frozen: no gradients for its parameters, and always in
-    evaluation mode, also when this module is put in training mode.
+    The utility network is frozen: no gradients for its parameters, and in evaluation mode whatever this module's is.
 
     Args:
         utility: a trained segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
-        noise_model: a network with one output channel, ``(B, C, *spatial)`` to tolerance logits
-            ``(B, 1, *spatial)``.
+        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``.
 
     Shape:
         ``(B, C, *spatial)`` to ``(B, K + 1, *spatial)``: the utility's logits of the clean image, then the importance
@@ -35,9 +33,9 @@ class ExplainedSegmenter(nn.Module):
         self.utility = utility.requires_grad_(False)
         self.noise_model = noise_model
         self.stride = _combined(utility, noise_model, "stride", math.lcm)
-        """The grid, in voxels, of the input's sides; None where a part does not tell its own."""
+        """The grid, in voxels, of the input's sides; None where a part has none."""
         self.halo = _combined(utility, noise_model, "halo", max)
-        """The voxels of context that a block on that grid needs beyond its faces; None where a part does not tell."""
+        """The voxels of context that a block on that grid needs beyond its faces; None where a part has none."""
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ExplainedSegmenter:
@@ -56,7 +54,7 @@ class ExplainedSegmenter(nn.Module):
 
 
 class UNoise(nn.Module):
-    """Noises the image as the noise model says and segments it: the training wrapper of an `ExplainedSegmenter`.
+    """Adds the noise that the noise model allows, and segments: the training wrapper of an `ExplainedSegmenter`.
 
     Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, Eq. 1 and Algorithm 1.
     All channels of an image share one tolerance map; each draws its own noise.
@@ -79,19 +77,13 @@ class UNoise(nn.Module):
     """
 
     def __init__(
-        self,
-        segmenter: ExplainedSegmenter,
-        sigma_min: float = 1.0,
-        sigma_max: float = 5.0,
-        noise_form: str = "scaled",
+        self, segmenter: ExplainedSegmenter, sigma_min: float = 1.0, sigma_max: float = 5.0, noise_form: str = "scaled"
     ) -> None:
         super().__init__()
         check_sigma_range(sigma_min, sigma_max)
         check_choice("noise_form", noise_form, NOISE_FORMS)
-        self.segmenter = segmenter
-        self.sigma_min = float(sigma_min)
-        self.sigma_max = float(sigma_max)
-        self.noise_form = noise_form
+        self.segmenter, self.noise_form = segmenter, noise_form
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
 
     def forward(self, x: Image) -> tuple[Logits, VoxelMap]:
         check_finite(x, "image")

@@ -20,7 +20,7 @@ from unoise_monai.attribution import (
     SoftDice,
     foreground_sum,
 )
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, seeded, signed
+from unoise_monai.attribution.base import Attributor, Call, Score, outputs_of, seeded, signed, watching
 from unoise_monai.inference.tiling import VolumeNetwork
 
 
@@ -30,12 +30,12 @@ class Gradient(Attributor):
     name = "gradient"
     default_sign = "signed"
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        score.notes["score"] = float(score(image).detach())
-        return torch.autograd.grad(score(image).sum(), image)[0]
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        score.notes["score"] = float(score(images).detach())
+        return torch.autograd.grad(score(images).sum(), images)[0]
 
 
-class Checked(CheckedAttributor):
+class Checked(Attributor):
     """Refuses what is not made for it."""
 
     name = "checked"
@@ -45,15 +45,6 @@ class Checked(CheckedAttributor):
 
     def maps(self, images: Tensor, score: Score) -> Tensor:
         return images * score.notes["stride"]
-
-
-class Failing(Gradient):
-    """Fails half way, with a hook left and the network in training."""
-
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        self.network.head.register_forward_hook(lambda *_: None)
-        self.network.train()
-        raise RuntimeError("half way")
 
 
 def target_of(network: nn.Module, image: Tensor) -> Any:
@@ -93,35 +84,6 @@ def test_geometry_goes_with_the_map() -> None:
     assert result.meta["filename_or_obj"] == "scan.nii.gz"
     assert "attribution" not in image.meta
     assert type(image.as_tensor()) is Tensor
-
-
-def state(network: nn.Module) -> list[Any]:
-    hooks = [len(module._forward_hooks) + len(module._backward_hooks) for module in network.modules()]
-    modes = [module.training for module in network.modules()]
-    gradients = [(parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
-    return [hooks, modes, gradients]
-
-
-@pytest.mark.parametrize("method", [Gradient, Failing])
-def test_network_and_image_come_back_untouched(method: type[Attributor]) -> None:
-    network, image = unet(2), torch.randn(1, 1, 8, 8)
-    target = target_of(network, image)
-    network.train()
-    network.head.eval()
-    network.head.bias.requires_grad_(False)
-    weights = {name: value.clone() for name, value in network.state_dict().items()}
-    before, pixels = state(network), image.clone()
-    if method is Failing:
-        with pytest.raises(RuntimeError, match="half way"):
-            method(network)(image, target)
-    else:
-        with torch.no_grad():
-            method(network)(image, target)
-    assert state(network) == before
-    assert torch.equal(image, pixels)
-    assert not image.requires_grad
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, weights[name])
 
 
 def test_a_target_of_another_number_of_items_is_refused() -> None:
@@ -172,13 +134,12 @@ def test_a_check_goes_before_the_maps() -> None:
     assert [note["stride"] for note in maps.meta["attribution"]] == [2, 2]
 
 
-def test_a_map_says_where_memory_is_not_kept() -> None:
+@pytest.mark.parametrize(("memory_gb", "note"), [(None, None), (1, "not kept")])
+def test_a_map_notes_where_memory_is_not_kept(memory_gb: float | None, note: str | None) -> None:
     network, image = nn.Conv2d(1, 2, 3, padding=1), torch.randn(1, 1, 8, 8)
-    notes = [
-        Gradient(network, memory_gb=memory_gb)(image, first_class).meta["attribution"][0] for memory_gb in (None, 1)
-    ]
-    assert [note.get("memory_gb") for note in notes] == [None, "not kept"]
-    assert "memory_gb" not in Gradient(unet(2), memory_gb=1)(image, first_class).meta["attribution"][0]
+    maps = Gradient(network, memory_gb=memory_gb)(image, first_class)
+    assert maps.meta["attribution"][0].get("memory_gb") == note
+    assert "memory_gb" not in Gradient(unet(2), memory_gb=memory_gb)(image, first_class).meta["attribution"][0]
 
 
 def first_class(logits: Tensor) -> Tensor:
@@ -201,9 +162,43 @@ def test_a_seed_leaves_the_global_state() -> None:
 
 def test_refusals() -> None:
     network = unet(2)
-    with pytest.raises(ValueError, match="sign must be one of 'signed', 'absolute', 'positive', got 'both'"):
-        Gradient(network, sign="both")
     with pytest.raises(ValueError, match="image must hold finite values only, got 1 NaN"):
         Gradient(network)(torch.full((1, 1, 1, 1), torch.nan), lambda logits: logits.sum())
     with pytest.raises(ValueError, match=r"target must give one scalar an item, \(1,\), got \(\)"):
         Gradient(network)(torch.zeros(1, 1, 8, 8), lambda logits: logits.sum())
+
+
+def test_watching_a_pass() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+            return factor * x
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Scaled()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(self.part(x, factor=3.0))
+
+    network, x, seen = Twice(), torch.ones(2), list[Any]()
+    modules = dict(network.named_modules())
+    with watching(modules, seen.append, lambda path, module: seen.append((path, module))):
+        result = network(x)
+    assert [each.path if isinstance(each, Call) else each for each in seen] == [
+        *(("", network), ("part", network.part), "part", ("part", network.part), "part", "")
+    ]
+    first, second, whole = (each for each in seen if isinstance(each, Call))
+    assert first.inputs[0] is x
+    assert (first.module, first.options, second.options) == (network.part, {"factor": 3.0}, {})
+    assert second.inputs[0] is first.output
+    assert whole.output is result
+    with watching({"": network.part}, lambda call: call.output + 1):
+        assert network(x).tolist() == [5, 5]
+    outputs, result = outputs_of(network.part, lambda: network(x))
+    assert [each.tolist() for each in outputs] == [[3, 3], [3, 3]]
+    with pytest.raises(RuntimeError, match="half way"), watching(modules, seen.append):
+        raise RuntimeError("half way")
+    for module in modules.values():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks

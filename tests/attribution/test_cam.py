@@ -8,16 +8,21 @@ from typing import Any
 import captum.attr
 import pytest
 import torch
-from monai.data import MetaTensor
-from monai.networks import nets
-from small import AFFINE, picture, region, unet
+from small import picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.cam import CAM, GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
 from unoise_monai.attribution.guided import GuidedBackprop
-from unoise_monai.attribution.targets import Region, SoftDice, class_sum
-from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.attribution.layer_methods import (
+    CAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+    LayerGradCAM,
+)
+from unoise_monai.attribution.targets import Region
 
 SIZES = {2: (8, 6), 3: (4, 6, 8)}
 
@@ -138,65 +143,3 @@ def test_guided_grad_cam_is_the_product() -> None:
     torch.testing.assert_close(found.as_tensor(), cam * guided)
     torch.testing.assert_close(GuidedGradCAM(network)(image, target).as_tensor(), (cam * guided).abs())
     assert found.meta["attribution"][0]["layer"] == "encoder.1"
-
-
-def test_guided_grad_cam_refuses_other_activations_than_relu() -> None:
-    network, image, target = nets.UNet(2, 1, 2, (2, 4), (2,)), picture(8, 8), region(8, 8)
-    with pytest.raises(ValueError, match="network must have the activations that guided_backprop has a rule for"):
-        GuidedGradCAM(network)(image, target)
-    found = GuidedGradCAM(network, substitute=True)(image, target)
-    assert found.meta["attribution"][0]["substituted"] == {"PReLU": 2}
-
-
-@pytest.mark.parametrize("method", [*METHODS, GuidedGradCAM])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_windows_equal_the_whole(method: type, dims: int) -> None:
-    size = {2: (151, 11), 3: (93, 5, 7)}[dims]
-    network, image = unet(dims), picture(*size).requires_grad_()
-    volume = VolumeNetwork(network)
-    budget = 0.65e-9 * volume._cost(image).bytes_per_voxel * volume.pad(image).numel()
-    for target in (region(*size), SoftDice(region(*size).mask.long(), 1)):
-        whole = method(network, sign="signed")(image, target).as_tensor()
-        windows = method(network, sign="signed", memory_gb=budget)
-        assert len(windows.volume.tiles(volume.pad(image)) or []) > 1
-        assert float(whole.abs().max()) > 0
-        scale = float(whole.abs().max())
-        torch.testing.assert_close(windows(image, target).as_tensor(), whole, rtol=1e-5, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize("method", [*METHODS, GuidedGradCAM])
-def test_batches_geometry_precision_and_one_channel(method: type) -> None:
-    network, images = unet(3, classes=1), picture(5, 6, 8, batch=2)
-    with torch.no_grad():
-        target = class_sum(VolumeNetwork(network)(images), 1)
-    cam = method(network, sign="signed")
-    both = cam(MetaTensor(images, affine=AFFINE), target)
-    torch.testing.assert_close(both.affine, AFFINE.double())
-    for index in range(2):
-        single = cam(images[index : index + 1], target.item(index))
-        assert torch.equal(both.as_tensor()[index : index + 1], single.as_tensor())
-    bf16 = method(network, sign="signed", precision="bf16")(images, target)
-    assert bf16.dtype == torch.float32
-    near = torch.corrcoef(torch.stack([bf16.as_tensor().flatten(), both.as_tensor().flatten()]))
-    assert 0.9 < float(near[0, 1]) < 1
-
-
-@pytest.mark.parametrize("method", [*METHODS, GuidedGradCAM])
-def test_the_network_and_the_image_stay_as_they_were(method: type) -> None:
-    network, image = unet(2).train(), picture(8, 6)
-    for module in network.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = True
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    before = image.clone()
-    method(network)(image, region(8, 6))
-    with pytest.raises(ValueError, match="one scalar an item"):
-        method(network)(image, lambda logits: logits)
-    assert torch.equal(image, before)
-    assert not image.requires_grad
-    assert all(module.training for module in network.modules())
-    assert all(module.inplace for module in network.modules() if isinstance(module, nn.ReLU))
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    assert not any(getattr(module, name) for module in network.modules() for name in hooks)
-    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.composed import GRADIENT_METHODS, ComposedAttributor, Method
-from unoise_monai.attribution.gradient import GradientAttributor, IntegratedGradients, Saliency, note_convergence
+from unoise_monai.attribution.composed import ComposedAttributor, Method, SmoothGrad, VoxelwiseMean
+from unoise_monai.attribution.gradient import IntegratedGradients, Saliency, note_convergence
 from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
@@ -22,9 +22,9 @@ class Twice(ComposedAttributor):
 
     name = "twice"
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
+    def maps(self, images: Tensor, score: Score) -> Tensor:
         sums: dict[str, float] = {}
-        maps = self.maps(image.detach().repeat(2, 1, 1, 1), score, score.target, sums)
+        maps = self.inner_maps(images.detach().repeat(2, 1, 1, 1), score, score.target, sums)
         score.notes["sums"] = sums
         return maps.sum(dim=0, keepdim=True)
 
@@ -45,9 +45,18 @@ def test_by_name_by_class_or_made(method: Method) -> None:
     assert attributor.volume.clips
 
 
+@pytest.mark.parametrize("composed", [SmoothGrad, VoxelwiseMean])
+def test_a_network_that_the_method_refuses_or_substitutes(composed: type[ComposedAttributor]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.PReLU())
+    with pytest.raises(ValueError, match="guided_backprop has a rule for, got PReLU x 1"):
+        composed(network, "guided_backprop")(IMAGE, TARGET)
+    maps = composed(network, "guided_backprop", method_options={"substitute": True})(IMAGE, TARGET)
+    assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}
+
+
 def test_every_gradient_method_by_its_name() -> None:
-    assert {"saliency", "deconvolution", "gradient_shap", "deep_lift_shap"} < set(GRADIENT_METHODS)
-    for name, method in GRADIENT_METHODS.items():
+    assert {"saliency", "deconvolution", "gradient_shap", "deep_lift_shap"} < set(Twice.methods())
+    for name, method in Twice.methods().items():
         assert method.name == name
         assert type(Twice(NETWORK, name).inner) is method
 
@@ -79,14 +88,14 @@ def test_notes_are_added_once_for_each_image() -> None:
 class Other(Attributor):
     name = "other"
 
-    def attribute(self, image: Tensor, score: Score) -> Tensor:
-        return image
+    def maps(self, images: Tensor, score: Score) -> Tensor:
+        return images
 
 
 @pytest.mark.parametrize(
     ("method", "options", "says"),
     [
-        ("occlusion", None, "method must be one of 'saliency', 'input_x_gradient', 'guided_backprop'"),
+        ("occlusion", None, "method must be one of 'saliency', 'input_x_gradient', 'integrated_gradients'"),
         (Other, None, "deep_lift_shap, by its name or class, got <class"),
         (Other(NETWORK), None, "deep_lift_shap, by its name or class, got <"),
         (Saliency(unet()), None, "method must be made over the network itself, got saliency over another"),
@@ -96,16 +105,3 @@ class Other(Attributor):
 def test_refusals(method: Method, options: dict | None, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Twice(NETWORK, method, options)
-
-
-def test_a_method_of_one_s_own() -> None:
-    class Ones(GradientAttributor):
-        name = "ones"
-        clips = True
-
-        def maps(self, images: Tensor, score: Score) -> Tensor:
-            return torch.ones_like(images)
-
-    attributor = Twice(nn.Conv2d(1, 2, 1), Ones)
-    assert attributor(IMAGE, TARGET).unique().tolist() == [2.0]
-    assert attributor.volume.clips

@@ -1,25 +1,33 @@
-"""What holds for every gradient method: items, copies, tiles, number formats, in-place layers, nothing changed."""
+"""Gradient methods against formulas, loops and Captum; what holds for all of them."""
 
 from __future__ import annotations
 
 import logging
-import warnings
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
-from small import AFFINE, unet
+from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score
-from unoise_monai.attribution.composed import GRADIENT_METHODS, EachVoxel, SmoothGrad
-from unoise_monai.attribution.gradient import GradientAttributor, InputXGradient, Saliency, note_convergence
+from unoise_monai.attribution.base import Attributor, Score, baseline, baselines, seeded
+from unoise_monai.attribution.composed import ComposedAttributor, each_voxel
+from unoise_monai.attribution.gradient import (
+    RULES,
+    GradientAttributor,
+    GradientShap,
+    InputXGradient,
+    IntegratedGradients,
+    Saliency,
+    note_convergence,
+)
 from unoise_monai.attribution.targets import Region, Target
 from unoise_monai.networks.modes import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
-CLASSES = [*GRADIENT_METHODS.values(), SmoothGrad]
+GRADIENT_METHODS = ComposedAttributor.methods()
 
 
 def image_of(*size: int) -> Tensor:
@@ -53,49 +61,6 @@ def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(maps.as_tensor(), (image * expected).sum(dim=1, keepdim=True))
 
 
-@pytest.mark.parametrize("method", CLASSES)
-@pytest.mark.parametrize("size", [(9, 7), (5, 6, 4)])
-def test_a_batch_of_two_is_two_images(method: type[Attributor], size: tuple[int, ...]) -> None:
-    network, image = unet(len(size), channels=2), image_of(2, 2, *size)
-    attributor = make(method, network)
-    target = target_of(image)
-    maps = attributor(image, target)
-    assert maps.shape == (2, 1, *size)
-    singles = [attributor(image[at : at + 1], target.item(at)).as_tensor() for at in range(2)]
-    torch.testing.assert_close(maps.as_tensor(), torch.cat(singles))
-    assert float(maps.as_tensor().std()) > 0
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_geometry_goes_with_the_map(method: type[Attributor]) -> None:
-    network = unet(3)
-    image = MetaTensor(image_of(1, 1, 6, 4, 6), affine=AFFINE)
-    maps = make(method, network)(image, target_of(image))
-    torch.testing.assert_close(maps.affine, image.affine)
-    assert maps.meta["attribution"][0]["method"] == method.name
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_tiles_give_the_map_of_one_pass(method: type[Attributor]) -> None:
-    network, image = unet(2).eval(), image_of(1, 1, 119, 8)
-    target = target_of(image)
-    tiled = make(method, network, memory_gb=0.00025)
-    assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
-    maps = tiled(image, target).as_tensor()
-    whole = make(method, network)(image, target).as_tensor()
-    torch.testing.assert_close(maps, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_as_many_copies_as_fit_give_the_map_of_one_at_a_time(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 12, 10)
-    target = target_of(image)
-    many = make(method, network, memory_gb=0.0003)
-    assert 2 < many.volume.copies(image) < 8
-    alone = make(method, network)(image, target).as_tensor()
-    torch.testing.assert_close(many(image, target).as_tensor(), alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
-
-
 @pytest.mark.parametrize("method", GRADIENT_METHODS.values())
 @pytest.mark.parametrize("copies", [1, 7, 100])
 def test_images_that_go_through_at_once_keep_their_own_targets(method: type[GradientAttributor], copies: int) -> None:
@@ -103,8 +68,8 @@ def test_images_that_go_through_at_once_keep_their_own_targets(method: type[Grad
     attributor = make(method, network)
     images = image_of(3, 1, 6, 8).requires_grad_()
     at, weights = torch.tensor([[0, 3], [4, 7], [2, 2]]), torch.tensor([1.0, 0.5, 2.0])
-    targets = [EachVoxel(at[index : index + 1], 1, weights[index : index + 1]) for index in range(3)]
-    score = Score(attributor.volume, EachVoxel(at, 1, weights), copies)
+    targets = [each_voxel(at[index : index + 1], 1, weights[index : index + 1]) for index in range(3)]
+    score = Score(attributor.volume, each_voxel(at, 1, weights), copies)
     sizes: list[int] = []
     handle = network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     with attributing(network):
@@ -118,90 +83,6 @@ def test_images_that_go_through_at_once_keep_their_own_targets(method: type[Grad
     torch.testing.assert_close(maps, torch.cat(expected), rtol=1e-4, atol=1e-6)
     for key, value in score.notes.items():
         assert value == pytest.approx(sum(each.notes[key] for each in singles) / 3, abs=1e-5)
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_bf16_is_near(method: type[Attributor]) -> None:
-    # In 3D, where autocast pools in float32 on a CPU.
-    network, image = unet(3), image_of(1, 1, 8, 8, 8)
-    target = target_of(image)
-    exact, near = (make(method, network, precision=name)(image, target).as_tensor() for name in ("fp32", "bf16"))
-    assert near.dtype == torch.float32
-    assert not torch.equal(near, exact)
-    assert float(torch.corrcoef(torch.stack([exact.flatten(), near.flatten()]))[0, 1]) > 0.98
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_layers_that_write_in_place(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    target = target_of(image)
-    expected = make(method, network)(image, target).as_tensor()
-    relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
-    for module in relus:
-        module.inplace = True
-    torch.testing.assert_close(make(method, network)(image, target).as_tensor(), expected)
-    assert all(module.inplace for module in relus)
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_one_channel_with_a_sigmoid(method: type[Attributor]) -> None:
-    network, image = unet(2, classes=1), image_of(1, 1, 8, 8)
-    maps = [make(method, network)(image, target_of(image, label)).as_tensor() for label in (0, 1)]
-    assert float(maps[1].std()) > 0
-    assert not torch.equal(*maps)
-
-
-def traces(network: nn.Module) -> list[Any]:
-    """All that a method could leave behind."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = [[list(getattr(module, name)) for name in names] for module in network.modules()]
-    attributes = [sorted(vars(module)) for module in network.modules()]
-    modes = [(module.training, getattr(module, "inplace", None)) for module in network.modules()]
-    return [hooks, attributes, modes, [(weight.requires_grad, weight.grad) for weight in network.parameters()]]
-
-
-class Failing:
-    """A target that fails when it is asked for the n-th time."""
-
-    def __init__(self, target: Target, calls: int) -> None:
-        self.target, self.calls = target, calls
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        self.calls -= 1
-        if self.calls == 0:
-            raise RuntimeError("half way")
-        return self.target(logits)
-
-
-@pytest.mark.parametrize("method", CLASSES)
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_network_and_the_random_state_are_left_as_they_were(method: type[Attributor], fails: bool) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    target = target_of(image)
-    network.train()
-    weights = {name: value.clone() for name, value in network.state_dict().items()}
-    before, pixels = traces(network), image.clone()
-    torch.manual_seed(9)
-    expected = torch.rand(2)
-    torch.manual_seed(9)
-    if fails:
-        with pytest.raises(RuntimeError, match="half way"):
-            make(method, network)(image, Failing(target, 1))
-    else:
-        make(method, network)(image, target)
-    assert torch.equal(torch.rand(2), expected)
-    assert traces(network) == before
-    assert torch.equal(image, pixels)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, weights[name])
-
-
-@pytest.mark.parametrize("method", CLASSES)
-def test_no_warning_of_captum_s_hooks(method: type[Attributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 8, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        make(method, network)(image, target_of(image))
 
 
 def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -219,3 +100,115 @@ def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture)
         assert notes["convergence_delta"] == pytest.approx(attributor.delta)
         assert notes["score_difference"] == pytest.approx(4 - attributor.delta)
         assert ("saliency: the map sums to 2 more than the 2 to explain" in caplog.text) is logged
+
+
+SIZE = (8, 6)
+IMAGE = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(2))
+TARGET = Region(torch.ones(1, 1, *SIZE), 1)
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1))
+
+
+def slope(network: nn.Module, image: Tensor) -> Tensor:
+    copy = image.clone().requires_grad_()
+    return torch.autograd.grad(TARGET(network(copy)).sum(), copy)[0]
+
+
+def notes_of(maps: Any) -> dict[str, Any]:
+    return maps.meta["attribution"][0]
+
+
+@pytest.mark.parametrize("kind", ["zero", "minimum", "noise", 0.5, torch.full((1, 1, 1, 1), 0.25)])
+def test_of_a_linear_network_it_is_exact(kind: Any) -> None:
+    network = linear()
+    start = baseline(IMAGE, kind)
+    expected = (IMAGE - start) * slope(network, IMAGE)
+    with torch.no_grad():
+        difference = float(TARGET(network(IMAGE)) - TARGET(network(start)))
+    for rule in RULES:
+        maps = IntegratedGradients(network, steps=3, rule=rule, baseline=kind, sign="signed")(IMAGE, TARGET)
+        torch.testing.assert_close(maps.as_tensor(), expected)
+        assert notes_of(maps)["convergence_delta"] == pytest.approx(0, abs=1e-5)
+        assert notes_of(maps)["score_difference"] == pytest.approx(difference, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "places"),
+    [
+        ("riemann_left", [0.0, 0.25, 0.5, 0.75]),
+        ("riemann_middle", [0.125, 0.375, 0.625, 0.875]),
+        ("riemann_right", [0.25, 0.5, 0.75, 1.0]),
+    ],
+)
+def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
+    network = unet(2)
+    expected = sum(IMAGE * slope(network, place * IMAGE) for place in places) / 4
+    maps = IntegratedGradients(network, steps=4, rule=rule, sign="signed")(IMAGE, TARGET)
+    torch.testing.assert_close(maps.as_tensor(), expected)
+
+
+@pytest.mark.parametrize("kind", ["zero", "blur"])
+def test_the_sum_is_the_difference_of_scores_within_the_delta(kind: str) -> None:
+    network = unet(2)
+    with torch.no_grad():
+        difference = float(TARGET(network(IMAGE)) - TARGET(network(baseline(IMAGE, kind))))
+    deltas = []
+    for steps in (5, 400):
+        maps = IntegratedGradients(network, steps=steps, baseline=kind, sign="signed")(IMAGE, TARGET)
+        notes = notes_of(maps)
+        assert float(maps.sum()) == pytest.approx(difference + notes["convergence_delta"], abs=1e-5)
+        assert notes["score_difference"] == pytest.approx(difference, abs=1e-5)
+        deltas.append(abs(notes["convergence_delta"]))
+    assert deltas[1] < 0.02 * abs(difference)
+    assert deltas[1] < deltas[0]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_expected_gradients_equal_the_loop(sigma: float) -> None:
+    network = unet(2)
+    kinds = ("zero", "blur", "noise", 1.0)
+    starts = baselines(IMAGE, kinds, seed=1)
+    expected = torch.zeros_like(IMAGE)
+    with seeded(1, IMAGE.device):
+        chosen, places = torch.randint(4, (5,)).tolist(), torch.rand(5).tolist()
+        for at, place in zip(chosen, places, strict=True):
+            step = IMAGE + sigma * torch.randn_like(IMAGE) - starts[at]
+            expected += step * slope(network, starts[at] + place * step) / 5
+    with torch.no_grad():
+        difference = float(TARGET(network(IMAGE)) - sum(TARGET(network(starts[at])) for at in chosen) / 5)
+    maps = GradientShap(network, 5, kinds, sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
+    torch.testing.assert_close(maps.as_tensor(), expected)
+    assert notes_of(maps)["score_difference"] == pytest.approx(difference, abs=1e-5)
+    assert notes_of(maps)["convergence_delta"] == pytest.approx(float(expected.sum()) - difference, abs=1e-5)
+
+
+def test_more_samples_come_nearer_to_the_integral() -> None:
+    network = unet(2)
+    integral = IntegratedGradients(network, 200, sign="signed")(IMAGE, TARGET).as_tensor()
+    errors = [
+        float((GradientShap(network, samples, ("zero",), sign="signed")(IMAGE, TARGET).as_tensor() - integral).norm())
+        for samples in (2, 500)
+    ]
+    assert errors[1] < 0.1 * errors[0]
+
+
+def test_numpy_s_global_state_is_left() -> None:
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 - Captum's methods draw from it
+    GradientShap(unet(2), 3)(IMAGE, TARGET)
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+
+
+def test_a_baseline_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("baseline must expand to the image (1, 1, 8, 6), got (1, 1, 6, 8)")):
+        IntegratedGradients(linear(), baseline=torch.zeros(1, 1, 6, 8))(IMAGE, TARGET)
+
+
+def test_captum_s_trapezoid_is_no_choice_because_its_weights_fall_short() -> None:
+    from captum.attr import IntegratedGradients as Captums
+
+    network, copy = linear(), IMAGE.clone().requires_grad_()
+    values = Captums(lambda x: TARGET(network(x))).attribute(copy, n_steps=4, method="riemann_trapezoid")
+    torch.testing.assert_close(values.detach(), 0.75 * IMAGE * slope(network, IMAGE))

@@ -1,39 +1,39 @@
-"""Clipped gradients against passes back by hand, and the networks on which they would be plain gradients."""
+"""Rules for the way back: which activations there are, which are refused, and maps against passes by hand."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import captum.attr
 import pytest
 import torch
 from monai.networks import nets
+from monai.networks.blocks import activation
+from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.guided import ClippedGradient, Deconvolution, GuidedBackprop
+from unoise_monai.attribution.guided import (
+    RECTIFIERS,
+    Activations,
+    ClippedGradient,
+    Deconvolution,
+    GuidedBackprop,
+    activations,
+    backward_rule,
+    own_inputs,
+    own_output,
+)
 from unoise_monai.attribution.targets import Region
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 
 def whole(*size: int) -> Region:
     return Region(torch.ones(1, 1, *size), 1, mean=False)
-
-
-class Shallow(nn.Module):
-    """Convolution, activation, convolution, optionally with the activation's input added to what it gives."""
-
-    def __init__(self, act: nn.Module, spatial_dims: int = 2, skip: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-        self.first, self.last = conv(2, 3, 3, padding=1), conv(3, 2, 3, padding=1)
-        self.act, self.skip = act, skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        return self.last(self.act(x) + x if self.skip else self.act(x))
 
 
 def by_hand(network: Shallow, image: Tensor, deconvolution: bool, slope: float = 0.0) -> Tensor:
@@ -62,7 +62,7 @@ METHODS = [(GuidedBackprop, False), (Deconvolution, True)]
 def test_equals_the_pass_by_hand(
     method: type[ClippedGradient], deconvolution: bool, size: tuple[int, ...], skip: bool, inplace: bool
 ) -> None:
-    network, image = Shallow(nn.ReLU(inplace), len(size), skip), torch.randn(1, 2, *size)
+    network, image = Shallow(nn.ReLU(inplace), len(size), skip, channels=2), torch.randn(1, 2, *size)
     result = method(network, sign="signed")(image, whole(*size)).as_tensor()
     torch.testing.assert_close(result, by_hand(network, image, deconvolution))
     assert not torch.allclose(result, Saliency(network, sign="signed")(image, whole(*size)).as_tensor())
@@ -80,20 +80,15 @@ def test_equals_captum_where_no_relu_s_input_goes_elsewhere(method: type[Clipped
     torch.testing.assert_close(method(network, sign="signed")(image, whole(8, 12, 8)).as_tensor(), expected)
 
 
-class Summing(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits[:, 1].flatten(1).sum(dim=1)
-
-
 @pytest.mark.parametrize(("method", "deconvolution"), METHODS)
 def test_substitutes_say_so(method: type[ClippedGradient], deconvolution: bool) -> None:
-    network, image = Shallow(nn.PReLU(init=0.3)), torch.randn(1, 2, 6, 5)
+    network, image = Shallow(nn.PReLU(init=0.3), channels=2), torch.randn(1, 2, 6, 5)
     with pytest.raises(ValueError, match=rf"{method.name} has a rule for, got PReLU x 1, the first at 'act'"):
         method(network)(image, whole(6, 5))
     result = method(network, substitute=True, sign="signed")(image, whole(6, 5))
     torch.testing.assert_close(result.as_tensor(), by_hand(network, image, deconvolution, slope=0.3))
     assert result.meta["attribution"][0]["substituted"] == {"PReLU": 1}
-    plain = method(Shallow(nn.ReLU()), substitute=True)(image, whole(6, 5))
+    plain = method(Shallow(nn.ReLU(), channels=2), substitute=True)(image, whole(6, 5))
     assert "substituted" not in plain.meta["attribution"][0]
 
 
@@ -102,34 +97,22 @@ def monai_unet(**options: Any) -> nn.Module:
     return nets.UNet(3, 1, 2, (2, 4, 8, 16), (2, 2, 2), num_res_units=2, **options)
 
 
-@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
-def test_monai_s_default_unet_is_refused(method: type[ClippedGradient]) -> None:
+def test_monai_s_default_unet_is_refused() -> None:
     network, image = monai_unet(), torch.randn(1, 1, 16, 16, 16)
     with pytest.raises(ValueError, match=r"got PReLU x 13, the first at 'model\.0\.conv\.unit0\.adn\.A'"):
-        method(network)(image, whole(16, 16, 16))
-    result = method(network, substitute=True)(image, whole(16, 16, 16))
-    assert result.meta["attribution"][0]["substituted"] == {"PReLU": 13}
-    with_relu = method(monai_unet(act="RELU"))(image, whole(16, 16, 16))
-    assert "substituted" not in with_relu.meta["attribution"][0]
+        GuidedBackprop(network)(image, whole(16, 16, 16))
+    for each, note in ((network, {"PReLU": 13}), (monai_unet(act="RELU"), None)):
+        result = GuidedBackprop(each, substitute=True)(image, whole(16, 16, 16))
+        assert result.meta["attribution"][0].get("substituted") == note
 
 
 def test_segresnet_calls_its_relus_again_and_is_explained() -> None:
     torch.manual_seed(0)
     network = nets.SegResNet(2, init_filters=8, in_channels=1, blocks_down=(1, 1), blocks_up=(1,))
     image = torch.randn(1, 1, 16, 16)
+    assert found(network, image).reused
     guided = GuidedBackprop(network)(image, whole(16, 16)).as_tensor()
     assert not torch.allclose(guided, Saliency(network)(image, whole(16, 16)).as_tensor())
-
-
-@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
-@pytest.mark.parametrize("substitute", [False, True])
-def test_functions_are_refused_in_any_case(method: type[ClippedGradient], substitute: bool) -> None:
-    class Functional(Shallow):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(F.relu(self.act(self.first(x))))
-
-    with pytest.raises(ValueError, match=f"activations as modules for {method.name}, got functional relu x 1"):
-        method(Functional(nn.ReLU()), substitute=substitute)(torch.randn(1, 2, 6, 5), whole(6, 5))
 
 
 def test_guided_backprop_lets_only_positive_evidence_through() -> None:
@@ -141,3 +124,248 @@ def test_guided_backprop_lets_only_positive_evidence_through() -> None:
     image = torch.ones(1, 1, 1, 1)
     maps = {label: GuidedBackprop(network)(image, Region(torch.ones(1, 1, 1, 1), label)) for label in (0, 1)}
     assert [float(maps[label]) for label in (0, 1)] == [2.0, 0.0]
+
+
+IMAGE = torch.zeros(1, 1, 16, 16)
+
+
+class Acting(nn.Module):
+    """Two convolutions with a function or a module between."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor], calls: int = 1) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+        self.act, self.calls, self.unused = act, calls, nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(self.calls):
+            x = F.interpolate(self.act(x), size=x.shape[2:])
+        return self.last(x)
+
+
+def found(network: nn.Module, image: Tensor = IMAGE) -> Activations:
+    return activations(VolumeNetwork(network), image)
+
+
+MODULES = [kind(0.0, 0.0) if kind is nn.Threshold else kind() for kind in RECTIFIERS]
+
+
+@pytest.mark.parametrize("module", [*MODULES, nn.ReLU6(), nn.ReLU(inplace=True)], ids=lambda m: type(m).__name__)
+def test_finds_a_module_and_no_function_behind_it(module: nn.Module) -> None:
+    assert found(Acting(module)) == Activations({"act": module}, {}, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (F.relu, "relu"),
+        (lambda x: F.relu_(x * 1), "relu"),
+        (F.relu6, "hardtanh"),
+        (lambda x: x.clamp(min=0), "clamp"),
+        (lambda x: x.clamp_min(0), "clamp"),
+        (F.leaky_relu, "leaky_relu"),
+        (lambda x: F.leaky_relu_(x * 1), "leaky_relu"),
+        (lambda x: F.prelu(x, torch.tensor([0.2])), "prelu"),
+        (F.rrelu, "rrelu"),
+        (F.elu, "elu"),
+        (lambda x: F.elu_(x * 1), "elu"),
+        (F.celu, "celu"),
+        (F.selu, "elu"),
+        (F.gelu, "gelu"),
+        (F.silu, "silu"),
+        (F.mish, "mish"),
+        (F.softplus, "softplus"),
+        (F.hardswish, "hardswish"),
+        (F.hardtanh, "hardtanh"),
+        (lambda x: F.threshold(x, 0, 0), "threshold"),
+        (lambda x: torch.maximum(x, torch.zeros(())), "maximum"),
+        (lambda x: torch.maximum(x, 0.1 * x), "maximum"),
+        (lambda x: torch.fmax(x, torch.zeros_like(x)), "fmax"),
+        (lambda x: x.clamp(min=torch.zeros(2, 1, 1)), "clamp"),
+        (lambda x: x.clamp_min(torch.tensor(0.0)), "clamp"),
+        (lambda x: x.clamp(0, 6), "clamp"),
+    ],
+)
+def test_finds_a_function(function: Callable[[Tensor], Tensor], name: str) -> None:
+    assert found(Acting(function, calls=2)).functional == {name: 2}
+
+
+@pytest.mark.parametrize(
+    ("gate", "gates"),
+    [
+        (torch.sigmoid, {"sigmoid": 2}),
+        (torch.tanh, {"tanh": 2}),
+        (lambda x: x.softmax(1), {"softmax": 2}),
+        (lambda x: x.clamp(-1, 1), {}),
+        (lambda x: x.clamp(torch.full((), -1.0), torch.ones(())), {}),
+        (abs, {}),
+    ],
+)
+def test_gates_rectify_nothing(gate: Callable[[Tensor], Tensor], gates: dict[str, int]) -> None:
+    assert found(Acting(gate, calls=2)) == Activations({}, {}, {}, (), gates)
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Tanh(), nn.Softmax(1)], ids=lambda m: type(m).__name__)
+def test_gates_with_a_module(gate: nn.Module) -> None:
+    assert found(Acting(gate)) == Activations({}, {}, {}, ())
+
+
+def test_a_module_that_calls_a_function_does_not_hide_it() -> None:
+    assert found(Acting(activation.GEGLU())).functional == {"gelu": 1}
+
+
+def test_maximum_pooling_without_a_module() -> None:
+    assert found(Acting(lambda x: F.max_pool2d(x, 2))).pooling == {"max_pool": 1}
+    assert found(Acting(lambda x: F.adaptive_max_pool2d(x, 4))).pooling == {"adaptive_max_pool": 1}
+    pool = nn.MaxPool2d(2)
+    assert found(Acting(pool)) == Activations({}, {}, {}, (), pools={"act": pool})
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.MaxPool2d(2), nn.Sigmoid()], ids=lambda m: type(m).__name__)
+def test_modules_that_are_called_again(module: nn.Module) -> None:
+    assert found(Acting(module, calls=3)).reused == ("act",)
+
+
+def test_a_small_block_where_the_stride_is_known() -> None:
+    seen: list[tuple[int, ...]] = []
+    network = UNet(2, 1, 2, depth=3, channel_factor=2)
+    handle = network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    image = torch.rand(2, 1, 50, 9)
+    found(network, image)
+    network.stride = 16
+    found(network, image)
+    del network.stride
+    network.pools = nn.ModuleList([nn.Identity()] * 3)
+    network.decoder[0].up[0] = network.decoder[1].up[0] = nn.Identity()
+    found(network, image)
+    # A multiple of the stride, of two voxels at least at the coarsest level; else the image.
+    assert seen == [(1, 1, 16, 12), (1, 1, 32, 16), (1, 1, 50, 9)]
+    handle.remove()
+
+
+def check(network: nn.Module, substitute: bool = False) -> dict[str, dict[str, int]]:
+    return found(network).check("the_method", substitute)
+
+
+def test_refuses_other_modules_or_counts_what_is_substituted() -> None:
+    network = Acting(nn.Sequential(nn.PReLU(), nn.ReLU(), nn.PReLU(), nn.ELU()))
+    assert check(network, substitute=True) == {"substituted": {"PReLU": 2, "ELU": 1}}
+    with pytest.raises(ValueError, match=r"the_method has a rule for, got PReLU x 2, ELU x 1, the first at 'act\.0'"):
+        check(network)
+    assert check(Acting(nn.ReLU())) == check(Acting(nn.ReLU()), substitute=True) == {}
+
+
+@pytest.mark.parametrize("substitute", [False, True])
+def test_refuses_functions_and_scripts_in_any_case(substitute: bool) -> None:
+    network = Acting(lambda x: F.gelu(F.relu(F.relu(x))))
+    with pytest.raises(ValueError, match=r"activations as modules for the_method, got functional gelu x 1, relu x 2"):
+        check(network, substitute)
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU()))
+    for network in (scripted, nn.Sequential(scripted)):
+        with pytest.raises(ValueError, match=r"network must be a plain module .* got a scripted one"):
+            check(network, substitute)
+
+
+def test_no_kind_is_another_one() -> None:
+    # A subclass would be counted by its parent's rule.
+    for kind, other in itertools.permutations(RECTIFIERS, 2):
+        assert not issubclass(kind, other) or (kind, other) == (activation.Mish, nn.Mish), (kind, other)
+
+
+class Skipping(nn.Module):
+    """An activation that is called twice, interleaved, on inputs that go round it too."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = 2 * x, 3 * x
+        # Branches on purpose in an order in which both inputs exist before either call.
+        one, two = self.act(first), self.act(second)
+        return 5 * one + 7 * two + 11 * first + 13 * second
+
+
+def gradient_by_hand(x: Tensor, back: tuple[Tensor, Tensor]) -> Tensor:
+    return 2 * (back[0] + 11) + 3 * (back[1] + 13)
+
+
+def test_each_call_has_its_own_gradients_and_skip_connections_theirs() -> None:
+    x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
+    network = Skipping(nn.ReLU())
+    seen = []
+
+    def rule(inputs: Tensor, output: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        def backward(gradient: Tensor, upstream: Tensor) -> Tensor:
+            seen.append((inputs.clone(), output.clone(), gradient.clone(), upstream.clone()))
+            return 100 * upstream
+
+        return backward
+
+    with backward_rule([network.act], rule):
+        y = network(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(y, network(x))
+    torch.testing.assert_close(gradient, gradient_by_hand(x, (torch.full((3,), 500.0), torch.full((3,), 700.0))))
+    assert len(seen) == 2
+    for (inputs, output, plain, upstream), factor, weight in zip(reversed(seen), (2, 3), (5.0, 7.0), strict=True):
+        torch.testing.assert_close(inputs, factor * x.detach())
+        torch.testing.assert_close(output, (factor * x.detach()).relu())
+        torch.testing.assert_close(upstream, torch.full((3,), weight))
+        torch.testing.assert_close(plain, weight * (x.detach() > 0))
+
+
+def test_the_identity_rule_is_the_gradient() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    network = Skipping(nn.PReLU())
+    (expected,) = torch.autograd.grad(network(x).sum(), x)
+    with backward_rule([network.act], lambda inputs, output: lambda gradient, upstream: gradient):
+        (gradient,) = torch.autograd.grad(network(x).sum(), x)
+        with torch.no_grad():
+            torch.testing.assert_close(network(x), network(x.detach()))
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_number_formats_may_change_within_the_module() -> None:
+    class Widening(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.double()
+
+    module, x = Widening(), torch.ones(2, requires_grad=True)
+    with backward_rule([module], lambda inputs, output: lambda gradient, upstream: 3 * upstream):
+        (gradient,) = torch.autograd.grad(module(x).sum(), x)
+    assert gradient.tolist() == [3, 3]
+    assert gradient.dtype == torch.float32
+
+
+def test_own_inputs_are_copies() -> None:
+    module, x = nn.ReLU(inplace=True), torch.tensor([-1.0, 1.0])
+    with own_inputs([module]):
+        module(x)
+        assert x.tolist() == [-1, 1]
+    with own_inputs([module], torch.float64):
+        assert module(x).dtype == torch.float64
+    module(x)
+    assert x.tolist() == [0, 1]
+
+
+def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> None:
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    own, leaf = torch.full((1, 2), 5.0, requires_grad=True), torch.full((1, 2), 3.0, requires_grad=True)
+    layer.register_forward_hook(lambda *_: own)
+    with own_output(layer):
+        first = layer(x)
+        assert torch.equal(first, own)
+        handle = layer.register_forward_hook(lambda *_: leaf)
+        for _ in range(2):
+            output = layer(x)
+            output += 1
+            assert torch.equal(leaf, torch.full((1, 2), 3.0))
+            assert torch.equal(torch.autograd.grad(output.sum(), leaf)[0], torch.ones(1, 2))
+        handle.remove()
+    assert layer(x) is own
+    assert not layer._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="half way"), own_output(layer):
+        raise RuntimeError("half way")
+    assert (len(layer._forward_hooks), len(layer._forward_pre_hooks)) == (1, 0)

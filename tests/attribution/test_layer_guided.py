@@ -1,18 +1,15 @@
-"""Guided backpropagation to a layer, and from one, equals a backward pass written by hand."""
+"""Guided backpropagation at a layer and DeepLIFT of a layer equal passes back by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from monai.data import MetaTensor
-from monai.networks import nets
-from small import AFFINE, picture, region, unet
+from small import picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
+from unoise_monai.attribution.layer_methods import LayerDeepLift, LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.targets import SoftDice
-from unoise_monai.inference.tiling import VolumeNetwork
 
 METHODS = [LayerGuidedBackprop, LayerGuidedActivation]
 
@@ -89,53 +86,31 @@ def test_what_reaches_the_padding_belongs_to_the_border() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_other_activations_are_refused_or_substituted(method: type[LayerGuidedBackprop]) -> None:
+def test_the_rescale_rule_by_hand() -> None:
     torch.manual_seed(0)
-    network, image, target = nets.UNet(2, 1, 2, (2, 4), (2,)), picture(8, 8), region(8, 8)
-    with pytest.raises(ValueError, match=f"network must have the activations that {method.name} has a rule for"):
-        method(network)(image, target)
-    found = method(network, "model.0", substitute=True)(image, target)
-    assert found.meta["attribution"][0]["substituted"] == {"PReLU": 2}
-    assert float(found.max()) > 0
+    first, second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+    network = nn.Sequential(first, nn.ReLU(inplace=True), second)
+    image, target = picture(6, 5), region(6, 5)
+    start = torch.full_like(image, 0.3)
+    with torch.no_grad():
+        features, before = first(image), first(start)
+        slope = (features.relu() - before.relu()) / (features - before)
+    opened = features.relu().requires_grad_()
+    (gradient,) = torch.autograd.grad(target(second(opened)).sum(), opened)
+    expected = ((features - before) * slope * gradient).sum(dim=1, keepdim=True)
+    found = LayerDeepLift(network, "0", baseline=0.3, sign="signed")(image, target)
+    torch.testing.assert_close(found.as_tensor(), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("size", [(151, 11), (93, 5, 7)])
-@pytest.mark.parametrize("path", ["encoder.0", "bottleneck", "decoder.0"])
-def test_windows_equal_the_whole(method: type[LayerGuidedBackprop], size: tuple[int, ...], path: str) -> None:
-    network, image = unet(len(size)), picture(*size).requires_grad_()
-    volume = VolumeNetwork(network)
-    budget = 0.65e-9 * volume._cost(image).bytes_per_voxel * volume.pad(image).numel()
-    for target in (region(*size), SoftDice(region(*size).mask.long(), 1)):
-        whole = method(network, path, sign="signed")(image, target).as_tensor()
-        windows = method(network, path, sign="signed", memory_gb=budget)
-        assert windows.volume.tiles(volume.pad(image)) is not None
-        scale = float(whole.abs().max())
-        assert scale > 0
-        torch.testing.assert_close(windows(image, target).as_tensor(), whole, rtol=1e-5, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_batches_geometry_and_precision(method: type[LayerGuidedBackprop]) -> None:
-    network, images, target = unet(3), picture(5, 6, 7, batch=2), region(5, 6, 7)
-    both = method(network)(MetaTensor(images, affine=AFFINE), target)
-    torch.testing.assert_close(both.affine, AFFINE.double())
-    for index in range(2):
-        single = method(network)(images[index : index + 1], target)
-        assert torch.equal(both.as_tensor()[index : index + 1], single.as_tensor())
-    bf16 = method(network, precision="bf16")(images, target)
-    near = torch.corrcoef(torch.stack([bf16.as_tensor().flatten(), both.as_tensor().flatten()]))
-    assert 0.9 < float(near[0, 1]) < 1
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_network_stays_as_it_was(method: type[LayerGuidedBackprop]) -> None:
-    network, image, target = Chain(), picture(6, 5), region(6, 5)
-    method(network, "second")(image, target)
-    with pytest.raises(ValueError, match="one scalar an item"):
-        method(network, "second")(image, lambda logits: logits)
-    assert all(module.training for module in network.modules())
-    assert network.one.inplace
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    assert not any(getattr(module, name) for module in network.modules() for name in hooks)
+@pytest.mark.parametrize("size", [(8, 6), (4, 6, 8)])
+@pytest.mark.parametrize("path", ["encoder.0", "decoder.0"])
+def test_a_layer_that_all_goes_through_sums_to_the_difference(size: tuple[int, ...], path: str) -> None:
+    network, image, target = unet(len(size)), picture(*size), region(*size)
+    with torch.no_grad():
+        difference = float(target(network(image)) - target(network(torch.zeros_like(image))))
+    found = LayerDeepLift(network, path, sign="signed")(image, target)
+    assert abs(difference) > 0.01
+    assert float(found.sum()) == pytest.approx(difference, rel=1e-3)
+    note = found.meta["attribution"][0]
+    assert note["score_difference"] == pytest.approx(difference, abs=1e-5)
+    assert abs(note["convergence_delta"]) < 1e-4

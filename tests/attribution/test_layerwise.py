@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.cam import GradCAM, GuidedGradCAM
-from unoise_monai.attribution.layer_methods import (
-    InternalInfluence,
-    LayerConductance,
-    LayerDeepLift,
-    LayerGuidedActivation,
-    LayerGuidedBackprop,
-    LayerIntegratedGradients,
-)
+from unoise_monai.attribution.layer_methods import GradCAM, GradCAMPlusPlus, GuidedGradCAM, LayerGuidedBackprop
 from unoise_monai.attribution.layers import LayerActivation, LayerAttributor, every_layer, on_image
+from unoise_monai.attribution.registry import METHODS
 from unoise_monai.attribution.targets import Region
-from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
 
@@ -137,20 +129,6 @@ def test_activation_is_the_mean_magnitude_of_the_features(size: tuple[int, ...],
     }
 
 
-def test_activation_in_windows_and_in_bf16() -> None:
-    network, image = unet(2).eval(), picture(297, 5)
-    whole = LayerActivation(network)(image, region(297, 5)).as_tensor()
-    with torch.enable_grad():
-        budget = 0.65e-9 * VolumeNetwork(network)._cost(image).bytes_per_voxel * 300 * 8
-    windows = LayerActivation(network, memory_gb=budget)
-    assert len(windows.volume.tiles(windows.volume.pad(image.requires_grad_())) or []) > 1
-    torch.testing.assert_close(windows(image, region(297, 5)).as_tensor(), whole, rtol=1e-5, atol=1e-6)
-    bf16 = LayerActivation(network, precision="bf16")(image, region(297, 5))
-    assert bf16.dtype == torch.float32
-    torch.testing.assert_close(bf16.as_tensor(), whole, rtol=0.05, atol=0.02 * float(whole.max()))
-    assert not torch.equal(bf16.as_tensor(), whole)
-
-
 def test_every_layer_from_first_to_last_with_the_image_s_geometry() -> None:
     network = unet(3, 2)
     image = MetaTensor(picture(9, 6, 5, batch=2, channels=2), affine=AFFINE)
@@ -187,34 +165,10 @@ def test_a_module_with_the_name_of_another_stage() -> None:
     assert found == {"encoder.0": "bottleneck", "bottleneck": "down", "decoder.0": "up"}
 
 
-def test_an_unknown_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"layer must be one of encoder\.0, .*, or the path of .*, got 'encoder\.9'"):
-        LayerActivation(unet(2), "encoder.9")(picture(8, 8), region(8, 8))
+LAYERED = [method for method in METHODS.values() if issubclass(method, LayerAttributor)]
 
 
-def test_the_network_stays_as_it_was() -> None:
-    network = unet(2).train()
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    LayerActivation(network)(picture(8, 8), region(8, 8))
-    assert all(module.training for module in network.modules())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        GradCAM,
-        InternalInfluence,
-        LayerActivation,
-        LayerConductance,
-        LayerDeepLift,
-        LayerGuidedActivation,
-        LayerGuidedBackprop,
-        LayerIntegratedGradients,
-    ],
-)
+@pytest.mark.parametrize("method", [method for method in LAYERED if method is not GradCAMPlusPlus])
 def test_what_is_added_to_a_layer_in_place_is_not_the_layer_s(method: type[LayerAttributor]) -> None:
     image, target = picture(6, 5), region(6, 5)
     found, expected = (method(Residual(kind), "second", sign="signed")(image, target) for kind in (True, False))

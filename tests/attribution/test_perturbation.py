@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import perturbation
+from unoise_monai.attribution import base
 from unoise_monai.attribution.base import Baseline, Score, baseline
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
 from unoise_monai.attribution.targets import Region, foreground_sum, unperturbed_dice
-from unoise_monai.networks import UNet
 
 CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
     Occlusion: {"window": 6, "stride": 3},
@@ -28,17 +27,6 @@ CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
     KernelShap: {"size": 5, "samples": 30},
 }
 METHODS = pytest.mark.parametrize("method", CHEAP)
-AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
-
-
-def unet(spatial_dims: int = 3, in_channels: int = 1, out_channels: int = 3) -> UNet:
-    torch.manual_seed(0)
-    network = UNet(spatial_dims, in_channels, out_channels, depth=2, channel_factor=2)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network
 
 
 def image_of(*shape: int) -> Tensor:
@@ -73,91 +61,6 @@ class Counting(PerturbationAttributor):
 
 
 @METHODS
-@pytest.mark.parametrize(("classes", "shape"), [(3, (2, 1, 12, 8, 10)), (1, (2, 2, 16, 12)), (2, (2, 2, 8, 8, 12))])
-def test_a_map_for_each_item_and_nothing_changed(
-    method: type[PerturbationAttributor], classes: int, shape: tuple[int, ...]
-) -> None:
-    network, image = unet(len(shape) - 2, shape[1], classes), image_of(*shape)
-    target = target_of(image)
-    network.train()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    scan = MetaTensor(image.clone(), affine=AFFINE)
-    attributor = method(network, **CHEAP[method])
-    maps = attributor(scan, target)
-    assert maps.shape == (2, 1, *shape[2:])
-    assert bool(maps.isfinite().all())
-    assert all(float(values.std()) > 0 for values in maps.as_tensor())
-    torch.testing.assert_close(maps.affine, scan.affine)
-    for item in range(2):
-        single = attributor(image[item : item + 1], target.item(item))
-        torch.testing.assert_close(maps.as_tensor()[item : item + 1], single.as_tensor())
-    assert torch.equal(scan.as_tensor(), image)
-    assert all(module.training for module in network.modules())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    notes = maps.meta["attribution"][0]
-    assert notes["method"] == attributor.name
-    assert notes["sign"] == "signed"
-    assert notes["evaluated"] == notes["planned"] > 1
-
-
-@METHODS
-def test_many_copies_at_once_give_the_same_map(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(), image_of(1, 1, 12, 10, 8)
-    target = target_of(image)
-    one, many = method(network, **CHEAP[method]), method(network, memory_gb=0.002, **CHEAP[method])
-    assert one.volume.copies(image) == 1
-    assert many.volume.copies(image) > 2
-    torch.testing.assert_close(many(image, target).as_tensor(), one(image, target).as_tensor(), rtol=1e-4, atol=1e-3)
-
-
-@METHODS
-def test_tiles_give_the_map_of_one_pass(method: type[PerturbationAttributor]) -> None:
-    network, image = unet().eval(), image_of(1, 1, 46, 18, 12)
-    options = {
-        Occlusion: {"window": 12, "stride": 12},
-        FeatureAblation: {"size": 12},
-        RISE: {"masks": 4, "cells": 2},
-        Lime: {"size": 12, "samples": 12},
-        KernelShap: {"size": 12, "samples": 12},
-    }[method]
-    target = target_of(image)
-    tiled = method(network, memory_gb=0.0013, **options)
-    with torch.no_grad():
-        tiles = tiled.volume.tiles(tiled.volume.pad(image))
-    assert tiles is not None
-    assert len(tiles) > 1
-    whole = method(network, **options)(image, target).as_tensor()
-    torch.testing.assert_close(tiled(image, target).as_tensor(), whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
-
-
-@METHODS
-def test_half_precision_is_close(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(), image_of(1, 1, 12, 8, 10)
-    target = target_of(image)
-    full, half = (
-        method(network, precision=precision, **CHEAP[method])(image, target).as_tensor().flatten()
-        for precision in ("fp32", "bf16")
-    )
-    assert not torch.equal(full, half)
-    assert float(torch.corrcoef(torch.stack([full, half]))[0, 1]) > 0.9
-
-
-@METHODS
-def test_seeds_repeat_and_leave_the_global_state(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 24, 20)
-    target = target_of(image)
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    first, again, other = (method(network, seed=seed, **CHEAP[method])(image, target).as_tensor() for seed in (3, 3, 4))
-    assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(first, again)
-    # All windows and all features are hidden once, whatever the order.
-    assert torch.allclose(first, other, rtol=1e-4, atol=1e-4) == (method in (Occlusion, FeatureAblation))
-
-
-@METHODS
 def test_a_target_needs_no_gradient_and_the_network_makes_no_graph(method: type[PerturbationAttributor]) -> None:
     network, image = unet(2), image_of(1, 1, 24, 20)
     graphs = []
@@ -173,29 +76,16 @@ def test_a_target_needs_no_gradient_and_the_network_makes_no_graph(method: type[
 @METHODS
 def test_at_the_time_limit_the_map_so_far(method: type[PerturbationAttributor], caplog: Any) -> None:
     options = {**CHEAP[method], **({"masks": 10**6} if method is RISE else {})}
-    image = image_of(1, 1, 40, 40)
     with caplog.at_level(logging.WARNING):
-        result = method(Constant(), time_limit_s=0.05, **options)(image, lambda logits: logits.flatten(1).sum(dim=1))
+        result = method(Constant(), time_limit_s=0.05, **options)(
+            image_of(1, 1, 40, 40), lambda logits: logits.flatten(1).sum(dim=1)
+        )
     notes = result.meta["attribution"][0]
     assert 1 <= notes["evaluated"] < notes["planned"]
     assert notes["stopped_after_s"] >= 0.05
     assert re.search(rf"{method.name}: stopped after .* with {notes['evaluated']} of {notes['planned']}", caplog.text)
     assert bool(result.isfinite().all())
     assert bool((result != 0).any())
-
-
-def test_copies_come_once_and_in_order() -> None:
-    maps = Counting(unet(2), memory_gb=0.002)(image_of(1, 1, 8, 8), lambda logits: logits.flatten(1).sum(dim=1))
-    assert bool((maps == 1).all())
-    notes = maps.meta["attribution"][0]
-    assert (notes["planned"], notes["evaluated"]) == (64, 64)
-    assert "stopped_after_s" not in notes
-
-
-def test_one_batch_is_scored_however_short_the_time() -> None:
-    maps = Counting(Constant(), time_limit_s=1e-9)(image_of(1, 1, 8, 8), lambda logits: logits.flatten(1).sum(dim=1))
-    assert maps.meta["attribution"][0]["evaluated"] == 1
-    assert maps.flatten().nonzero().tolist() == [[0]]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +97,7 @@ def test_no_more_copies_at_once_than_the_time_allows(
 ) -> None:
     """On a clock that goes on by a second a copy."""
     clock = SimpleNamespace(seconds=0.0, monotonic=lambda: clock.seconds)
-    monkeypatch.setattr(perturbation, "time", clock)
+    monkeypatch.setattr(base, "time", clock)
     score: Any = SimpleNamespace(copies=fitting, notes={})
     sizes = []
     for batch in Counting(nn.Identity(), time_limit_s=limit).batches(30, score):
@@ -219,16 +109,6 @@ def test_no_more_copies_at_once_than_the_time_allows(
     assert ("stopped_after_s" in score.notes) == (limit is not None)
 
 
-def test_the_time_limit_holds_where_all_copies_fit_the_memory() -> None:
-    torch.manual_seed(0)
-    network, image = UNet(3, 1, 2, depth=3, channel_factor=4), image_of(1, 1, 40, 40, 40)
-    attributor = RISE(network, masks=80, memory_gb=30, time_limit_s=0.2)
-    with torch.no_grad():
-        assert attributor.volume.copies(image, gradient=False) >= 80
-    notes = attributor(image, target_of(image)).meta["attribution"][0]
-    assert 1 <= notes["evaluated"] < notes["planned"]
-
-
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     image, target = image_of(1, 1, 4, 4), foreground_sum(torch.ones(1, 1, 4, 4))
     Counting(nn.Identity())(image, target)
@@ -237,7 +117,7 @@ def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "counting: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean", "blurred", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
+@pytest.mark.parametrize("kind", ["zero", "mean", "blur", "noise", -1.5, torch.tensor([1.0, 2]).reshape(1, 2, 1, 1)])
 def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
     class Showing(PerturbationAttributor):
         name = "showing"
@@ -250,17 +130,3 @@ def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
     maps = Showing(nn.Identity(), baseline=kind, seed=5)(image, target_of(image, 0))
     expected = torch.cat([baseline(item[None], kind, seed=5) for item in image])
     torch.testing.assert_close(maps.as_tensor(), expected.sum(dim=1, keepdim=True))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"baseline": float("nan")}, "baseline must hold finite values only"),
-        ({"baseline": "grey"}, "baseline must be one of 'zero'"),
-        ({"time_limit_s": 0}, "time_limit_s must be above 0, got 0"),
-        ({"sign": "both"}, "sign must be one of"),
-    ],
-)
-def test_refusals(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        Counting(nn.Identity(), **options)

@@ -88,21 +88,6 @@ def test_it_finds_what_the_score_needs_and_nothing_in_a_constant() -> None:
     assert not bool(nothing.any())
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"masks": 0}, "masks must be at least 1, got 0"),
-        ({"cells": 0}, "cells must be at least 1 on each axis, got 0"),
-        ({"cells": (3, 0)}, "cells must be at least 1 on each axis, got (3, 0)"),
-        ({"visible": 0}, "visible must be above 0 and at most 1, got 0"),
-        ({"visible": 1}, "visible must be below 1, or nothing is hidden, got 1"),
-    ],
-)
-def test_refusals(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        RISE(nn.Identity(), **options)
-
-
 def test_cells_of_another_number_of_axes_are_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("cells must be one number or 2, one an axis, got (3, 3, 3)")):
         RISE(nn.Identity(), cells=(3, 3, 3))(torch.zeros(1, 1, 8, 8), weigher(8, 8))

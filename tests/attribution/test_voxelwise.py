@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution import guided
 from unoise_monai.attribution import layers as layerwise
-from unoise_monai.attribution.base import signed
-from unoise_monai.attribution.cam import GuidedGradCAM
-from unoise_monai.attribution.composed import CAMS, GRADIENT_METHODS, EachVoxel, SmoothGrad, VoxelwiseMean
+from unoise_monai.attribution.composed import SmoothGrad, VoxelwiseMean, each_voxel
+from unoise_monai.attribution.layer_methods import GuidedGradCAM
 from unoise_monai.attribution.targets import Region, border_mean, class_sum, foreground_sum, voxel
 
 CHEAP = {"integrated_gradients": {"steps": 3}, "gradient_shap": {"samples": 3}}
+GRADIENT_METHODS = SmoothGrad.methods()
+CAMS = [VoxelwiseMean.methods()[name] for name in VoxelwiseMean.methods() if name not in GRADIENT_METHODS]
 LINEAR = ("saliency", "input_x_gradient", "integrated_gradients", "gradient_shap", "deep_lift", "deep_lift_shap")
 
 
@@ -83,23 +84,6 @@ def test_clipped_gradients_of_voxels_are_not_those_of_the_region(method: str) ->
     assert float((maps - direct).norm()) > 0.05 * float(direct.norm())
 
 
-def test_in_tiles() -> None:
-    network, image = unet(2), image_of(1, 1, 119, 8)
-    mask = torch.zeros(1, 1, 119, 8)
-    mask[0, 0, [3, 50, 60, 118], [0, 4, 5, 7]] = 1
-    tiled = VoxelwiseMean(network, memory_gb=0.00025)
-    assert len(tiled.volume.tiles(tiled.volume.pad(image.clone().requires_grad_())) or []) > 1
-    whole = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
-    torch.testing.assert_close(tiled(image, Region(mask, 1)).as_tensor(), whole, rtol=1e-4, atol=1e-7)
-
-
-def test_a_region_that_sums_gives_the_sum() -> None:
-    network, image, mask = unet(2), image_of(1, 1, 6, 6), torch.rand(1, 1, 6, 6) > 0.5
-    mean = VoxelwiseMean(network)(image, Region(mask, 1)).as_tensor()
-    total = VoxelwiseMean(network)(image, Region(mask, 1, mean=False)).as_tensor()
-    torch.testing.assert_close(total, mean * mask.sum())
-
-
 @pytest.mark.parametrize("mean", [True, False])
 def test_a_soft_mask_weighs_its_voxels(mean: bool) -> None:
     network, image = unet(2), image_of(1, 1, 7, 6)
@@ -149,7 +133,7 @@ def test_a_time_limit_gives_the_mean_so_far(caplog: pytest.LogCaptureFixture) ->
     assert notes["evaluated"] == 1
     assert notes["planned"] == notes["voxels"] == int(region.mask.sum())
     assert notes["stopped_after_s"] > 0
-    assert f"voxelwise_mean: stopped after 0.0 s at 1 of {notes['planned']} voxels" in caplog.text
+    assert f"voxelwise_mean: stopped after 0.0 s with 1 of {notes['planned']} copies" in caplog.text
     every = loop(network, image, region, "saliency", "absolute")
     errors = (every - maps.as_tensor()).abs().flatten(1).amax(dim=1)
     assert int((errors < 1e-6).sum()) == 1
@@ -160,19 +144,11 @@ def test_each_copy_has_its_voxel() -> None:
     logits = torch.randn(6, 3, 4, 5)
     at = torch.tensor([[3, 0], [1, 4], [2, 2]])
     weights = torch.tensor([1.0, 0.5, 3.0])
-    result = EachVoxel(at, 2, weights)(logits)
+    result = each_voxel(at, 2, weights)(logits)
     expected = [weights[copy % 3] * logits[copy, 2, at[copy % 3][0], at[copy % 3][1]] for copy in range(6)]
     torch.testing.assert_close(result, torch.stack(expected))
     one = torch.randn(3, 1, 4, 5)
-    torch.testing.assert_close(EachVoxel(at, 0, weights)(one), -EachVoxel(at, 1, weights)(one))
-
-
-def test_the_sign_is_of_each_voxel_s_map() -> None:
-    network, image, region = unet(2), image_of(1, 1, 7, 6), blob(7, 6)
-    maps = VoxelwiseMean(network, "saliency")(image, region).as_tensor()
-    of_the_mean = signed(VoxelwiseMean(network, "saliency", sign="signed")(image, region).as_tensor(), "absolute")
-    assert bool((maps >= of_the_mean - 1e-6).all())
-    assert float((maps - of_the_mean).sum()) > 0.01 * float(maps.sum())
+    torch.testing.assert_close(each_voxel(at, 0, weights)(one), -each_voxel(at, 1, weights)(one))
 
 
 @pytest.mark.parametrize(
@@ -188,27 +164,6 @@ def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
     says = f"target must be a Region on the grid of the image (1, 1, 6, 6), {got}"
     with pytest.raises(ValueError, match=re.escape(says)):
         VoxelwiseMean(network)(image, target(logits))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"max_voxels": 0}, "max_voxels must be at least 1, got 0"),
-        ({"time_limit_s": 0.0}, "time_limit_s must be above 0, got 0.0"),
-        ({"method": SmoothGrad}, "layer_cam, guided_grad_cam, by its name or class, got <"),
-    ],
-)
-def test_refusals(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        VoxelwiseMean(unet(2), **options)
-
-
-def test_networks_that_the_method_refuses() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.PReLU())
-    with pytest.raises(ValueError, match="guided_backprop has a rule for, got PReLU x 1"):
-        VoxelwiseMean(network)(image_of(1, 1, 7, 6), blob(7, 6))
-    maps = VoxelwiseMean(network, method_options={"substitute": True})(image_of(1, 1, 7, 6), blob(7, 6))
-    assert maps.meta["attribution"][0]["substituted"] == {"PReLU": 1}
 
 
 @pytest.mark.parametrize("cam", CAMS)
@@ -239,12 +194,3 @@ def test_of_a_cam_it_is_the_mean_over_single_voxels(cam: type, sign: str) -> Non
     found = VoxelwiseMean(network, cam.name, sign=sign)(image, region)
     torch.testing.assert_close(found.as_tensor(), torch.stack(maps).mean(dim=0), rtol=1e-4, atol=1e-7)
     assert found.meta["attribution"][0]["evaluated"] == len(voxels)
-
-
-@pytest.mark.parametrize("cam", ["grad_cam", "hires_cam"])
-def test_of_a_cam_with_its_signs_it_is_the_map_of_the_region(cam: str) -> None:
-    network, image, region = unet(2), image_of(1, 1, 8, 8), blob(8, 8)
-    expected = VoxelwiseMean.methods[cam](network, sign="signed")(image, region).as_tensor()
-    found = VoxelwiseMean(network, cam, sign="signed")(image, region).as_tensor()
-    assert float(expected.min()) < 0 < float(expected.max())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import nibabel as nib
@@ -12,13 +11,13 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.config_parser import ConfigParser
+from tasks import hippocampus
 
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
-from unoise_monai.data import find_images, segmentation_task
+from unoise_monai.data import Case, choose_cases, find_labelled, preprocessing
 from unoise_monai.networks import UNet, load_state
 from unoise_monai.phantoms import write_phantom_cohort
-from unoise_monai.runs import find_cases
-from unoise_monai.runs.comparison import load_case
+from unoise_monai.runs.records import Records
 from unoise_monai.unoise import ExplainedSegmenter
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +30,14 @@ SMALL = {
     "noise_model#channel_factor": 2,
     "device": "cpu",
     "precision": "fp32",
+    "pictures": ["montage"],
+    "count": 1,
     "cases": 1,
     "part": None,
-    "shares": [0.0, 0.3, 1.0],
-    "infidelity_samples": 4,
-    "sensitivity_samples": 1,
-    "randomisation_steps": 1,
+    "scorer#scores#0#shares": [0.0, 0.3, 1.0],
+    "scorer#scores#1#samples": 4,
+    "scorer#scores#2#samples": 1,
+    "scorer#scores#3#steps": 1,
 }
 
 bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -57,7 +58,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workflow(bundle: Path, **changes: object) -> ConfigWorkflow:
     return ConfigWorkflow(
-        config_file=str(bundle / "configs" / "explain.yaml"),
+        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in ("inference", "explain")],
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=False,
         bundle_root=str(bundle),
@@ -72,9 +73,10 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
     methods = ["saliency", "grad_cam", "unoise", "random", "label_distance"]
     torch.manual_seed(0)
     parser = workflow(bundle, **changes).parser
-    network, task = parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("task")
+    network, chain = parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("preprocessing")
+    (case,) = map(Case.of, choose_cases(find_labelled(cohort), choice=1))
     # An untrained network that segments half of the volume.
-    image = load_case(find_images(cohort)[0], task, torch.device("cpu")).image.as_tensor()
+    image = chain({"case": case.name, "image": str(case.files[0])})["image"].as_tensor()[None]
     with torch.no_grad():
         logits = network.utility(image[:, :, :24, :20, :24])
         against = logits[:, 0] if logits.shape[1] > 1 else 0
@@ -88,26 +90,26 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(methods)
     assert {row["failed"] for row in rows.values()} == {"0"}
-    for operator in parser["hidings"]:
+    for operator in parser["scorer#scores#0#hidings"]:
         assert np.isfinite(float(rows["saliency"][f"insertion_{operator}"]))
         assert (tmp_path / "out" / f"curves_insertion_{operator}.png").stat().st_size > 0
-    case = find_cases(cohort)[0]
-    folder = tmp_path / "out" / case["case"] / "saliency"
-    written, scan = nib.load(folder / f"{case['case']}_saliency.nii.gz"), nib.load(case["image"])
+    folder = tmp_path / "out" / case.name
+    written, scan = nib.load(folder / f"{case.name}_saliency.nii.gz"), nib.load(case.files[0])
     assert written.shape == scan.shape
     np.testing.assert_allclose(written.affine, scan.affine, atol=1e-5)
-    assert len(list(folder.glob("*.png"))) == 2
-    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        f"{case.name}_{name}" for name in ("importance.nii.gz", "seg.nii.gz", "montage.png", "saliency_montage.png")
+    } <= names
+    record = Records(tmp_path / "out").read(case.name)
+    assert record is not None
+    scores = record["methods"]["saliency"]["scores"]
     assert {"infidelity", "sensitivity", "randomisation_correlation"} <= set(scores)
 
 
 @bundle_parametrize
-def test_it_explains_the_network_of_the_other_configurations(bundle: Path) -> None:
-    explain, inference = (
-        ConfigParser.load_config_file(bundle / "configs" / f"{name}.yaml") for name in ("explain", "inference")
-    )
-    for key in ("task", "utility", "noise_model", "network_def"):
-        assert explain[key] == inference[key]
+def test_its_methods_are_known(bundle: Path) -> None:
+    explain = ConfigParser.load_config_file(bundle / "configs" / "explain.yaml")
     assert explain["methods"] == [name for name in explain["methods"] if name in (*METHODS, "label_distance")]
     assert set(explain["options"]) <= set(explain["methods"])
 
@@ -137,8 +139,9 @@ def test_every_method_gives_a_finite_map_with_contrast_on_a_real_volume(precisio
     segmenter.load_state_dict(load_state(ROOT / "bundles" / "hippocampus_mr_unoise" / "models" / "model.pt"))
     segmenter.eval()
     # Gradients of whole volumes by forty methods take their time: the middle of one, where the hippocampus is.
-    image = load_case(find_cases(REAL)[0], segmentation_task("Task04_Hippocampus"), torch.device("cpu")).image
-    image = image[:, :, 2:26, 8:40, 4:28].clone()
+    (case,) = map(Case.of, choose_cases(find_labelled(REAL), choice=1))
+    chain = preprocessing(hippocampus(), with_label=False)
+    image = chain({"case": case.name, "image": str(case.files[0])})["image"][None, :, 2:26, 8:40, 4:28].clone()
     with torch.no_grad():
         logits = segmenter.utility(image.as_tensor())
     state = {name: value.clone() for name, value in segmenter.state_dict().items()}

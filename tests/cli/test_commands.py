@@ -13,13 +13,13 @@ from PIL import Image
 
 from unoise_monai.cli import Exit, commands
 from unoise_monai.cli.main import main
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.data.dicom import volume_file
+from unoise_monai.data.reading import load_volume
 from unoise_monai.handlers.savers import PICTURES
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.phantoms.cohort import KINDS
 from unoise_monai.render import montage, to_canonical
 from unoise_monai.render.canvas import STYLES
+from unoise_monai.report import volumes
 from unoise_monai.report.doctor import Diagnosis, Finding
 
 AFFINE = np.array([[-0.0, 1.5, 0.0, 3.0], [2.0, 0.0, 0.0, 5.0], [0.0, 0.0, 3.0, 7.0], [0, 0, 0, 1.0]])
@@ -61,8 +61,8 @@ def test_without_a_viewer_there_are_no_volumes(results: tuple[Path, Path], monke
     def never(*args: object) -> None:
         raise AssertionError("was read")
 
-    monkeypatch.setattr("unoise_monai.data.finding.find_cohort", never)
-    monkeypatch.setattr("unoise_monai.data.dicom.volume_file", never)
+    monkeypatch.setattr("unoise_monai.data.finding.find_cases", never)
+    monkeypatch.setattr("unoise_monai.report.volumes.load_volume", never)
     assert main(["report", str(output), "--no-viewer", "--quiet", "--input", str(folder)]) == 0
     assert list((output / "report" / "volumes").glob("*")) == []
 
@@ -74,15 +74,10 @@ def test_scans_of_other_cases_are_not_made(
     more = tmp_path / "more"
     shutil.copytree(folder / "imagesTr", more)
     shutil.copy(more / "phantom_001.nii.gz", more / "stranger.nii.gz")
-    asked = []
-
-    def count(case: CohortCase, place: Path) -> Path:
-        asked.append(case.files[0].name)
-        return volume_file(case, place)
-
-    monkeypatch.setattr("unoise_monai.data.dicom.volume_file", count)
+    asked: list[Path] = []
+    monkeypatch.setattr(volumes, "load_volume", lambda path: (asked.append(path), load_volume(path))[1])
     assert main(["report", str(output), "--input", str(more), "--quiet", "--key", f"{output}.key"]) == 0
-    assert sorted(asked) == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
+    assert sorted(path.name for path in asked) == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
 
 
 def test_a_key_that_is_not_there_is_an_error(
@@ -126,41 +121,31 @@ def test_projections_and_rotation(files: dict[str, Path], tmp_path: Path) -> Non
     assert Image.open(tmp_path / "turn.gif").n_frames > 1  # type: ignore[attr-defined]
 
 
-def test_a_map_beyond_0_to_1_needs_scale(files: dict[str, Path], tmp_path: Path) -> None:
-    image = nib.load(files["map"])
-    nib.save(nib.Nifti1Image(40 * np.asarray(image.dataobj), AFFINE), files["map"])
+@pytest.mark.parametrize(("sides", "scaled"), [((12, 10, 8), Exit.DONE), ((11, 10, 8), Exit.USAGE)])
+def test_a_map_beyond_0_to_1_needs_scale_and_one_of_another_grid_is_refused(
+    sides: tuple[int, ...], scaled: Exit, files: dict[str, Path], tmp_path: Path
+) -> None:
+    nib.save(nib.Nifti1Image(np.linspace(0, 40, np.prod(sides), dtype=np.float32).reshape(sides), AFFINE), files["map"])
     arguments = ["render", str(files["scan"]), str(files["map"]), str(tmp_path / "out.png")]
-    assert main(arguments) == 2
-    assert main([*arguments, "--scale"]) == 0
+    assert main(arguments) == Exit.USAGE
+    assert main([*arguments, "--scale"]) == scaled
 
 
-def test_a_map_of_another_grid_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    nib.save(nib.Nifti1Image(np.zeros((11, 10, 8), np.float32), AFFINE), files["map"])
-    assert main(["render", str(files["scan"]), str(files["map"]), str(tmp_path / "out.png")]) == 2
-
-
-def test_a_cohort_of_the_kind_and_grid_asked_for(tmp_path: Path) -> None:
+def test_a_cohort_of_the_kind_count_and_grid_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "phantoms"
-    assert main(["phantom", str(root), "--count", "1", "--kind", "vessels", *SMALL, "--spacing_mm", "1", "2", "3"]) == 0
-    assert json.loads((root / "dataset.json").read_text(encoding="utf-8"))["modality"] == {"0": "MRA"}
+    grid = [*SMALL, "--spacing_mm", "1", "2", "3"]
+    assert main(["phantom", str(root), "--count", "1", "--test_count", "1", "--kind", "vessels", *grid]) == 0
+    dataset = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
+    assert (dataset["modality"], dataset["numTest"]) == ({"0": "MRA"}, 1)
     (scan,) = (root / "imagesTr").glob("*.nii.gz")
     assert nib.load(scan).shape == (16, 16, 16)
     assert nib.load(scan).header.get_zooms() == pytest.approx((1, 2, 3))
-
-
-def test_tests_come_beside_and_bad_counts_are_refused(tmp_path: Path) -> None:
-    root = tmp_path / "phantoms"
-    assert main(["phantom", str(root), "--count", "1", "--test_count", "1", *SMALL]) == 0
-    assert json.loads((root / "dataset.json").read_text(encoding="utf-8"))["numTest"] == 1
-    assert main(["phantom", str(tmp_path / "none"), "--count", "0", *SMALL]) == 2
+    assert main(["phantom", str(tmp_path / "none"), "--count", "0", *SMALL]) == Exit.USAGE
 
 
 @pytest.mark.parametrize(("findings", "code"), [((GOOD,), 0), ((GOOD, BAD), 1)])
 def test_its_lines_and_status(
-    findings: tuple[Finding, ...],
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    findings: tuple[Finding, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("unoise_monai.report.doctor.diagnose", lambda bundles: Diagnosis(findings))
     assert main(["doctor"]) == code

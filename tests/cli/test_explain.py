@@ -13,12 +13,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unoise_monai.attribution.registry import method_names
 from unoise_monai.cli import Exit, explain
 from unoise_monai.cli.main import main, parser
 from unoise_monai.handlers.savers import QUANTITIES
-from unoise_monai.inference.precision import PRECISIONS
+from unoise_monai.inference.memory import PRECISIONS
 from unoise_monai.phantoms import write_phantom_cohort
-from unoise_monai.runs.settings import METHODS
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = "pancreas_ct_unoise"
@@ -31,13 +31,12 @@ def options(*more: str) -> argparse.Namespace:
 
 def test_the_defaults() -> None:
     chosen = options()
-    assert (chosen.quantity, chosen.methods, chosen.images, chosen.fast) == ("importance", "", True, False)
-    assert (chosen.device, chosen.precision, chosen.workers, chosen.engine) == ("auto", "auto", 1, "local")
+    assert (chosen.quantity, chosen.precision, chosen.methods, chosen.scores) == (None, None, "", False)
+    assert (chosen.images, chosen.fast, chosen.memory_gb) == (True, False, None)
+    assert (chosen.device, chosen.workers, chosen.engine) == ("auto", 1, "local")
     assert (chosen.part, chosen.overwrite, chosen.anonymise, chosen.trust_bundle) == (None, False, False, False)
-
-
-def test_a_part() -> None:
     assert options("--part", "2/8").part == (2, 8)
+    assert options("--no-images").images is False
 
 
 @pytest.mark.parametrize("text", ["2", "2/", "a/b", "1/2/3"])
@@ -47,13 +46,40 @@ def test_what_is_no_part(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"must be K/N, such as 2/8, got {text!r}" in capsys.readouterr().err
 
 
-def test_no_images() -> None:
-    assert options("--no-images").images is False
-
-
 def test_choices_are_those_of_the_package() -> None:
     assert (tuple(QUANTITIES), PRECISIONS) == (explain.QUANTITIES, explain.PRECISIONS)
-    assert explain.METHODS.split(", ") == list(METHODS)
+
+
+def test_methods_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["explain", "--methods", "help"])
+    assert ended.value.code == Exit.DONE
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(listed) == [name for name in method_names() if name != "voxelwise_mean"]
+    assert listed["saliency"] == "The gradient of the target with respect to each voxel."
+
+
+def test_an_unknown_method_ends_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scan.nii").write_bytes(b"")
+    arguments = [BUNDLE, str(tmp_path / "scan.nii"), str(tmp_path / "out"), "--device", "cpu", "--methods", "magic"]
+    assert main(["explain", *arguments]) == Exit.USAGE == 2
+    message = capsys.readouterr().err
+    assert "got 'magic'" in message
+    assert "'saliency'" in message
+    assert "'edges'" in message
+
+
+def test_options_change_the_configuration() -> None:
+    args = options("--quantity", "sigma", "--memory-gb", "2", "--no-images", "--fast")
+    args.bundle = BUNDLE
+    bundle, changes = explain.load(args, "cpu")
+    plain, none = explain.load(argparse.Namespace(**{**vars(options()), "bundle": BUNDLE}), "cpu")
+    assert plain.task is not None
+    assert bundle.task is not None
+    coarse = [explain.FAST * side for side in plain.task.spacing_mm]
+    assert changes == {"quantity": "sigma", "memory_gb": 2.0, "pictures": [], "task#spacing_mm": coarse}
+    assert none == {}
+    assert list(bundle.task.spacing_mm) == coarse
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +120,24 @@ def test_a_cohort_with_everything(folder: Path, tmp_path: Path, capsys: pytest.C
     assert {row["case"] for row in rows(output / "organs.csv")} == {"phantom_001", "phantom_002"}
     about = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert str(folder) not in json.dumps(about)
-    assert about["settings"]["methods"] == ["saliency"]
+    assert about["settings"]["changes"] == {"quantity": "percentile", "precision": "fp32"}
+    assert "--methods saliency" in about["command"]
 
 
-def test_other_options_need_overwrite(folder: Path, tmp_path: Path) -> None:
+def test_scores_rank_the_methods(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ["--no-images", "--quiet", "--part", "1/2", "--methods", "label_distance", "--scores"]
+    assert main(["explain", BUNDLE, str(folder), str(output), *QUICK, *arguments]) == Exit.DONE
+    assert {row["method"] for row in rows(output / "scoreboard.csv")} == {"label_distance"}
+
+
+def test_other_options_need_overwrite(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["explain", BUNDLE, str(folder), str(tmp_path / "out"), *QUICK, "--no-images", "--quiet"]
     assert main(arguments) == Exit.DONE
+    assert main([*arguments, "--quantity", "sigma"]) == Exit.REFUSED
+    assert "quantity was 'as the bundle has it', now 'sigma'" in capsys.readouterr().err
     assert main([*arguments, "--fast"]) == Exit.REFUSED
+    assert "task#spacing_mm was 'as the bundle has it', now [" in capsys.readouterr().err
     assert main([*arguments, "--fast", "--overwrite"]) == Exit.DONE
 
 
@@ -110,10 +147,28 @@ def test_some_that_failed_have_their_exit_status(folder: Path, tmp_path: Path) -
     (mixed / "bad.nii.gz").write_bytes(b"not a volume")
     (mixed / "good.nii.gz").write_bytes((folder / "imagesTr" / "phantom_001.nii.gz").read_bytes())
     output = tmp_path / "out"
-    assert main(["explain", BUNDLE, str(mixed), str(output), *QUICK, "--no-images"]) == Exit.SOME_FAILED
+    arguments = ["explain", BUNDLE, str(mixed), str(output), *QUICK, "--no-images"]
+    assert main(arguments) == Exit.SOME_FAILED
     (failed,) = rows(output / "failures.csv")
     assert (failed["case"], failed["file"], failed["stage"]) == ("bad", "bad.nii.gz", "load")
     assert str(tmp_path) not in (output / "failures.csv").read_text(encoding="utf-8")
+
+
+def test_a_method_that_failed_has_that_exit_status_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("late")
+
+    output, scan = tmp_path / "out", folder / "imagesTr" / "phantom_001.nii.gz"
+    arguments = ["explain", BUNDLE, str(scan), str(output), *QUICK, "--no-images", "--methods", "saliency"]
+    with monkeypatch.context() as patched:
+        patched.setattr("unoise_monai.attribution.Saliency.__call__", fail)
+        assert main(arguments) == Exit.SOME_FAILED
+    (failed,) = rows(output / "failures.csv")
+    assert (failed["case"], failed["stage"], failed["reason"]) == ("phantom_001", "saliency", "KeyError: 'late'")
+    assert main(arguments) == Exit.DONE
+    assert rows(output / "failures.csv") == []
 
 
 def test_a_dry_run_lists_and_writes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +181,7 @@ def test_a_dry_run_lists_and_writes_nothing(folder: Path, tmp_path: Path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_tells_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.nii.gz").symlink_to("/nowhere")
     assert main(["explain", BUNDLE, str(tmp_path / "in"), str(tmp_path / "out"), "--dry-run"]) == Exit.DONE
@@ -135,7 +190,7 @@ def test_a_dry_run_tells_problems(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "link" in problem
 
 
-def test_anonymous_cases_tell_no_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_anonymous_cases_show_no_name(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     arguments = ["explain", BUNDLE, str(folder), str(output), *QUICK, "--anonymise", "--part", "1/2"]
     assert main(arguments) == Exit.DONE
@@ -152,7 +207,7 @@ def test_anonymous_cases_tell_no_name(folder: Path, tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["kept"] == 1
 
 
-def test_a_dicom_series_tells_nothing_of_its_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dicom_series_shows_nothing_of_its_patient(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     series = SHARED / "dicom_series"
     if not series.is_dir():
         pytest.skip(f"no DICOM series at {series}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK
+from dicom_slices import write_series
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
 
@@ -21,6 +21,19 @@ SHAPE = (14, 12, 8)
 @pytest.fixture
 def affine() -> np.ndarray:
     return AFFINE.copy()
+
+
+@pytest.fixture
+def shared() -> Callable[[str], Path]:
+    """Real data by its name; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[3] / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"real data is not there: {path}")
+        return path
+
+    return find
 
 
 @pytest.fixture
@@ -64,29 +77,6 @@ def decathlon(tmp_path: Path, write: Callable[..., Path]) -> Path:
 @pytest.fixture
 def series(tmp_path: Path) -> Path:
     """A DICOM series of 16 oblique slices, 2 mm apart, with a bright vessel through all of them."""
-    folder = tmp_path / "series"
-    folder.mkdir()
     voxels = np.random.default_rng(0).normal(200, 5, (16, 20, 24)).astype(np.int16)
     voxels[:, 8:12, 10:14] += 400
-    rotation = euler2mat(0.3, 0.2, -0.1)
-    writer = SimpleITK.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number, slice_ in enumerate(voxels):
-        image = SimpleITK.GetImageFromArray(slice_[None])
-        image.SetSpacing((0.9, 1.1, 2.0))
-        image.SetOrigin((np.array([10.0, -20.0, 30.0]) + 2.0 * number * rotation[:, 2]).tolist())
-        image.SetDirection(rotation.ravel().tolist())
-        tags = {
-            "0008|0060": "MR",
-            "0020|000e": "1.2.826.0.1.3680043.2.1125.1",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.2",
-            "0020|0013": str(number + 1),
-            "0020|0032": "\\".join(f"{step:.6f}" for step in image.GetOrigin()),
-            "0020|0037": "\\".join(f"{cosine:.8f}" for cosine in rotation.T[:2].ravel()),
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{number}",
-        }
-        for tag, value in tags.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{number:03}.dcm"))
-        writer.Execute(image)
-    return folder
+    return write_series(tmp_path / "series", voxels)[0].parent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from monai.apps.utils import HashCheckError, extractall
 
-from unoise_monai.data import TASKS, download_task
+from unoise_monai.data import download_task
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -69,5 +69,5 @@ def test_a_download_that_is_not_the_published_one_is_not_unpacked(
     monkeypatch.setattr("monai.apps.utils.get_filename_from_url", lambda url: url.rpartition("/")[2])
     archive(tmp_path / "Task04_Hippocampus.tar", member("../harm.txt"))
     with pytest.raises(HashCheckError):
-        download_task(TASKS["Task04_Hippocampus"], tmp_path)
+        download_task("Task04_Hippocampus", tmp_path)
     assert files(tmp_path) == {"Task04_Hippocampus.tar"}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Invertd
+from tasks import hippocampus
 
 from unoise_monai.data.datasets import CACHES, case_dataset
 from unoise_monai.data.finding import Case, list_cases
 from unoise_monai.data.reading import CaseError, LoadCased
-from unoise_monai.data.task import segmentation_task
 from unoise_monai.data.transforms import preprocessing, training_transforms
 
-TASK = segmentation_task("Task04_Hippocampus", patch_size=(8, 8, 8))
+TASK = hippocampus(patch_size=(8, 8, 8))
 
 
 @pytest.fixture
@@ -113,14 +113,14 @@ def test_a_cached_file_appears_whole(cases: list[Case], tmp_path: Path, monkeypa
 def test_disk_tells_preprocessings_apart(cases: list[Case], tmp_path: Path) -> None:
     """One folder serves the training, the validation and another task, also where they share a case."""
     cache = tmp_path / "cache"
-    coarse = segmentation_task("Task04_Hippocampus", spacing_mm=(2.0, 2.0, 2.0))
-    merged = segmentation_task("Task04_Hippocampus", merge_labels=True)
+    coarse = hippocampus(spacing_mm=(2.0, 2.0, 2.0))
+    merged = hippocampus(merge_labels=True)
     for _ in range(2):
         assert case_dataset(cases, preprocessing(TASK), "disk", cache)[0]["label"].max() == 2
         assert case_dataset(cases, preprocessing(merged), "disk", cache)[0]["label"].max() == 1
         item = case_dataset(cases, preprocessing(coarse), "disk", cache)[0]
         np.testing.assert_allclose(np.linalg.norm(item["image"].affine[:3, :3], axis=0), 2.0, atol=1e-5)
-        patches = training_transforms(segmentation_task("Task04_Hippocampus"), augment=False)
+        patches = training_transforms(hippocampus(), augment=False)
         assert case_dataset(cases, patches, "disk", cache)[0][0]["image"].shape == (1, 48, 64, 48)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dicom_slices import UID, write_series
 
 from unoise_monai.data import finding as module
-from unoise_monai.data.finding import download_task, find_images, list_cases
-from unoise_monai.data.reading import CaseError
-from unoise_monai.data.task import SegmentationTask
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+from unoise_monai.data.cases import series_name
+from unoise_monai.data.finding import download_task, find_images, find_items, list_cases
+from unoise_monai.data.headers import CaseError
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
@@ -47,10 +47,10 @@ def test_sections_without_cases(decathlon: Path) -> None:
 def test_the_index_must_be_readable(decathlon: Path, tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=f"{tmp_path} must be a Decathlon task folder with a dataset.json, got none"):
         list_cases(tmp_path)
-    for content, said in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
+    for content, reason in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
         (decathlon / "dataset.json").write_text(content)
         for read in (list_cases, find_images):
-            with pytest.raises(CaseError, match=rf"dataset.json {said}"):
+            with pytest.raises(CaseError, match=rf"dataset.json {reason}"):
                 read(decathlon)
 
 
@@ -67,7 +67,7 @@ def test_a_bad_file_is_refused_before_work_starts(decathlon: Path) -> None:
     with pytest.raises(CaseError, match=f"case hippocampus_002: image file {bad} is unreadable"):
         list_cases(decathlon)
     bad.unlink()
-    with pytest.raises(CaseError, match=f"case hippocampus_002: image file {bad} is missing"):
+    with pytest.raises(CaseError, match=f"case hippocampus_002: file imagesTr/{bad.name} must be there"):
         list_cases(decathlon)
     assert len(list_cases(decathlon, check_headers=False)) == 3
 
@@ -78,26 +78,29 @@ def test_images_of_a_file_and_of_a_folder(decathlon: Path, tmp_path: Path) -> No
     (file.parent / "README.txt").touch()
     # The ._ copies, which lie in the Decathlon's archives, are no volumes.
     assert [case["case"] for case in find_images(file.parent)] == ["hippocampus_004", "hippocampus_005"]
-    with pytest.raises(CaseError, match=r"images must be a file or a folder, got .*nothing, which does not exist"):
+    with pytest.raises(CaseError, match=r"input must be a file, folder, .*, got .*nothing', which is not there"):
         find_images(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/._scan.nii.gz").touch()
-    with pytest.raises(CaseError, match=r"empty must hold volumes \(.nii.gz, .*\), got none"):
+    with pytest.raises(CaseError, match=r"input must hold volumes \(.nii.gz, .*\), got none in .*empty"):
         find_images(tmp_path / "empty")
 
 
 def test_images_of_a_decathlon_folder(decathlon: Path) -> None:
     assert find_images(decathlon) == list_cases(decathlon, "test")
     rewrite(decathlon, test=[])
-    assert find_images(decathlon) == list_cases(decathlon)
+    assert find_images(decathlon) == sorted(list_cases(decathlon), key=lambda item: item["case"])
 
 
-def test_the_slices_of_a_series_are_one_case(tmp_path: Path) -> None:
-    for name in ("2.dcm", "10.DCM", "other.nii.gz"):
-        (tmp_path / name).touch()
-    assert find_images(tmp_path) == [
-        {"case": tmp_path.name, "image": str(tmp_path)},
-        {"case": "other", "image": str(tmp_path / "other.nii.gz")},
+def test_items_are_what_the_finder_finds(tmp_path: Path, decathlon: Path) -> None:
+    """Of a Decathlon folder all cases; a series by its slices."""
+    everything = list_cases(decathlon) + list_cases(decathlon, "test")
+    assert find_items(decathlon) == sorted(everything, key=lambda item: item["case"])
+    paths = write_series(tmp_path / "mixed")
+    (tmp_path / "mixed" / "other.nii.gz").touch()
+    assert find_items(tmp_path / "mixed") == [
+        {"case": "other", "image": str(tmp_path / "mixed/other.nii.gz")},
+        {"case": series_name(UID), "image": [*map(str, paths)]},
     ]
 
 
@@ -111,15 +114,12 @@ def test_download_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "dataset.json").write_text("{}")
 
     monkeypatch.setattr(module, "DecathlonDataset", fetch)
-    task = SegmentationTask("Task09_Spleen", ("background", "spleen"), (2.0, 2.0, 5.0), (64, 64, 32), (-60, 240))
-    folder = download_task(task, tmp_path / "new" / "data")
-    assert folder == tmp_path / "new" / "data" / "Task09_Spleen"
-    assert download_task(task, tmp_path / "new" / "data") == folder
-    assert len(calls) == 1
-    assert calls[0]["root_dir"] == str(folder.parent)
-    assert calls[0]["task"] == "Task09_Spleen"
-    assert calls[0]["download"] is True
-    assert calls[0]["cache_rate"] == 0, "the download must not load every volume"
+    folder = tmp_path / "new" / "data" / "Task09_Spleen"
+    for _ in range(2):
+        assert download_task(folder.name, folder.parent) == folder
+    # Without a cache rate of 0 the download would load every volume.
+    expected = {"root_dir": str(folder.parent), "task": folder.name, "section": "training"}
+    assert calls == [{**expected, "download": True, "cache_rate": 0.0}]
 
 
 @pytest.mark.parametrize("name", ["Task04_Hippocampus", "Task07_Pancreas"])
@@ -127,32 +127,14 @@ def test_monai_can_download_the_tasks(name: str) -> None:
     assert name in module.DecathlonDataset.resource
 
 
-def test_real_hippocampus() -> None:
-    folder = SHARED / "Task04_Hippocampus"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_hippocampus(shared: Callable[[str], Path]) -> None:
+    folder = shared("Task04_Hippocampus")
     assert len(list_cases(folder)) == 195
     assert [case["case"] for case in find_images(folder)][:2] == ["hippocampus_006", "hippocampus_014"]
 
 
-def test_real_abdomen() -> None:
-    folder = SHARED / "abdomen_ct"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_abdomen(shared: Callable[[str], Path]) -> None:
+    folder = shared("abdomen_ct")
     cases = list_cases(folder)
     assert [case["case"] for case in cases] == ["abdomen_001"]
     assert find_images(folder) == cases
-
-
-def test_real_series() -> None:
-    folder = SHARED / "dicom_series"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
-    assert find_images(folder) == [{"case": "dicom_series", "image": str(folder)}]
-
-
-def test_two_volumes_of_one_case_name_are_refused(tmp_path: Path) -> None:
-    for name in ("scan.nii", "scan.nii.gz"):
-        (tmp_path / name).touch()
-    with pytest.raises(CaseError, match="one volume a case name, got 2 named scan"):
-        find_images(tmp_path)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from unoise_monai.data.datasets import PARTS, Split, patient_of, split_cases
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.datasets import PARTS, Split, choose_cases, patient_of, split_cases
+from unoise_monai.data.finding import find_items, list_cases
+from unoise_monai.data.headers import CaseError
 
 
 def cases_of(*numbers: int) -> list[dict[str, str]]:
@@ -85,15 +86,15 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "said"),
+    ("shares", "says"),
     [
         ((-0.1, 0.1), "validation_share must be at least 0 and below 1, got -0.1"),
         ((0.1, 1.0), "test_share must be at least 0 and below 1, got 1.0"),
         ((0.6, 0.4), r"validation_share \+ test_share must be below 1, got 0.6 \+ 0.4"),
     ],
 )
-def test_refuses_bad_arguments(tmp_path: Path, shares: tuple[float, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refuses_bad_arguments(tmp_path: Path, shares: tuple[float, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         split_cases(cases_of(1, 2), tmp_path / "split.json", *shares)
     with pytest.raises(ValueError, match="cases must hold at least one case, got none"):
         split_cases([], tmp_path / "split.json")
@@ -125,3 +126,30 @@ def test_sessions_of_a_patient_stay_together(tmp_path: Path, seed: int) -> None:
     assert {part: len(found) for part, found in patients.items()} == {"training": 4, "validation": 3, "test": 2}
     assert len(set.union(*patients.values())) == 9
     assert {part: len(found) for part, found in split.items()} == {"training": 12, "validation": 9, "test": 6}
+
+
+def test_some_cases_by_part_and_choice(decathlon: Path, tmp_path: Path) -> None:
+    cases = list_cases(decathlon)
+    split = split_cases(cases, tmp_path / "split.json", 0.34, 0.0)
+    names = [case["case"] for case in cases]
+    assert choose_cases(cases) == cases
+    assert choose_cases(cases, tmp_path / "split.json", "validation") == split["validation"]
+    assert choose_cases(cases, choice=2) == cases[:2]
+    assert [case["case"] for case in choose_cases(cases, choice=[names[2], names[0]])] == [names[2], names[0]]
+    assert choose_cases(cases, choice=names[1]) == [cases[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"part": "all"}, "part must be one of 'training', 'validation', 'test', got 'all'"),
+        ({"part": "test"}, "part must be null where there is no split of labelled cases, got 'test'"),
+        ({"part": "test", "split_file": "split.json"}, "part must be null where there is no split of labelled cases"),
+        ({"choice": 0}, "choice must be at least 1, got 0"),
+        ({"choice": ["nobody"]}, r"choice must name cases of the data, got \['nobody'\]"),
+        ({"choice": "nobody"}, r"choice must name cases of the data, got \['nobody'\]"),
+    ],
+)
+def test_choices_that_are_refused(decathlon: Path, options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        choose_cases(find_items(decathlon / "imagesTs"), **options)

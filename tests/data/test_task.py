@@ -1,34 +1,34 @@
-"""The defaults of the tasks, and what a configuration may change."""
+"""What a task takes from a configuration, and what it refuses."""
 
 import pytest
+from tasks import BUNDLES, bundle_task, pancreas
 
-from unoise_monai.data.task import TASKS, segmentation_task
+NAMES = sorted(path.name for path in BUNDLES.iterdir() if path.is_dir())
 
 
-def test_tasks_have_their_own_defaults() -> None:
-    hippocampus, pancreas = TASKS["Task04_Hippocampus"], TASKS["Task07_Pancreas"]
-    assert all(task.name == name for name, task in TASKS.items())
+def test_the_bundles_define_their_tasks() -> None:
+    tasks = {name: bundle_task(name) for name in NAMES}
+    hippocampus, abdomen = tasks["hippocampus_mr_unoise"], tasks["pancreas_ct_unoise"]
     # MR has no units: a z-score, and both parts of the hippocampus apart.
     assert hippocampus.ct_window_hu is None
     assert hippocampus.class_names == ("background", "anterior", "posterior")
     assert hippocampus.num_classes == 3
     # Koker et al. 2021 merge pancreas and tumour.
-    assert pancreas.ct_window_hu == (-96.0, 215.0)
-    assert pancreas.class_names == ("background", "pancreas+cancer")
-    assert pancreas.num_classes == 2
-    assert all(len(task.spacing_mm) == len(task.patch_size) == 3 for task in TASKS.values())
+    assert abdomen.ct_window_hu == (-96.0, 215.0)
+    assert abdomen.class_names == ("background", "pancreas+cancer")
+    assert abdomen.num_classes == 2
+    assert tasks["vessel_tof_mra_unoise"].top_percentile == 99.9
+    assert all(len(task.spacing_mm) == len(task.patch_size) == 3 for task in tasks.values())
     # Patches go through a U-Net of depth 4 without padding.
-    assert all(side % 8 == 0 for task in TASKS.values() for side in task.patch_size)
+    assert all(side % 8 == 0 for task in tasks.values() for side in task.patch_size)
 
 
-def test_a_configuration_changes_single_defaults() -> None:
-    task = segmentation_task("Task07_Pancreas", spacing_mm=[1.5, 1.5, 2.5], merge_labels=False)
+def test_the_lists_of_a_configuration_become_tuples() -> None:
+    task = pancreas(spacing_mm=[1.5, 1.5, 2.5], labels=["background", "organ"], merge_labels=False)
     assert task.spacing_mm == (1.5, 1.5, 2.5)
-    assert task.class_names == ("background", "pancreas", "cancer")
-    assert task.ct_window_hu == TASKS["Task07_Pancreas"].ct_window_hu
-    assert TASKS["Task07_Pancreas"].merge_labels
-    with pytest.raises(ValueError, match=r"task must be one of 'Task04_Hippocampus', .* got 'Task99'"):
-        segmentation_task("Task99")
+    assert task.class_names == ("background", "organ")
+    assert task == pancreas(spacing_mm=(1.5, 1.5, 2.5), labels=("background", "organ"), merge_labels=False)
+    hash(task)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_a_configuration_changes_single_defaults() -> None:
 )
 def test_a_task_refuses_bad_values(changes: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        segmentation_task("Task07_Pancreas", **changes)
+        pancreas(**changes)

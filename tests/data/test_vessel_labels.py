@@ -12,10 +12,10 @@ import pytest
 import SimpleITK
 from nibabel.affines import voxel_sizes
 
-from unoise_monai.data.reading import CaseError, LoadCased, check_grids
+from unoise_monai.data.headers import CaseError
+from unoise_monai.data.reading import LoadCased, check_item
 from unoise_monai.data.vessels import label_vessels, vessel_label
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (30, 26, 18)
 
 Write = Callable[..., Path]
@@ -37,7 +37,7 @@ def test_a_label_beside_its_volume(tmp_path: Path, write: Write, angiogram: np.n
     path = label_vessels(case)
     assert path == image.parent / "sub-01_angio_desc-semiauto_mask.nii.gz"
     assert image.read_bytes() == before
-    check_grids({**case, "label": str(path)})
+    check_item({**case, "label": str(path)})
     label = nib.load(path)
     np.testing.assert_allclose(label.affine, affine, atol=1e-5)
     assert label.get_data_dtype() == np.uint8

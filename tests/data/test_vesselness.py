@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,6 @@ from nibabel.affines import voxel_sizes
 
 from unoise_monai.data.vessels import vessel_label, vesselness
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (48, 44, 40)
 SPACING = (0.6, 0.6, 0.6)
 
@@ -165,10 +165,8 @@ def test_refuses(image: np.ndarray, options: dict, says: str) -> None:
         vessel_label(image, **{"spacing_mm": SPACING, **options})
 
 
-def test_real_angiogram() -> None:
-    path = SHARED / "tof_mra" / "chris_MRA.nii.gz"
-    if not path.is_file():
-        pytest.skip(f"real data is not there: {path}")
+def test_real_angiogram(shared: Callable[[str], Path]) -> None:
+    path = shared("tof_mra/chris_MRA.nii.gz")
     volume = nib.load(path)
     image = np.asarray(volume.dataobj)
     # A part, for speed: the circle of Willis and the front.

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from dicom_slices import UID, write_series
 
+from unoise_monai.data.cases import series_name
 from unoise_monai.data.finding import find_images, list_cases
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError
+from unoise_monai.data.reading import check_item
 from unoise_monai.data.vessels import find_angiograms, list_vessel_cases
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SIZE = (12, 10, 8)
 
 Write = Callable[..., Path]
@@ -52,15 +54,22 @@ def found(folder: Path, missing_labels: str = "keep") -> dict[str, str | None]:
         ("sub-01/anat/sub-01_acq-tof_angio.nii.gz", "derivatives/hand/sub-01/anat/sub-01_acq-tof_dseg.nii.gz"),
         ("sub-01/anat/sub-01_angio.nii.gz", "derivatives/hand/sub-01/anat/sub-01_label-vessel_desc-x_dseg.nii.gz"),
         ("sub-01/anat/sub-01_angio.nii.gz", "sub-01/anat/sub-01_angio_label-vessel.nii.gz"),
-        ("series/1.dcm", "series_mask.nii.gz"),
-        ("images/series/1.IMA", "labels/series.nii.gz"),
         ("Images/scan_7.nii.gz", "Labels/scan_7.nii.gz"),
     ],
 )
 def test_a_label_is_named_after_its_image(tmp_path: Path, image: str, label: str) -> None:
     touch(tmp_path, image, label, ".hidden/scan_9.nii.gz", f"{Path(image).parent}/._scan_7.nii.gz", "notes.txt")
-    name = str(Path(image).parent) if image.lower().endswith((".dcm", ".ima")) else image
-    assert found(tmp_path) == {name: label}
+    assert found(tmp_path) == {image: label}
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"), [("series", "series_mask.nii.gz"), ("images/series", "labels/series.nii.gz")]
+)
+def test_the_label_of_a_series_is_named_after_its_folder(tmp_path: Path, folder: str, label: str) -> None:
+    files = write_series(tmp_path / folder)
+    touch(tmp_path, label)
+    (item,) = list_vessel_cases(tmp_path, check_headers=False)
+    assert item == {"case": series_name(UID), "image": [*map(str, files)], "label": str(tmp_path / label)}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +92,7 @@ def test_what_is_neither_a_label_nor_an_angiogram(tmp_path: Path, other: str) ->
 def test_any_volume_where_none_is_named_an_angiogram(tmp_path: Path) -> None:
     touch(tmp_path, "b.nii.gz", "a.mha", "c/d.nrrd", "c/format.nii.gz")
     assert list(found(tmp_path)) == ["a.mha", "b.nii.gz", "c/d.nrrd", "c/format.nii.gz"]
+    assert [item["case"] for item in list_vessel_cases(tmp_path, "keep", False)] == ["a", "b", "d", "format"]
 
 
 @pytest.mark.parametrize("missing_labels", ["refuse", "drop", "keep", "make"])
@@ -109,7 +119,7 @@ def test_angiograms_to_explain_are_found_as_those_to_train_on_without_their_labe
     expected = [{"case": "sub-01_angio", "image": str(tmp_path / scan)}]
     assert find_angiograms(tmp_path) == expected
     assert find_angiograms(tmp_path / scan) == expected
-    with pytest.raises(CaseError, match="nowhere, which does not exist"):
+    with pytest.raises(CaseError, match="nowhere', which is not there"):
         find_angiograms(tmp_path / "nowhere")
 
 
@@ -126,10 +136,20 @@ def test_two_labels_of_an_image_and_two_images_of_a_label(tmp_path: Path) -> Non
         list_vessel_cases(tmp_path / "two")
 
 
-def test_two_volumes_of_one_name(tmp_path: Path) -> None:
-    touch(tmp_path, "1/TOF.nii.gz", "2/TOF.nii.gz")
-    with pytest.raises(CaseError, match=r"one volume a case name, got .*1/TOF.nii.gz and .*2/TOF.nii.gz for TOF"):
-        list_vessel_cases(tmp_path)
+def test_two_volumes_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "1/TOF.nii.gz", "2/TOF.nii.gz", "2/TOF_mask.nii.gz")
+    one, two = list_vessel_cases(tmp_path, "keep", check_headers=False)
+    assert (one["case"], two["case"]) == ("1_TOF", "2_TOF")
+    assert "label" not in one
+    assert two["label"] == str(tmp_path / "2/TOF_mask.nii.gz")
+
+
+def test_a_label_that_leads_out_of_the_folder_fails_its_case(tmp_path: Path) -> None:
+    touch(tmp_path, "in/scan.nii.gz", "far_mask.nii.gz")
+    (tmp_path / "in/scan_mask.nii.gz").symlink_to("../far_mask.nii.gz")
+    (item,) = list_vessel_cases(tmp_path / "in", "keep", check_headers=False)
+    with pytest.raises(CaseError, match=r"case scan: file scan.nii.gz must have a map .*, which must lie within"):
+        check_item(item)
 
 
 def test_folders_without_volumes(tmp_path: Path) -> None:
@@ -177,7 +197,7 @@ def test_a_semi_automatic_label_of_another_grid_is_refused(tmp_path: Path, write
     moved = affine.copy()
     moved[:3, 3] += 5
     write(tmp_path / "a_desc-semiauto_mask.nii.gz", np.ones(SIZE, np.uint8), moved)
-    with pytest.raises(CaseError, match=r"case a: label file .*semiauto.* must lie on the image's grid"):
+    with pytest.raises(CaseError, match=r"case a: label file .*semiauto.* must lie on the grid of the image"):
         list_vessel_cases(tmp_path, "make")
 
 
@@ -188,7 +208,7 @@ def test_headers_are_checked(tmp_path: Path, write: Write, affine: np.ndarray) -
     affine[:3, 3] += 1
     write(label, np.ones(SIZE, np.uint8), affine)
     with pytest.raises(
-        CaseError, match=r"case a: label file .*a_mask.nii.gz must lie on the image's grid, got corners"
+        CaseError, match=r"case a: label file .*a_mask.nii.gz must lie on the grid of the image, got corners"
     ):
         list_vessel_cases(tmp_path)
     assert len(list_vessel_cases(tmp_path, check_headers=False)) == 1
@@ -203,7 +223,7 @@ def test_other_formats_are_checked_too(tmp_path: Path) -> None:
     label = SimpleITK.GetImageFromArray(np.ones(SIZE, np.uint8))
     SimpleITK.WriteImage(image, str(tmp_path / "a.mha"))
     SimpleITK.WriteImage(label, str(tmp_path / "a_mask.nrrd"))
-    with pytest.raises(CaseError, match=r"case a: label file .*a_mask.nrrd must lie on the image's grid"):
+    with pytest.raises(CaseError, match=r"case a: label file .*a_mask.nrrd must lie on the grid of the image"):
         list_vessel_cases(tmp_path)
     label.CopyInformation(image)
     SimpleITK.WriteImage(label, str(tmp_path / "a_mask.nrrd"))
@@ -214,16 +234,14 @@ def test_other_formats_are_checked_too(tmp_path: Path) -> None:
 
 
 def test_a_series_is_a_case_and_finds_the_label_that_was_made_for_it(tmp_path: Path, series: Path) -> None:
-    assert list_vessel_cases(series, "keep") == [{"case": "series", "image": str(series)}]
+    item = {"case": series_name(UID), "image": [str(path) for path in sorted(series.iterdir())]}
+    assert list_vessel_cases(series, "keep") == [item]
     cases = list_vessel_cases(series, "make")
-    label = tmp_path / "series_desc-semiauto_mask.nii.gz"
-    assert cases == [{"case": "series", "image": str(series), "label": str(label)}]
+    assert cases == [{**item, "label": str(tmp_path / "series_desc-semiauto_mask.nii.gz")}]
     assert list_vessel_cases(series, "make") == list_vessel_cases(tmp_path, "make") == cases
 
 
-def test_real_angiogram() -> None:
-    folder = SHARED / "tof_mra"
-    if not folder.is_dir():
-        pytest.skip(f"real data is not there: {folder}")
+def test_real_angiogram(shared: Callable[[str], Path]) -> None:
+    folder = shared("tof_mra")
     (case,) = list_vessel_cases(folder, "keep")
     assert case["case"] == "chris_MRA"

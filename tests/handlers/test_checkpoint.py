@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -88,6 +88,17 @@ def stop_in(run: Run, epoch: int, batch: int, kill: bool = False) -> Run:
     return run
 
 
+def broken(run: Run, epoch: int, batch: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stop_in(run, epoch, batch).trainer.run()
+
+
+def finished(*arguments: Any, **options: Any) -> Run:
+    run = new_run(*arguments, **options)
+    run.trainer.run()
+    return run
+
+
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.network.state_dict().items()}
 
@@ -97,8 +108,7 @@ def read(path: Path) -> dict:
 
 
 def assert_equals_unbroken_run(run: Run, folder: Path) -> None:
-    unbroken = new_run(folder / "unbroken")
-    unbroken.trainer.run()
+    unbroken = finished(folder / "unbroken")
     assert unbroken.steps == EPOCHS * BATCHES
     assert run.steps == EPOCHS * BATCHES
     assert run.trainer.state.epoch == EPOCHS
@@ -111,20 +121,16 @@ def assert_equals_unbroken_run(run: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("epoch", [1, 2, 4, 5])
 def test_a_broken_run_ends_as_an_unbroken_one(tmp_path: Path, epoch: int) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path), epoch, batch=2).trainer.run()
-    again = new_run(tmp_path)
-    again.trainer.run()
+    broken(new_run(tmp_path), epoch, batch=2)
+    again = finished(tmp_path)
     assert again.epochs == list(range(epoch, EPOCHS + 1))
     assert_equals_unbroken_run(again, tmp_path)
 
 
 def test_a_run_may_break_again_and_again(tmp_path: Path) -> None:
     for epoch in (2, 3, 3, 5):
-        with pytest.raises(KeyboardInterrupt):
-            stop_in(new_run(tmp_path), epoch, batch=1).trainer.run()
-    again = new_run(tmp_path)
-    again.trainer.run()
+        broken(new_run(tmp_path), epoch, batch=1)
+    again = finished(tmp_path)
     assert again.epochs == [5]
     assert_equals_unbroken_run(again, tmp_path)
 
@@ -134,8 +140,7 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
     assert read(tmp_path / "last.pt")["epoch"] == 2
-    again = new_run(tmp_path)
-    again.trainer.run()
+    again = finished(tmp_path)
     assert again.epochs == [3, 4, 5]
     assert_equals_unbroken_run(again, tmp_path)
 
@@ -146,11 +151,9 @@ def test_a_worse_model_does_not_replace_the_best(tmp_path: Path) -> None:
     first.trainer.add_event_handler(
         Events.EPOCH_COMPLETED, lambda engine: snapshots.setdefault(engine.state.epoch, weights(first))
     )
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(first, 3, batch=1).trainer.run()
+    broken(first, 3, batch=1)
     torch.testing.assert_close(read(tmp_path / "best.pt"), snapshots[2], rtol=0, atol=0)
-    again = new_run(tmp_path)
-    again.trainer.run()
+    again = finished(tmp_path)
     torch.testing.assert_close(read(tmp_path / "best.pt"), snapshots[2], rtol=0, atol=0)
     assert again.evaluator.state.best_metric == pytest.approx(0.8)
     assert again.evaluator.state.best_metric_epoch == 2
@@ -158,11 +161,9 @@ def test_a_worse_model_does_not_replace_the_best(tmp_path: Path) -> None:
 
 def test_a_better_model_replaces_the_best(tmp_path: Path) -> None:
     scores = (0.3, 0.8, 0.5, 0.9, 0.7)
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path, scores), 3, batch=1).trainer.run()
+    broken(new_run(tmp_path, scores), 3, batch=1)
     before = read(tmp_path / "best.pt")
-    again = new_run(tmp_path, scores)
-    again.trainer.run()
+    again = finished(tmp_path, scores)
     assert again.evaluator.state.best_metric_epoch == 4
     assert not torch.equal(read(tmp_path / "best.pt")["0.weight"], before["0.weight"])
 
@@ -170,11 +171,9 @@ def test_a_better_model_replaces_the_best(tmp_path: Path) -> None:
 def test_killed_before_the_first_validation(tmp_path: Path) -> None:
     """A best score of nothing must not count as one, even where every real score is negative."""
     scores = (0.0, 0.0, -5.0, 0.0, 0.0)
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path, scores, interval=3), 3, batch=1).trainer.run()
+    broken(new_run(tmp_path, scores, interval=3), 3, batch=1)
     assert not (tmp_path / "best.pt").exists()
-    again = new_run(tmp_path, scores, interval=3)
-    again.trainer.run()
+    again = finished(tmp_path, scores, interval=3)
     assert again.evaluator.state.best_metric == -5
     assert (tmp_path / "best.pt").is_file()
 
@@ -184,36 +183,23 @@ def test_killed_after_the_last_epoch(tmp_path: Path) -> None:
     first.trainer.remove_event_handler(first.trainer._event_handlers[Events.COMPLETED][-1][0], Events.COMPLETED)
     first.trainer.run()
     assert read(tmp_path / "last.pt")["epoch"] == EPOCHS
-    again = new_run(tmp_path)
-    again.trainer.run()
+    again = finished(tmp_path)
     assert again.epochs == []
     torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
     assert not (tmp_path / "last.pt").exists()
 
 
 def test_a_completed_run_starts_from_scratch(tmp_path: Path) -> None:
-    first = new_run(tmp_path)
-    first.trainer.run()
+    first = finished(tmp_path)
     everything = list(range(1, EPOCHS + 1))
     assert first.epochs == everything
-    again = new_run(tmp_path)
-    again.trainer.run()
+    again = finished(tmp_path)
     assert again.epochs == everything
     assert_equals_unbroken_run(again, tmp_path)
 
 
-def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path), 4, batch=1).trainer.run()
-    state = read(tmp_path / "last.pt")
-    assert set(state["objects"]) == {"network", "optimizer", "lr_scheduler"}
-    assert (state["epoch"], state["iteration"]) == (3, 3 * BATCHES)
-    assert (state["best_metric"], state["best_metric_epoch"]) == (pytest.approx(0.8), 2)
-
-
 def test_a_checkpoint_of_other_objects_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path), 2, batch=1).trainer.run()
+    broken(new_run(tmp_path), 2, batch=1)
     other = new_run(tmp_path / "other")
     before = weights(other)
     checkpoint = RunCheckpoint(tmp_path / "last.pt", {"network": other.network, "loss": nn.Identity()})
@@ -230,13 +216,8 @@ def test_an_evaluator_may_come_later(tmp_path: Path) -> None:
     assert run.evaluator.state.best_metric == pytest.approx(0.3)
 
 
-if __name__ == "__main__":
-    stop_in(new_run(Path(sys.argv[1])), epoch=3, batch=2, kill=True).trainer.run()
-
-
 def test_a_run_of_another_length_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        stop_in(new_run(tmp_path), epoch=3, batch=1).trainer.run()
+    broken(new_run(tmp_path), 3, batch=1)
     longer = new_run(tmp_path)
     longer.trainer.state.max_epochs = EPOCHS + 3
     before = weights(longer)
@@ -247,8 +228,11 @@ def test_a_run_of_another_length_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_validation_the_last_weights_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = new_run(tmp_path, interval=EPOCHS + 1)
-    run.trainer.run()
+    run = finished(tmp_path, interval=EPOCHS + 1)
     assert not (tmp_path / "best.pt").exists()
     torch.testing.assert_close(read(tmp_path / "last.pt")["objects"]["network"], weights(run), rtol=0, atol=0)
     assert "no validation ran" in caplog.text
+
+
+if __name__ == "__main__":
+    stop_in(new_run(Path(sys.argv[1])), epoch=3, batch=2, kill=True).trainer.run()

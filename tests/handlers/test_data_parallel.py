@@ -111,18 +111,24 @@ def train_on_ranks(norm: bool, folder: Path, breaks_after: int = 0) -> dict[str,
     return network.segmenter.state_dict()
 
 
-def same_noise_ratio(of: str) -> float:
-    """Lambda after one update on this rank's half of four items, some of which lack a class."""
+def survival(of: str, batch: list[dict[str, Tensor]], highest: dict[int, int]) -> float:
+    """After one update on a batch, some of whose items lack the classes above their highest."""
     network, ratio = new_network(norm=True).eval(), DualNoiseRatio(of=of)
     engine = Engine(lambda engine, batch: None)
     engine.inferer = SimpleInferer()  # type: ignore[attr-defined]
-    batch = items(4)[idist.get_rank() :: idist.get_world_size()]
     image, label = (torch.stack([item[key] for item in batch]) for key in ("image", "label"))
-    label[0].clamp_(max=1 - idist.get_rank())
+    for item, most in highest.items():
+        label[item].clamp_(max=most)
     with torch.no_grad():
         engine.state.output = {"image": image, "label": label, "pred": network(image)}
     NoiseRatioUpdater(network, ratio)(engine)
     return float(ratio.survival)
+
+
+def survival_on_ranks(of: str) -> float:
+    """On this rank's half of four items."""
+    rank = idist.get_rank()
+    return survival(of, items(4)[rank :: idist.get_world_size()], {0: 1 - rank})
 
 
 def resume_from_own_folder(folder: Path) -> str:
@@ -157,8 +163,8 @@ def job(folder: Path) -> dict[str, Any]:
         "broken": train_on_ranks(True, folder, breaks_after=2),
         "left": (folder / "last.pt").exists(),
         "continued": train_on_ranks(True, folder),
-        "dice": same_noise_ratio("dice"),
-        "loss": same_noise_ratio("loss"),
+        "dice": survival_on_ranks("dice"),
+        "loss": survival_on_ranks("loss"),
         "resumed": resume_from_own_folder(folder),
         "best": best_model(folder),
     }
@@ -251,18 +257,9 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(ranks: list[dict[str, Any
 @pytest.mark.parametrize("of", ["dice", "loss"])
 def test_noise_ratio_is_that_of_the_whole_batch(ranks: list[dict[str, Any]], of: str) -> None:
     batch = items(4)
-    order = [batch[index] for index in (0, 2, 1, 3)]
-    image, label = (torch.stack([item[key] for item in order]) for key in ("image", "label"))
-    label[0].clamp_(max=1)
-    label[2].clamp_(max=0)
-    network, ratio = new_network(norm=True).eval(), DualNoiseRatio(of=of)
-    engine = Engine(lambda engine, batch: None)
-    engine.inferer = SimpleInferer()  # type: ignore[attr-defined]
-    with torch.no_grad():
-        engine.state.output = {"image": image, "label": label, "pred": network(image)}
-    NoiseRatioUpdater(network, ratio)(engine)
-    assert ranks[0][of] == ranks[1][of] == pytest.approx(float(ratio.survival), rel=1e-6)
-    assert 0 < float(ratio.survival) < 1
+    expected = survival(of, [batch[index] for index in (0, 2, 1, 3)], {0: 1, 2: 0})
+    assert ranks[0][of] == ranks[1][of] == pytest.approx(expected, rel=1e-6)
+    assert 0 < expected < 1
 
 
 def test_rank_0_alone_writes(ranks: list[dict[str, Any]], folder: Path) -> None:

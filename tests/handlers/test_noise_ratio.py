@@ -26,40 +26,41 @@ class Bright(nn.Module):
         return torch.cat([-4 * x, 4 * x], dim=1)
 
 
-def data(batches: int) -> list[dict[str, Tensor]]:
+def data() -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(2, 1, 8, 8, generator=generator) * 2 - 1 for _ in range(batches)]
+    images = [torch.rand(2, 1, 8, 8, generator=generator) * 2 - 1 for _ in range(4)]
     return [{"image": image, "label": (image > 0).long()} for image in images]
 
 
-def trainer(
-    noise_ratio: DualNoiseRatio | float, sigma_max: float, every: int = 1, batches: int = 4
-) -> tuple[SupervisedTrainer, UNoise]:
+def trainer(noise_ratio: DualNoiseRatio | float, sigma_max: float, every: int = 1) -> tuple[SupervisedTrainer, UNoise]:
     torch.manual_seed(0)
     unoise = UNoise(ExplainedSegmenter(Bright(), UNet(2, 1, 1, 1, 1)), 0.0, sigma_max)
     engine = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=1,
-        train_data_loader=data(batches),
+        train_data_loader=data(),
         network=unoise,
         optimizer=torch.optim.Adam(unoise.segmenter.noise_model.parameters(), 1e-3),
         loss_function=UNoiseLoss(noise_ratio),
         train_handlers=[NoiseRatioUpdater(unoise, noise_ratio, every)],
-        epoch_length=batches,
         decollate=False,
     )
     return engine, unoise
 
 
 @pytest.mark.parametrize("of", ["dice", "loss"])
-@pytest.mark.parametrize(("sigma_max", "sign"), [(1e-4, 1), (50.0, -1)], ids=["faint noise", "strong noise"])
-def test_run_moves_lambda(of: str, sigma_max: float, sign: int) -> None:
+@pytest.mark.parametrize(
+    ("sigma_max", "every", "steps"),
+    [(1e-4, 1, 4), (50.0, 1, -4), (1e-4, 2, 2)],
+    ids=["faint", "strong", "every second"],
+)
+def test_run_moves_lambda(of: str, sigma_max: float, every: int, steps: int) -> None:
     ratio = DualNoiseRatio(keep=0.9, of=of, start=0.01, rate=0.1)
-    engine, unoise = trainer(ratio, sigma_max)
+    engine, unoise = trainer(ratio, sigma_max, every)
     engine.run()
-    # Four steps of the whole rate: all survives faint noise, and next to nothing strong noise.
-    assert math.log(float(ratio) / 0.01) == pytest.approx(4 * 0.1 * sign, rel=0.02)
-    assert unoise.segmenter.utility.calls == 8
+    # Steps of the whole rate, in four batches: all survives faint noise, and next to nothing strong noise.
+    assert math.log(float(ratio) / 0.01) == pytest.approx(0.1 * steps, rel=0.02)
+    assert unoise.segmenter.utility.calls == 4 + abs(steps)
 
 
 def test_scores_are_of_the_same_batch_with_and_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,14 +80,6 @@ def test_scores_are_of_the_same_batch_with_and_without_noise(monkeypatch: pytest
     # The utility segments the clean image without an error.
     assert [clean for _, clean in scores] == [1.0] * 4
     assert max(seen) < 1
-
-
-def test_every_so_many_batches() -> None:
-    ratio = DualNoiseRatio(start=0.01, rate=0.1)
-    engine, unoise = trainer(ratio, 1e-4, every=2)
-    engine.run()
-    assert math.log(float(ratio) / 0.01) == pytest.approx(2 * 0.1, rel=0.02)
-    assert unoise.segmenter.utility.calls == 6
 
 
 @pytest.mark.parametrize("noise_ratio", [0.01, DualNoiseRatio()], ids=["number", "dual"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,13 +13,16 @@ import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.eulerangles import euler2mat
+from tasks import hippocampus
 from torch import Tensor, nn
 
-from unoise_monai.data import CaseError, SegmentationTask, segmentation_task
+from unoise_monai.data import CaseError, SegmentationTask, preprocessing
+from unoise_monai.data.reading import CaseCompose
 from unoise_monai.inference import TiledInferer
-from unoise_monai.inference.explain import Explainer, SplitExplanationd
+from unoise_monai.inference.explain import Explainer, SplitExplanationd, postprocessing
 from unoise_monai.unoise import ExplainedSegmenter
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -26,6 +31,10 @@ AFFINE = from_matvec(euler2mat(0.4, -0.3, 0.2) @ np.diag([0.9, 1.2, -2.0]), [41.
 SHAPE = (25, 21, 14)
 TASK = SegmentationTask("CT", ("background", "organ"), (1.0, 1.5, 1.25), (16, 16, 16), (-100.0, 100.0))
 SAME_GRID = SegmentationTask("CT", TASK.labels, tuple(voxel_sizes(AFFINE).tolist()), TASK.patch_size, TASK.ct_window_hu)
+
+
+def chain(task: SegmentationTask = TASK) -> CaseCompose:
+    return preprocessing(task, with_label=False)
 
 
 class Voxelwise(nn.Module):
@@ -51,7 +60,7 @@ def segmenter(*weights: float) -> ExplainedSegmenter:
 
 
 def explainer(network: ExplainedSegmenter, task: SegmentationTask = TASK) -> Explainer:
-    return Explainer(network, task, TiledInferer(precision="fp32"))
+    return Explainer(network, chain(task), TiledInferer(precision="fp32"))
 
 
 def importance_of(hounsfield: np.ndarray) -> np.ndarray:
@@ -127,7 +136,7 @@ def test_the_network_comes_back_in_its_mode(scan: Path, mode: bool) -> None:
     torch.testing.assert_close(values, explainer(network.eval())(scan).importance)
     network.train(mode).noise_model.dropout.train(not mode)
     with pytest.raises(MemoryError, match="no room"):
-        Explainer(network, TASK, Failing())(scan)
+        Explainer(network, chain(), Failing())(scan)
     assert {name: module.training for name, module in network.named_modules()} == before
 
 
@@ -138,15 +147,45 @@ def test_any_inferer_will_do(scan: Path) -> None:
 
     expected = explainer(segmenter(-1.0, 1.0))(scan).importance
     for inferer in (Plain(), SimpleInferer()):
-        actual = Explainer(segmenter(-1.0, 1.0), TASK, inferer)(scan).importance
+        actual = Explainer(segmenter(-1.0, 1.0), chain(), inferer)(scan).importance
         torch.testing.assert_close(actual.as_tensor(), expected.as_tensor())
 
 
 def test_default_inferer_and_device(scan: Path) -> None:
-    explanation = Explainer(segmenter(-1.0, 1.0), TASK)(scan)
+    explanation = Explainer(segmenter(-1.0, 1.0), chain())(scan)
     assert explanation.importance.device.type == "cpu"
     hounsfield = np.asarray(nib.load(scan).dataobj)
     assert np.abs(explanation.importance[0].numpy() - importance_of(hounsfield)).mean() < 0.02
+
+
+def test_any_chain_and_any_way_back_will_do(scan: Path) -> None:
+    """MONAI's own transforms, and a postprocessing that gives something else."""
+    plain = Compose([LoadImaged("image"), EnsureChannelFirstd("image"), Orientationd("image", "RAS", labels=None)])
+
+    def decided(item: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        restored = postprocessing(plain)(item)
+        return {**restored, "importance": (restored["importance"] > 0.5).float()}
+
+    explanation = Explainer(segmenter(-1.0, 1.0), plain, TiledInferer(precision="fp32"), decided)(scan)
+    intensity = np.asarray(nib.load(scan).dataobj)
+    assert explanation.case == "scan_3"
+    np.testing.assert_array_equal(explanation.importance[0].numpy(), 1 / (1 + np.exp(-intensity)) > 0.5)
+    np.testing.assert_array_equal(explanation.importance.affine, nib.load(scan).affine)
+
+
+def test_a_map_goes_back_to_the_grid_of_the_file(scan: Path) -> None:
+    """As the importance does, if by another way: of the same values the same."""
+    run = explainer(segmenter(-1.0, 1.0))
+    item = run.preprocess({"image": str(scan), "case": "a"})
+    pred = run.predict(item["image"])
+    assert pred.shape == (3, *item["image"].shape[1:])
+    expected = run(scan).importance
+    restored = run.on_file_grid(pred[None, -1:], item)
+    assert restored.shape == (1, *SHAPE)
+    np.testing.assert_allclose(restored.as_tensor(), expected.as_tensor(), atol=1e-6)
+    np.testing.assert_array_equal(restored.affine, nib.load(scan).affine)
+    # The item is as it was: another map of it goes the same way.
+    torch.testing.assert_close(run.on_file_grid(pred[None, -1:], item), restored)
 
 
 def test_errors_name_the_case(scan: Path) -> None:
@@ -185,7 +224,7 @@ def test_real_series() -> None:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     series = reader.Execute()
-    explanation = explainer(segmenter(-1.0, 1.0), segmentation_task("Task04_Hippocampus"))(folder)
+    explanation = explainer(segmenter(-1.0, 1.0), hippocampus())(folder)
     assert explanation.case == "dicom_series"
     assert explanation.importance.shape == (1, *series.GetSize()) == (1, 35, 51, 32)
     # DICOM counts millimetres to the left and to the back, NIfTI to the right and to the front.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,12 +95,6 @@ def test_works_inside_inference_mode_and_for_scripted_networks() -> None:
     assert cost.bytes_per_voxel >= memory.WORKSPACE * 4 * (1 + 4 + 4)
 
 
-@pytest.mark.parametrize("network", [nn.MaxPool2d(2), nn.Flatten()])
-def test_output_off_the_grid_is_refused(network: nn.Module) -> None:
-    with pytest.raises(ValueError, match="network must give one tensor"):
-        measured(network)
-
-
 def brute_force(units: tuple[int, ...], margin: int, limit: int) -> int | None:
     """The fewest tiles over every equal extent of every side, counted by walking the side."""
 
@@ -169,10 +164,6 @@ def test_a_batch_shares_the_budget() -> None:
     assert math.prod(fitting_tile(cost, (2, 1, 16, 16, 16), 4, 0, budget)) < 16**3
 
 
-def test_default_budget_is_half_the_free_ram() -> None:
-    assert 0 < default_budget(CPU) < 2**50
-
-
 def test_default_budget_on_cuda_counts_the_cache_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
@@ -181,20 +172,14 @@ def test_default_budget_on_cuda_counts_the_cache_as_free(monkeypatch: pytest.Mon
 
 
 def test_container_limit_lowers_the_ram(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files = {
-        "/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n",
-        "/sys/fs/cgroup/memory.max": "5000000\n",
-        "/sys/fs/cgroup/memory.current": "3000000\n",
-        "/sys/fs/cgroup/memory.stat": "anon 1\ninactive_file 1000000\n",
-    }
-    for name, text in files.items():
-        path = tmp_path / name[1:]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name[1:])
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000_000))
     assert default_budget(CPU) == 1_500_000
-    (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    assert default_budget(CPU) == 1024 * 4000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert default_budget(CPU) == 4_000_000
 
 
 def test_the_way_back_counts_where_gradients_are_asked_for() -> None:

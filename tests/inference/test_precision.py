@@ -9,8 +9,8 @@ import torch
 from monai.data import MetaTensor
 from torch import nn
 
-from unoise_monai.inference import precision
-from unoise_monai.inference.precision import (
+from unoise_monai.inference import memory as precision
+from unoise_monai.inference.memory import (
     AutocastInferer,
     autocast,
     differentiable,
@@ -43,12 +43,7 @@ def test_auto_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, units: bool, expe
 
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [
-        ({"avx512_bf16": True}, True),
-        ({"bf16": True}, True),
-        ({"avx512_f": True, "amx_bf16": False}, False),
-        ({}, False),
-    ],
+    [({"avx512_bf16": True}, True), ({"bf16": True}, True), ({"avx512_f": True, "amx_bf16": False}, False)],
 )
 def test_fast_bf16_is_what_the_processor_tells(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: bool
@@ -181,7 +176,8 @@ def test_autocast_inferer_passes_arguments_and_keeps_a_tuple() -> None:
 
 
 def test_auto_trains_in_fp32_where_it_would_be_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "resolve_precision", lambda device, name="auto": FP16[name])
+    dtypes = {"auto": torch.float16, "fp32": torch.float32}
+    monkeypatch.setattr(precision, "resolve_precision", lambda device, name="auto": dtypes[name])
     network, seen = nn.Conv2d(1, 1, 1), []
     monkeypatch.setattr(precision, "to_fast_layout", lambda x, dtype: seen.append(dtype) or x)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
@@ -189,6 +185,3 @@ def test_auto_trains_in_fp32_where_it_would_be_fp16(monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         AutocastInferer()(torch.ones(1, 1, 2, 2), network)
     assert seen == [torch.float32, torch.float16]
-
-
-FP16 = {"auto": torch.float16, "fp32": torch.float32}

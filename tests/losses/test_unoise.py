@@ -60,7 +60,7 @@ def test_does_not_overflow_where_no_noise_is_tolerated() -> None:
     torch.testing.assert_close(z.grad, torch.full_like(z, -0.5 / z.numel()))
 
 
-def test_half_precision_outputs_are_summed_in_float32() -> None:
+def test_half_precision_is_summed_in_float32() -> None:
     logits, z, label = batch(2)
     loss = UNoiseLoss(1.0)((logits.bfloat16(), z.bfloat16()), label)
     assert loss.dtype == torch.float32

@@ -163,12 +163,6 @@ def test_the_pull_makes_importance_the_rank() -> None:
     torch.testing.assert_close(tolerance[order], (torch.arange(200) + 0.5) / 200, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("calibration", [-0.1, math.inf, math.nan])
-def test_refuses_a_pull_that_is_none(calibration: float) -> None:
-    with pytest.raises(ValueError, match=f"calibration must be a finite number of at least 0, got {calibration}"):
-        VisibleShareLoss(calibration)
-
-
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
@@ -186,7 +180,10 @@ def test_refuses_what_it_cannot_hide_by(options: dict[str, object], rule: str) -
         wrapper(**options)
 
 
-def test_refuses_bad_images_and_noise_models() -> None:
+def test_refuses_bad_calibrations_images_and_noise_models() -> None:
+    for calibration in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"calibration must be a finite number of at least 0, got {calibration}"):
+            VisibleShareLoss(calibration)
     with pytest.raises(ValueError, match="image"):
         wrapper()(torch.full((1, 1, 6, 5), math.nan))
     with pytest.raises(ValueError, match="noise_model must give one channel on the image's grid"):

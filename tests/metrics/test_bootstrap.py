@@ -149,3 +149,11 @@ def test_refuses_pairs_that_are_none() -> None:
         bootstrap_difference([0, 1], [math.inf, 2])
     with pytest.raises(ValueError, match="first must be finite or NaN"):  # their difference would pass as missing
         bootstrap_difference([math.inf, 1], [math.inf, 2])
+
+
+def test_a_difference_draws_whole_groups() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=12), rng.normal(size=12)
+    groups = list("aabbccddeeff")
+    assert bootstrap_difference(first, second, groups=groups) == bootstrap_mean(first - second, groups=groups)
+    assert bootstrap_difference(first, second, groups=groups) != bootstrap_difference(first, second)

@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -12,11 +13,14 @@ from unoise_monai.attribution.targets import SoftDice
 from unoise_monai.metrics.overlap import (
     MEASURES,
     check_measures,
+    dice_per_class,
     foreground_dice,
     foreground_iou,
+    segmentation_pair,
     soft_dice,
     surface_distance,
 )
+from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.modes import segmentation
 
 SPACING = {2: (0.5, 2.0), 3: (0.7, 1.3, 2.5)}
@@ -46,16 +50,54 @@ def each_class(logits: Tensor, label: Tensor, score: object) -> Tensor:
     return torch.tensor(rows)
 
 
+def naive_dice(found: Tensor, wanted: Tensor) -> float:
+    return 2 * sum((found & wanted).flatten().tolist()) / sum([*found.flatten().tolist(), *wanted.flatten().tolist()])
+
+
 @pytest.mark.parametrize("classes", [1, 2, 4])
 @pytest.mark.parametrize("spatial", [(4, 5), (3, 4, 2)])
-def test_iou_equals_counting_voxels(classes: int, spatial: tuple[int, ...]) -> None:
+def test_dice_and_iou_equal_counting_voxels(classes: int, spatial: tuple[int, ...]) -> None:
     logits, label = batch(classes, spatial)
-    expected = each_class(logits, label, lambda found, wanted: float((found & wanted).sum() / (found | wanted).sum()))
-    result = foreground_iou(logits, label)
-    torch.testing.assert_close(result, expected, equal_nan=True)
-    assert bool(result[1, 0].isnan())
-    dice = foreground_dice(logits, label)
-    torch.testing.assert_close(result, dice / (2 - dice), equal_nan=True)
+    dice = each_class(logits, label, naive_dice)
+    iou = each_class(logits, label, lambda found, wanted: float((found & wanted).sum() / (found | wanted).sum()))
+    assert bool(dice[1, 0].isnan())
+    for kind in (torch.uint8, torch.float32):
+        torch.testing.assert_close(foreground_dice(logits, label.to(kind)), dice, equal_nan=True)
+    torch.testing.assert_close(foreground_iou(logits, label), iou, equal_nan=True)
+    wrapped = foreground_dice(MetaTensor(logits), MetaTensor(label.float()))
+    assert type(wrapped) is Tensor
+    torch.testing.assert_close(wrapped, dice, equal_nan=True)
+    for item in range(3):
+        arrays = (segmentation(logits)[item, 0].numpy().astype(np.uint8), label[item, 0].numpy())
+        assert dice_per_class(*arrays, max(classes, 2)) == pytest.approx(dice[item].tolist(), nan_ok=True)
+
+
+def test_a_class_found_where_there_is_none_is_nan_and_a_missed_one_is_0() -> None:
+    assert dice_per_class([1, 1, 0], [0, 0, 0], 2) == pytest.approx([math.nan], nan_ok=True)
+    assert dice_per_class([0, 0, 2], [1, 0, 2], 3) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (([0, 1], [0], 2), r"segmentation and label must have one shape, got \(2,\) and \(1,\)"),
+        (([0, 2], [0, 1], 2), "segmentation must hold classes below 2, got 2"),
+        (([0, 1], [0, 3], 2), "label must hold classes below 2, got 3"),
+    ],
+)
+def test_dice_refuses(given: tuple, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        dice_per_class(*given)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_pair_is_one_hot(classes: int) -> None:
+    logits, label = batch(classes, (4, 5))
+    for one_hot, indices in zip(segmentation_pair(logits, label), (segmentation(logits), label), strict=True):
+        assert one_hot.shape == (3, max(classes, 2), 4, 5)
+        assert set(one_hot.unique().tolist()) <= {0.0, 1.0}
+        assert bool((one_hot.sum(dim=1) == 1).all())
+        assert torch.equal(one_hot.argmax(dim=1, keepdim=True), indices)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 4])
@@ -192,6 +234,11 @@ def test_check_measures() -> None:
 
 
 @pytest.mark.parametrize("bad", [(1.0,), (1.0, 1.0, 1.0), (1.0, 0.0), (1.0, math.inf), (math.nan, 1.0)])
-def test_surface_distance_refuses_bad_spacing(bad: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
-        surface_distance(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), bad)
+def test_distances_refuse_bad_spacing(bad: tuple[float, ...]) -> None:
+    for measure in (surface_distance, lambda _, label, spacing_mm: distance_map(label, spacing_mm)):
+        with pytest.raises(ValueError, match=r"spacing_mm must .*, got \("):
+            measure(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), bad)
+
+
+def test_logit_0_is_background() -> None:
+    assert segmentation(torch.tensor([-1.0, 0.0, 1e-6]).view(1, 1, 3)).flatten().tolist() == [0, 0, 1]

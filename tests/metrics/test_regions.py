@@ -1,4 +1,6 @@
-"""How much importance lies in each region, against loops over voxels and blocks, and on a real CT with its organs."""
+"""How much importance lies in each region, against loops, over cases, and on a real CT with its organs."""
+
+from __future__ import annotations
 
 import itertools
 import json
@@ -12,8 +14,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from unoise_monai.metrics.bootstrap import Interval
-from unoise_monai.metrics.regions import ELSEWHERE, RegionRow, region_importance
+from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+from unoise_monai.metrics.regions import ELSEWHERE, RegionRow, region_importance, regions_over_cases
 
 ABDOMEN = Path(__file__).parents[2].parent / "shared" / "data" / "abdomen_ct"
 NAMES = {1: "liver", 2: "spleen", 5: "aorta"}
@@ -30,7 +32,7 @@ def by_name(rows: list[RegionRow]) -> dict[str, RegionRow]:
     return {row.name: row for row in rows}
 
 
-def naive_figures(pairs: list[tuple[float, str]], name: str) -> tuple[float, float, float]:
+def naive_results(pairs: list[tuple[float, str]], name: str) -> tuple[float, float, float]:
     """Share of the importance, its ratio to the share of the volume, and the mean importance."""
     inside = [value for value, own in pairs if own == name]
     share = sum(inside) / sum(value for value, _ in pairs)
@@ -55,7 +57,7 @@ def test_equals_the_loop_over_voxels(size: tuple[int, ...], block: int) -> None:
     assert set(rows) == {"liver", "spleen", "aorta", ELSEWHERE}
     for name, row in rows.items():
         assert (row.importance_share.mean, row.ratio.mean, row.density.mean) == pytest.approx(
-            naive_figures(pairs, name)
+            naive_results(pairs, name)
         )
         assert row.volume_share == pytest.approx(sum(own == name for _, own in pairs) / len(pairs))
         assert row.ratio.count == sum(any(own == name for _, own in one) for one in blocks)
@@ -69,8 +71,8 @@ def test_intervals_equal_a_loop_over_drawn_blocks() -> None:
     rng = np.random.default_rng(4)
     chosen = [[pair for k in rng.integers(12, size=12) for pair in blocks[k]] for _ in range(60)]
     for name, row in rows.items():
-        figures = np.array([naive_figures(pairs, name) for pairs in chosen])
-        low, high = np.quantile(figures, [0.1, 0.9], axis=0)
+        results = np.array([naive_results(pairs, name) for pairs in chosen])
+        low, high = np.quantile(results, [0.1, 0.9], axis=0)
         for k, interval in enumerate((row.importance_share, row.ratio, row.density)):
             assert (interval.low, interval.high) == pytest.approx((low[k], high[k]))
 
@@ -224,3 +226,64 @@ def test_the_organs_of_a_real_ct() -> None:
     assert found["liver"].ratio.low < found["liver"].ratio.mean < found["liver"].ratio.high
     # Bone is full of edges, the inside of a liver has few.
     assert found["femur_left"].ratio.low > 1 > found["liver"].ratio.high
+
+
+def case(seed: int, labels: int = 3, scale: float = 1.0) -> list[RegionRow]:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, labels, (1, 1, 6, 5, 2), generator=generator)
+    importance = scale * torch.rand(label.shape, generator=generator)
+    return region_importance(importance, label, NAMES, spacing_mm=(1.0, 2.0 + seed, 1.5), block=2, draws=5)
+
+
+@pytest.mark.parametrize("groups", [None, ["a", "b", "a", "c"]])
+def test_is_the_bootstrap_of_the_cases_own_results(groups: list[str] | None) -> None:
+    cases = [case(seed) for seed in range(4)]
+    rows = regions_over_cases(cases, groups, level=0.9, draws=100, seed=3)
+    assert {row.name for row in rows} == {"liver", "spleen", ELSEWHERE}
+    for row in rows:
+        own = [next(one for one in rows if one.name == row.name) for rows in cases]
+        for field in ("importance_share", "ratio", "density", "density_per_ml"):
+            expected = bootstrap_mean([getattr(one, field).mean for one in own], 0.9, 100, 3, groups)
+            assert getattr(row, field) == expected
+            assert expected.count == 4
+        assert row.volume_share == pytest.approx(sum(one.volume_share for one in own) / 4)
+        assert row.volume_ml == pytest.approx(sum(one.volume_ml for one in own) / 4)
+    assert sum(row.importance_share.mean for row in rows) == pytest.approx(1)
+
+
+def test_a_case_without_the_region_is_left_out() -> None:
+    cases = [case(0), case(1, labels=2), case(2), case(3, scale=0.0)]
+    rows = {row.name: row for row in regions_over_cases(cases, draws=50)}
+    spleens = [next(row for row in cases[k] if row.name == "spleen") for k in (0, 2, 3)]
+    spleen = rows["spleen"]
+    assert (spleen.ratio.count, spleen.ratio.missing) == (2, 2)
+    assert spleen.ratio.mean == pytest.approx((spleens[0].ratio.mean + spleens[1].ratio.mean) / 2)
+    assert (spleen.density.count, spleen.density.missing) == (3, 1)
+    assert spleen.volume_share == pytest.approx(sum(row.volume_share for row in spleens) / 3)
+    assert (rows["liver"].ratio.count, rows["liver"].ratio.missing) == (3, 1)
+
+
+@pytest.mark.parametrize("order", ["ratio", "importance_share"])
+def test_sorted_with_nan_last(order: str) -> None:
+    flat = [row for row in case(1, scale=0.0) if row.name == "spleen"]
+    cases = [flat, *([row for row in case(seed) if row.name != "spleen"] for seed in (0, 2))]
+    cases[1].reverse()
+    for names in (cases, [flat, cases[1][::-1], cases[2][::-1]]):
+        rows = regions_over_cases(names, draws=10, order=order)
+        values = [getattr(row, order).mean for row in rows]
+        assert values[0] > values[1]
+        assert math.isnan(values[2])
+        assert rows[2].name == "spleen"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cases": []}, "cases must be at least one, got none"),
+        ({"order": "name"}, "order must be one of 'ratio', 'importance_share', got 'name'"),
+        ({"groups": ["a", "b"]}, "groups must be one for each of the 1 values, got 2"),
+    ],
+)
+def test_cohort_refuses(change: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        regions_over_cases(**{"cases": [case(0)], **change})

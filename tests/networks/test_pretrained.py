@@ -31,14 +31,9 @@ def test_copies_all_but_the_head(out_channels: int, caplog: pytest.LogCaptureFix
     assert all(torch.equal(after[name], source[name]) for name in copied)
     assert any("running_mean" in name for name in copied)
     assert all(torch.equal(after[name], before[name]) for name in ("head.weight", "head.bias"))
-    assert f"copied {len(copied)} of {len(after)} tensors" in caplog.text
-
-
-def test_copies_share_no_memory() -> None:
-    source, target = trained(), UNet(2, 1, 1, 2, channel_factor=1)
-    copy_matching_layers(source, target)
-    with torch.no_grad():
-        source["encoder.0.0.weight"].fill_(7)
+    assert f"copied {len(copied)} tensors" in caplog.text
+    # A copy, which shares no memory.
+    source["encoder.0.0.weight"].fill_(7)
     assert not bool((target.state_dict()["encoder.0.0.weight"] == 7).any())
 
 
@@ -61,10 +56,13 @@ def test_a_noise_model_starts_from_a_network_with_side_heads() -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (trained(depth=1), r"encoder\.1\.0\.weight is missing; .*; and \d+ more"),
-        (trained(depth=3), r"decoder\.0\.up\.1\.0\.weight is \(4, 8, 3, 3\), not \(2, 4, 3, 3\); .*; and \d+ more"),
-        (trained(in_channels=3), r"encoder\.0\.0\.weight is \(2, 3, 3, 3\), not \(2, 1, 3, 3\)$"),
-        ({**trained(), "stray": torch.zeros(1)}, r": stray is extra$"),
+        (trained(depth=1), r"\d+ missing \(encoder\.1\.0\.weight; .*; \.\.\.\)"),
+        (
+            trained(depth=3),
+            r"of another shape \(decoder\.0\.up\.1\.0\.weight \(4, 8, 3, 3\) for \(2, 4, 3, 3\); .*; \.\.\.",
+        ),
+        (trained(in_channels=3), r"1 of another shape \(encoder\.0\.0\.weight \(2, 3, 3, 3\) for \(2, 1, 3, 3\)\)$"),
+        ({**trained(), "stray": torch.zeros(1)}, r"1 unexpected \(stray\)$"),
     ],
     ids=["missing", "too deep", "shape", "extra"],
 )

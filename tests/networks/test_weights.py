@@ -165,18 +165,15 @@ def test_error_names_the_paths_and_the_command(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path = saved(unet(depth=3), tmp_path / "deep.pt")
     extra = len(unet(depth=3).state_dict()) - len(unet().state_dict())
-    with pytest.raises(
-        ValueError, match=rf"weights in \S*deep\.pt must fit the utility network, got .*{extra} unexpected \("
+    classes = r"2 of another shape \(head\.weight \(5, 2, 1, 1\) for \(2, 2, 1, 1\); head\.bias "
+    for other, misfits in (
+        (unet(depth=3), rf".*{extra} unexpected \("),
+        (ExplainedSegmenter(unet(out_channels=5), unet(out_channels=1)), classes),
     ):
-        load_utility(unet(), path)
-    path = saved(ExplainedSegmenter(unet(out_channels=5), unet(out_channels=1)), tmp_path / "classes.pt")
-    with pytest.raises(
-        ValueError,
-        match=r"utility network, got 2 of another shape \(head\.weight \(5, 2, 1, 1\) for \(2, 2, 1, 1\); head\.bias ",
-    ):
-        load_utility(unet(), path)
+        path = saved(other, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=rf"weights in \S*other\.pt must fit the utility network, got {misfits}"):
+            load_utility(unet(), path)
 
 
 def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
@@ -188,7 +185,6 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         load_weights(net, tmp_path / "headless.pt", "noise model")
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "wrapped.pt")
-    with pytest.raises(
-        ValueError, match=rf"got {len(state)} missing \(.*; \.\.\.\), {len(state)} unexpected \(module\."
-    ):
+    misfits = rf"got {len(state)} missing \(.*; \.\.\.\), {len(state)} unexpected \(module\."
+    with pytest.raises(ValueError, match=misfits):
         load_weights(net, tmp_path / "wrapped.pt")

@@ -1,16 +1,12 @@
 """One panel a layer: in order, each on its own scale, all over the same part of the patient."""
 
-from itertools import product
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import from_matvec
-from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import slices as layers
-from unoise_monai.render.canvas import grey_levels, to_canonical
+from unoise_monai.render.canvas import grey_levels
 from unoise_monai.render.mip import project
 from unoise_monai.render.panels import GAP, TITLE_HEIGHT, Panel, sheet_columns
 from unoise_monai.render.slices import PANEL_WIDTH, layer_grid
@@ -32,22 +28,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Panel]:
     return panels
 
 
-def places(rgb: np.ndarray, count: int, height: int) -> list[np.ndarray]:
-    """The panels of a sheet, from the top left, without their titles."""
-    columns = sheet_columns(count, height, PANEL_WIDTH)
-    corners = [divmod(number, columns) for number in range(count)]
-    step = height + TITLE_HEIGHT + GAP
-    tops = [GAP + TITLE_HEIGHT + row * step for row, _ in corners]
-    lefts = [GAP + column * (PANEL_WIDTH + GAP) for _, column in corners]
-    return [rgb[top : top + height, left : left + PANEL_WIDTH] for top, left in zip(tops, lefts, strict=True)]
+def places(rgb: np.ndarray, count: int) -> list[np.ndarray]:
+    """The square panels of a sheet, from the top left, without their titles."""
+    columns, side = sheet_columns(count, PANEL_WIDTH, PANEL_WIDTH), PANEL_WIDTH
+    tops = [GAP + TITLE_HEIGHT + number // columns * (side + TITLE_HEIGHT + GAP) for number in range(count)]
+    lefts = [GAP + number % columns * (side + GAP) for number in range(count)]
+    return [rgb[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)]
 
 
 def extent(axis: int) -> tuple[float, float]:
     """Height and width, mm, of a picture along an axis."""
-    width, height = (
-        count * size for other, (count, size) in enumerate(zip(SHAPE, SPACING_MM, strict=True)) if other != axis
-    )
-    return height, width
+    width, height = np.delete(np.multiply(SHAPE, SPACING_MM), axis)
+    return float(height), float(width)
 
 
 def test_each_layer_is_scaled_to_the_range_that_its_title_says(drawn: list[Panel]) -> None:
@@ -66,21 +58,16 @@ def test_each_layer_is_scaled_to_the_range_that_its_title_says(drawn: list[Panel
 
 
 def test_maps_without_contrast_are_black_and_say_so(drawn: list[Panel]) -> None:
-    layer_grid(
-        {"dead": np.zeros(SHAPE), "full": np.full(SHAPE, 0.25), "alive": np.random.default_rng(0).random(SHAPE)},
-        SPACING_MM,
-    )
+    maps = {"dead": np.zeros(SHAPE), "full": np.full(SHAPE, 0.25), "alive": np.random.default_rng(0).random(SHAPE)}
+    layer_grid(maps, SPACING_MM)
     assert [panel.title for panel in drawn[:2]] == ["dead: all 0", "full: all 0.25"]
     assert [panel.rgb.max() for panel in drawn] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("axis", range(3))
 def test_layers_of_fewer_voxels_cover_the_same_extent(drawn: list[Panel], axis: int) -> None:
-    maps = {
-        f"level {level}": np.random.default_rng(level).random([size // 2**level for size in SHAPE])
-        for level in range(3)
-    }
-    maps["odd"] = np.random.default_rng(9).random((5, 7, 3))
+    shapes = [*([size // 2**level for size in SHAPE] for level in range(3)), (5, 7, 3)]
+    maps = {str(shape): np.random.default_rng(9).random(shape) for shape in shapes}
     layer_grid(maps, SPACING_MM, axis)
     for panel in drawn:
         assert panel.pixel_mm is not None
@@ -96,11 +83,9 @@ def test_sheet_has_the_layers_in_order_and_in_place() -> None:
         values[:, size - (number + 1) * size // 6 : size - number * size // 6] = 1  # from the front to the back
         maps[f"layer {number}"] = values
     rgb = layer_grid(maps, (1.0, 1.0, 2.0))
-    panels = places(rgb, 6, PANEL_WIDTH)
-    for number, panel in enumerate(panels):
+    for number, panel in enumerate(places(rgb, 6)):
         rows = np.flatnonzero((panel[:, 60] > 127).all(axis=1))
-        assert rows[0] == pytest.approx(number * PANEL_WIDTH / 6, abs=8)
-        assert rows[-1] == pytest.approx((number + 1) * PANEL_WIDTH / 6, abs=8)
+        assert rows[[0, -1]] == pytest.approx(np.array([number, number + 1]) * PANEL_WIDTH / 6, abs=8)
 
 
 def test_the_image_comes_first_in_its_own_window(drawn: list[Panel]) -> None:
@@ -133,47 +118,22 @@ def test_long_names_keep_both_ends(drawn: list[Panel]) -> None:
     head, tail = kept.split("…")
     assert drawn[0].title == "short: all 0"
     assert values == "all 0"
-    assert len(head) >= 5
+    assert len(tail) >= len(head) >= 5
     assert name.startswith(head)
     assert name.endswith(tail)
-    assert len(tail) >= len(head)
-
-
-def test_the_same_sheet_however_the_maps_are_stored() -> None:
-    rng = np.random.default_rng(3)
-    maps = {"fine": rng.random(SHAPE), "coarse": rng.random((8, 6, 4))}
-    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
-    expected = layer_grid(maps, SPACING_MM, 1)
-    for axes, flips in product([(0, 1, 2), (1, 2, 0), (2, 1, 0)], [(-1, 1, 1), (1, -1, -1)]):
-        orientation = np.column_stack([axes, flips])
-        stored = {}
-        for name, values in maps.items():
-            scale = np.diag([*(np.array(SHAPE) / values.shape), 1])
-            stored_affine = affine @ scale @ nib.orientations.inv_ornt_aff(orientation, values.shape)
-            stored[name], spacing_mm = to_canonical(nib.apply_orientation(values, orientation), stored_affine)
-            if name == "fine":
-                fine_mm = tuple(np.round(spacing_mm, 9))
-        np.testing.assert_array_equal(layer_grid(stored, fine_mm, 1), expected)
 
 
 def test_refuses_bad_input() -> None:
     values = np.random.default_rng(4).random(SHAPE)
     with pytest.raises(ValueError, match="maps must hold at least one layer, got none"):
         layer_grid({}, SPACING_MM)
-    with pytest.raises(ValueError, match=r"map of 'b' must be 3-D and not empty, got shape \(1, 16, 12, 8\)"):
-        layer_grid({"a": values, "b": values[None]}, SPACING_MM)
-    with pytest.raises(ValueError, match=r"map of 'b' must be 3-D and not empty, got shape \(0, 12, 8\)"):
-        layer_grid({"a": values, "b": values[:0]}, SPACING_MM)
-    for bad in (np.nan, np.inf):
-        broken = values.copy()
-        broken[3, 4, 5] = bad
-        with pytest.raises(ValueError, match="map of 'b' must hold finite values only, got NaN or infinity"):
-            layer_grid({"a": values, "b": broken}, SPACING_MM)
-    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 3"):
-        layer_grid({"a": values}, SPACING_MM, 3)
-    with pytest.raises(ValueError, match="spacing_mm must be three finite numbers above 0"):
-        layer_grid({"a": values}, (1.0, 1.0, 0.0))
+    for bad, message in (
+        (values[None], r"be 3-D and not empty, got shape \(1, 16, 12, 8\)"),
+        (values[:0], r"be 3-D and not empty, got shape \(0, 12, 8\)"),
+        (np.where(values == values[3, 4, 5], np.nan, values), "hold finite values only, got NaN or infinity"),
+        (np.where(values == values[3, 4, 5], np.inf, values), "hold finite values only, got NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=f"map of 'b' must {message}"):
+            layer_grid({"a": values, "b": bad}, SPACING_MM)
     with pytest.raises(ValueError, match="must hold more than one value"):
         layer_grid({"a": values}, SPACING_MM, image=np.ones(SHAPE))
-    with pytest.raises(ValueError, match="window must be"):
-        layer_grid({"a": values}, SPACING_MM, image=values, window=(2, 1))

@@ -1,13 +1,10 @@
 """Projections on a sheet: three views at one scale, upright, the same for every storage order; slab after slab."""
 
-from itertools import permutations, product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import from_matvec
-from nibabel.eulerangles import euler2mat
 
 from unoise_monai.render import mips, slab_mips, to_canonical
 from unoise_monai.render.canvas import EDGE_LETTERS, bar_colours, blend, find_window, grey_levels, pixel_mm
@@ -47,13 +44,10 @@ def test_a_marker_is_found_at_the_patients_right_front_and_head() -> None:
         marker = [slice(size // 2 - 4, size // 2 + 4) for size in SHAPE]
         marker[axis] = slice(SHAPE[axis] - 4, SHAPE[axis])
         image[tuple(marker)] = 1
-        for expected, picture in zip(
-            where, views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM), strict=True
-        ):
-            if expected is None:
-                assert place(picture) == pytest.approx((0.5, 0.5), abs=0.1)
-            else:
-                assert place(picture) == pytest.approx(tuple(0.11 if at == 0 else at for at in expected), abs=0.1)
+        pictures = views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)
+        for expected, picture in zip(where, pictures, strict=True):
+            wanted = (0.5, 0.5) if expected is None else tuple(0.11 if at == 0 else at for at in expected)
+            assert place(picture) == pytest.approx(wanted, abs=0.1)
 
 
 def test_views_show_the_maximum_wherever_it_lies() -> None:
@@ -61,10 +55,9 @@ def test_views_show_the_maximum_wherever_it_lies() -> None:
     image = NOISE.copy()
     image[2:6, 14:18, 1:5] = 1
     at = [(2 + 6) / 2 / 24, (14 + 18) / 2 / 20, (1 + 5) / 2 / 16]
-    axial, coronal, sagittal = views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)
-    assert place(axial) == pytest.approx((1 - at[1], 1 - at[0]), abs=0.03)
-    assert place(coronal) == pytest.approx((1 - at[2], 1 - at[0]), abs=0.03)
-    assert place(sagittal) == pytest.approx((1 - at[2], 1 - at[1]), abs=0.03)
+    pictures = views(mips(image, SPACING_MM, window=(0, 1)), SHAPE, SPACING_MM)
+    for picture, (row, column) in zip(pictures, ((1, 0), (2, 0), (2, 1)), strict=True):
+        assert place(picture) == pytest.approx((1 - at[row], 1 - at[column]), abs=0.03)
 
 
 def test_a_cube_in_mm_is_the_same_square_in_all_views() -> None:
@@ -76,20 +69,6 @@ def test_a_cube_in_mm_is_the_same_square_in_all_views() -> None:
         sides += [int(middle.any(axis=0).sum()), int(middle.any(axis=1).sum())]
     expected = 12 * LARGEST_PANEL / max(size * mm for size, mm in zip(SHAPE, SPACING_MM, strict=True))
     assert sides == pytest.approx([expected] * 6, rel=0.04)
-
-
-def test_the_same_picture_however_the_file_is_stored() -> None:
-    # Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps.
-    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
-    labels = (SHARES > 0.97).astype(np.uint8)
-    coarse = (10 * NOISE).round(1)  # many voxels of a ray are equally bright
-    expected = mips(coarse, SPACING_MM, SHARES, labels)
-    for axes, flips in zip(permutations(range(3)), product((1, -1), repeat=3), strict=False):
-        orientation = np.column_stack([axes, flips])
-        stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
-        stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in (coarse, SHARES, labels)]
-        (image, spacing_mm), (importance, _), (segmentation, _) = stored
-        np.testing.assert_array_equal(mips(image, tuple(np.round(spacing_mm, 9)), importance, segmentation), expected)
 
 
 def test_colour_is_that_of_the_voxel_seen_or_of_any_voxel_of_the_ray() -> None:
@@ -212,36 +191,17 @@ def test_each_class_is_outlined_in_each_view() -> None:
         assert not cyan[rows.min() + 20 : rows.max() - 20, columns.min() + 20 : columns.max() - 20].any()
 
 
-def test_leaves_its_input_alone() -> None:
-    image, shares = NOISE.copy(), SHARES.copy()
-    mips(image, SPACING_MM, shares, (shares > 0.9).astype(np.uint8), slab_mm=5)
-    np.testing.assert_array_equal(image, NOISE)
-    np.testing.assert_array_equal(shares, SHARES)
-
-
 def test_refuses_bad_input() -> None:
     for changes, message in [
-        ({"image": NOISE[0]}, r"image must be 3-D and not empty, got shape \(20, 16\)"),
-        ({"image": np.zeros(SHAPE)}, "image must hold more than one value, got 0.0 in every voxel"),
-        ({"importance": SHARES[1:]}, "importance must be of the image's shape"),
-        ({"segmentation": SHARES[1:] > 0.5}, "segmentation must be of the image's shape"),
-        ({"importance": SHARES * 2}, r"importance must lie in \[0, 1\]"),
-        ({"importance": SHARES * np.nan}, "importance must hold finite values only"),
-        ({"spacing_mm": (1.0, 1.0, -1.0)}, "spacing_mm must be three finite numbers above 0"),
         ({"slab_mm": 0.0}, "slab_mm must be a finite number above 0, got 0.0"),
         ({"slab_mm": 5.0, "centre": (24, 0, 0)}, r"centre must be a voxel of the volume of shape \(24, 20, 16\)"),
         ({"slab_mm": 5.0, "centre": (1, 2)}, "centre must be a voxel"),
-        ({"window": (1, 0)}, "window must be"),
-        ({"style": "jet"}, "style must be one of"),
-        ({"threshold": -0.1}, "threshold must be at least 0"),
         ({"depth": "mean"}, "depth must be one of 'brightest', 'any', got 'mean'"),
     ]:
         with pytest.raises(ValueError, match=message):
             mips(**{"image": NOISE, "spacing_mm": SPACING_MM, **changes})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="slab_mm must be a finite number above 0, got -1"):
         slab_mips(NOISE, SPACING_MM, -1)
-    with pytest.raises(ValueError, match="axis must be one of 0, 1, 2, got 3"):
-        slab_mips(NOISE, SPACING_MM, 5, axis=3)
 
 
 @pytest.mark.skipif(not ANGIOGRAM.is_file(), reason="needs ../shared/data, the real TOF angiogram")

@@ -1,14 +1,9 @@
 """The montage is upright, in proportion, the same for every storage order, and shows the slices asked for."""
 
-from itertools import product
-
-import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.affines import from_matvec
-from nibabel.eulerangles import euler2mat
 
-from unoise_monai.render import montage, to_canonical
+from unoise_monai.render import montage
 from unoise_monai.render.canvas import (
     EDGE_LETTERS,
     bar_colours,
@@ -70,20 +65,6 @@ def test_a_cube_in_mm_is_a_square(axis: int) -> None:
     assert width == pytest.approx(12 * 360 / max(extent_mm), rel=0.03)
 
 
-def test_the_same_picture_however_the_file_is_stored(volumes: tuple[np.ndarray, ...]) -> None:
-    # Oblique, anisotropic, and left-handed in every storage order with an odd number of flips and swaps.
-    affine = from_matvec(euler2mat(0.35, -0.25, 0.2) @ np.diag(SPACING_MM), [91.3, -120.7, 33.1])
-    options = {"axis": 2, "count": 4, "crop_mm": 5.0}
-    expected = montage(volumes[0], SPACING_MM, volumes[1], volumes[2], **options)
-    for axes, flips in product([(1, 2, 0), (2, 1, 0), (0, 2, 1)], [(1, -1, -1), (-1, 1, 1)]):
-        orientation = np.column_stack([axes, flips])
-        stored_affine = affine @ nib.orientations.inv_ornt_aff(orientation, SHAPE)
-        stored = [to_canonical(nib.apply_orientation(v, orientation), stored_affine) for v in volumes]
-        (image, spacing_mm), (importance, _), (segmentation, _) = stored
-        rgb = montage(image, tuple(np.round(spacing_mm, 9)), importance, segmentation, **options)
-        np.testing.assert_array_equal(rgb, expected)
-
-
 @pytest.mark.parametrize("threshold", [0.1, 0.6])
 @pytest.mark.parametrize("axis", range(3))
 def test_the_sheet_is_its_slices(axis: int, threshold: float, volumes: tuple[np.ndarray, ...]) -> None:
@@ -94,13 +75,9 @@ def test_the_sheet_is_its_slices(axis: int, threshold: float, volumes: tuple[np.
     for index in (5, 9):
         grey = grey_levels(display_slice(image, axis, index), find_window(image))
         labels = display_slice(segmentation, axis, index)
-        panels.append(
-            Panel(
-                blend(grey, display_slice(importance, axis, index), threshold),
-                f"slice {index + 1} of {SHAPE[axis]}",
-                [labels == value for value in (1, 2) if (labels == value).any()],
-            )
-        )
+        rgb = blend(grey, display_slice(importance, axis, index), threshold)
+        outlines = [labels == value for value in (1, 2) if (labels == value).any()]
+        panels.append(Panel(rgb, f"slice {index + 1} of {SHAPE[axis]}", outlines))
     bar, label = bar_colours(threshold), "importance, 0 to 1"
     expected = draw_panels(panels, pixel_mm(SPACING_MM, axis), EDGE_LETTERS[axis], bar, label, SMALLEST_PANEL)
     options = {"axis": axis, "count": 2, "slices": (3, 11), "threshold": threshold}
@@ -161,53 +138,36 @@ def test_crop_leaves_the_foreground_and_its_margin(axis: int) -> None:
 
 def test_segmentation_is_outlined(volumes: tuple[np.ndarray, ...]) -> None:
     image, _, segmentation = volumes
-    plain = montage(image, SPACING_MM, None, np.zeros_like(segmentation), count=1)
-    outlined = montage(image, SPACING_MM, None, segmentation, count=1)
-    assert plain.shape == outlined.shape
-
-    def cyan(rgb: np.ndarray) -> int:
-        return int((-redness(panel(rgb, 0)) > 100).sum())
-
-    assert cyan(plain) == 0
-    assert cyan(outlined) > 100
+    sheets = [
+        montage(image, SPACING_MM, None, labels, count=1) for labels in (np.zeros_like(segmentation), segmentation)
+    ]
+    assert sheets[0].shape == sheets[1].shape
+    plain, outlined = (int((-redness(panel(sheet, 0)) > 100).sum()) for sheet in sheets)
+    assert plain == 0
+    assert outlined > 100
 
 
 def test_bar_belongs_to_importance_and_says_the_style(volumes: tuple[np.ndarray, ...]) -> None:
     image, importance, _ = volumes
     plain = montage(image, SPACING_MM, count=1)
-    bars = [montage(image, SPACING_MM, importance, count=1, style=style)[:, -BAR_WIDTH:] for style in ("colour", "red")]
-    other = montage(image, SPACING_MM, importance, count=1, label="attribution, 0 to 1")[:, -BAR_WIDTH:]
-    assert bars[0].shape[1] + plain.shape[1] == montage(image, SPACING_MM, importance, count=1).shape[1]
-    assert (bars[1] == [255, 0, 0]).all(axis=2).any()
-    assert not (bars[0] == [255, 0, 0]).all(axis=2).any()
-    assert (other != bars[0]).any()
+    sheets = [montage(image, SPACING_MM, importance, count=1, style=style) for style in ("colour", "red")]
+    other = montage(image, SPACING_MM, importance, count=1, label="attribution, 0 to 1")
+    assert plain.shape[1] + BAR_WIDTH == sheets[0].shape[1]
+    red = [(sheet[:, -BAR_WIDTH:] == [255, 0, 0]).all(axis=2).any() for sheet in sheets]
+    assert red == [False, True]
+    assert (other != sheets[0])[:, -BAR_WIDTH:].any()
 
 
-def test_leaves_its_input_alone(volumes: tuple[np.ndarray, ...]) -> None:
-    before = [volume.copy() for volume in volumes]
-    montage(volumes[0], SPACING_MM, volumes[1], volumes[2], axis=0, count=2, crop_mm=1)
-    for volume, copy in zip(volumes, before, strict=True):
-        np.testing.assert_array_equal(volume, copy)
-
-
-def test_refuses_bad_input(volumes: tuple[np.ndarray, ...]) -> None:
-    image, importance, segmentation = volumes
-    for changes, message in [
-        ({"image": image[..., 0]}, r"image must be 3-D and not empty, got shape \(24, 20\)"),
-        ({"image": np.zeros(SHAPE)}, "image must hold more than one value, got 0.0 in every voxel"),
-        ({"axis": -1}, "axis must be one of 0, 1, 2, got -1"),
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"count": 0}, "count must be at least 1, got 0"),
-        ({"importance": importance[1:]}, "importance must be of the image's shape"),
-        ({"segmentation": segmentation[None]}, "segmentation must be of the image's shape"),
-        ({"importance": importance + 1}, r"importance must lie in \[0, 1\]"),
-        ({"window": (1, 0)}, "window must be"),
-        ({"threshold": 1}, "threshold must be at least 0 and below 1, got 1"),
-        ({"style": "jet"}, "style must be one of 'colour', 'red', got 'jet'"),
         ({"crop_mm": -1.0}, "crop_mm must be a finite number of at least 0, got -1.0"),
         ({"slices": (3, 16)}, r"slices must be \(first, last\), from 0, within the 16 of axis 2, got \(3, 16\)"),
         ({"slices": (4, 3)}, "slices must be"),
         ({"slices": (-1, 3)}, "slices must be"),
-    ]:
-        arguments = {"image": image, "importance": importance, "segmentation": segmentation, **changes}
-        with pytest.raises(ValueError, match=message):
-            montage(spacing_mm=SPACING_MM, **arguments)  # type: ignore[arg-type]
+    ],
+)
+def test_refuses_bad_input(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        montage(GREY, SPACING_MM, **changes)

@@ -1,4 +1,6 @@
-"""Sheets of slices: sizes in millimetres, grey levels, letters."""
+"""Sheets of panels: sizes in millimetres, places, titles, letters, outlines and the colour bar."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from unoise_monai.render.panels import (
     SMALLEST_PANEL,
     TITLE_HEIGHT,
     Panel,
+    cell_size,
     draw_panels,
     longest_side,
+    panel_sizes,
+    sheet_columns,
+    title_width,
 )
 
 
@@ -75,10 +81,7 @@ def test_letters_and_bar_are_drawn() -> None:
     panel = Panel(np.zeros((10, 10, 3)))
     plain = draw_panels([panel], (1.0, 1.0), EDGE_LETTERS[2])
     inside = plain[GAP:-GAP, GAP:-GAP].any(axis=2)
-    assert inside[:30].any()
-    assert inside[-30:].any()
-    assert inside[:, :30].any()
-    assert inside[:, -30:].any()
+    assert all(edge.any() for edge in (inside[:30], inside[-30:], inside[:, :30], inside[:, -30:]))
     assert not inside[60:150, 60:150].any()
     barred = draw_panels([panel], (1.0, 1.0), EDGE_LETTERS[2], "inferno", "importance, 0 to 1")
     assert barred.shape[1] > plain.shape[1]
@@ -123,9 +126,7 @@ def test_letters_stand_apart_however_small_the_panel(shape: tuple[int, int], lon
     assert not title[band:].any()
     for letter in each:
         assert letter.sum() > 5
-        assert not letter[:band].any()
-        assert not letter[-1].any()
-        assert not letter[:, [0, -1]].any()
+        assert not np.concatenate([letter[:band].ravel(), letter[-1], letter[:, 0], letter[:, -1]]).any()
     assert np.sum(each, axis=0).max() == 1
     np.testing.assert_array_equal(lit(*letters), np.any([title, *each], axis=0))
 
@@ -158,3 +159,36 @@ def test_sheets_of_other_titles_may_be_of_one_size() -> None:
     short, long = (draw_panels([Panel(black, title)], narrowest=150) for title in ("A", "from the left"))
     assert short.shape == long.shape
     assert short.shape[1] == 150 + 2 * GAP
+
+
+def test_panels_have_the_proportions_of_their_pictures_in_mm() -> None:
+    assert panel_sizes([(40, 40)], [(5.0, 1.0)], 300) == [(300, 60)]
+    assert panel_sizes([(10, 50)], [(5.0, 1.0)], 300) == [(300, 300)]
+    assert panel_sizes([(1, 1000)], [(1.0, 1.0)], 300) == [(1, 300)]
+
+
+def test_panels_of_one_sheet_have_one_scale() -> None:
+    """Axial, coronal and sagittal pictures of 100 x 60 x 40 mm."""
+    shapes, pixels_mm = [(60, 50), (20, 50), (20, 60)], [(1.0, 2.0), (2.0, 2.0), (2.0, 1.0)]
+    assert panel_sizes(shapes, pixels_mm, 500) == [(300, 500), (200, 500), (200, 300)]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (10, 5), (12, 4)])
+def test_sheet_of_square_panels_has_no_empty_place(count: int, columns: int) -> None:
+    assert sheet_columns(count, 100, 100) == columns
+
+
+@pytest.mark.parametrize("title", ["sagittal MIP, 20 mm", "ill", "B ≤ 0.7 (0.12%)"])
+def test_a_title_needs_its_width_and_room_to_the_next(title: str) -> None:
+    """As drawn alone on a panel far wider than the title."""
+    lit = np.flatnonzero(draw_panels([Panel(np.zeros((4, 100, 3)), title)], longest=600).any(axis=(0, 2)))
+    assert 8 < title_width(title) - (lit[-1] - lit[0] + 1) < 24
+    assert title_width("") == 0
+
+
+def test_a_place_has_room_for_the_panel_its_title_and_its_letters() -> None:
+    assert cell_size((300, 200), "", True, 0) == (300, 200)
+    assert cell_size((20, 10), "", False, 0) == (20, 10)
+    assert cell_size((20, 200), "", True, 0) == (LETTERS_ROOM, 200)
+    assert cell_size((200, 20), "a title", True, 0) == (200, title_width("a title"))
+    assert cell_size((200, 20), "a title", True, 150) == (200, 150)

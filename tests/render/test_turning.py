@@ -177,12 +177,9 @@ def test_a_marker_lies_where_the_letters_say(axis: int) -> None:
         angles = range(0, 360, 20)
         turn = turned_mips(volume, (1.0, 1.0, 1.0), angles, axis)
         for angle, picture in zip(angles, turn.peaks, strict=True):
-            rows, columns = np.nonzero(picture == 1)
-            from_centre = {
-                "left": -(columns.mean() - (picture.shape[1] - 1) / 2),
-                "top": -(rows.mean() - (picture.shape[0] - 1) / 2),
-            }
-            from_centre |= {"right": -from_centre["left"], "bottom": -from_centre["top"]}
+            (rows, columns), (height, width) = np.nonzero(picture == 1), picture.shape
+            right, down = columns.mean() - (width - 1) / 2, rows.mean() - (height - 1) / 2
+            from_centre = {"left": -right, "right": right, "top": -down, "bottom": down}
             viewer, letters = view_letters(angle, axis)
             for edge, away in from_centre.items():
                 assert (letter in letters[edge]) == (away > 0.6)

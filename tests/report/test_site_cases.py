@@ -1,101 +1,140 @@
-"""What a run left is found, and nothing beyond it."""
+"""What a run left is found in its records, and nothing beyond it; columns, cells and numbers show what is there."""
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from outputs import FAILED, ODD, REASON, write_output, write_table
+from outputs import FAILED, HASH, ODD, REASON, write_output, write_record
 
-from unoise_monai.report.cases import page_name, read_cases, read_rows
+from unoise_monai.report.cases import (
+    Column,
+    SiteCase,
+    cell,
+    class_names,
+    columns,
+    heading,
+    number_columns,
+    page_name,
+    read_cases,
+    run_facts,
+    show,
+    tiles,
+    without_paths,
+)
+from unoise_monai.runs.records import Records
+from unoise_monai.runs.save import write_tables
 
 
 def test_a_finished_run(cohort: Path, tmp_path: Path) -> None:
     scans = write_output(tmp_path, cohort)
-    cases = read_cases(tmp_path)
-    assert [case.name for case in cases] == [*scans, FAILED, ODD]
-    first, name = cases[0], cases[0].name
-    assert first.status == "done"
-    assert "case" not in first.values
-    assert float(first.values["dice"]) == 0.9
+    cases = {case.name: case for case in read_cases(tmp_path)}
+    assert list(cases) == sorted([*scans, FAILED, ODD])
+    name = next(iter(scans))
+    first, failed = cases[name], cases[FAILED]
+    assert (first.status, first.stage, first.reason) == ("done", "", "")
+    assert (first.values["dice"], first.values["organ_liver"], first.values["seconds"]) == (0.9, 0.25, 9.5)
     assert list(first.maps) == ["importance", "saliency"]
     assert first.segmentation == tmp_path / name / f"{name}_seg.nii.gz"
     assert first.pictures == {key: tmp_path / name / f"{name}_{key}.png" for key in ("mip", "montage", "saliency_mip")}
-    assert [dict(row) for row in first.organs] == [
-        {"organ": "liver", "share": "0.25"},
-        {"organ": "spleen", "share": "0.5"},
-    ]
-    failed = cases[-2]
-    assert (failed.status, failed.maps, failed.segmentation) == ("failed", {}, None)
-    assert [failure["reason"] for failure in failed.failures] == [REASON]
+    assert [tuple(row.values()) for row in first.organs] == [("liver", 0.25), ("spleen", 0.5)]
+    assert first.hashes == dict.fromkeys(("image", "importance", "saliency", "seg"), HASH)
+    assert (failed.status, failed.stage, failed.reason) == ("failed", "read", REASON)
+    assert (failed.maps, failed.segmentation, failed.hashes) == ({}, None, {})
 
 
-@pytest.mark.parametrize("pictures", [True, False])
-def test_the_run_s_own_quantity_comes_first(pictures: bool, tmp_path: Path) -> None:
-    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done"}])
+def test_tables_are_never_read(cohort: Path, tmp_path: Path) -> None:
+    write_output(tmp_path, cohort, pictures=False)
+    expected = read_cases(tmp_path)
+    write_tables(Records(tmp_path))
+    for table in ("cohort", "failures", "organs"):
+        (tmp_path / f"{table}.csv").write_bytes(b"case,status\n\xff,lost\n")
+    assert read_cases(tmp_path) == expected
+
+
+@pytest.mark.parametrize("quantity", ["importance", "tolerance", "sigma"])
+def test_what_the_run_wrote_of_the_importance_comes_first(quantity: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    drawn = ("ablation_mip.png", "mip.png") if pictures else ()
-    for end in ("ablation.nii.gz", "importance.nii.gz", "tolerance.nii.gz", "seg.nii.gz", "rise.nii.gz", *drawn):
+    for end in ("ablation.nii.gz", f"{quantity}.nii.gz", "seg.nii.gz", "rise.nii.gz", "ablation_mip.png", "mip.png"):
         (tmp_path / "a" / f"a_{end}").touch()
-    # Without a word of the run's, quantities come before methods.
-    assert list(read_cases(tmp_path)[0].maps) == ["importance", "tolerance", "ablation", "rise"]
-    (tmp_path / "run.json").write_text('{"settings": {"quantity": "tolerance"}}')
-    assert list(read_cases(tmp_path)[0].maps) == ["tolerance", "importance", "ablation", "rise"]
+    write_record(tmp_path, "a")
+    (tmp_path / "a/a_stranger.nii.gz").touch()
+    (case,) = read_cases(tmp_path)
+    assert list(case.maps) == [quantity, "ablation", "rise"]
+    assert list(case.pictures) == ["ablation_mip", "mip"]
 
 
-def test_no_cell_holds_a_path(tmp_path: Path) -> None:
-    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done", "note": "from /data/DOE/ct.nii"}])
-    write_table(tmp_path / "organs.csv", [{"case": "a", "organ": "/data/DOE/liver.nii"}])
-    write_table(tmp_path / "failures.csv", [{"case": "a", "stage": "save", "reason": "full: '/home/jane/out/a.nii'"}])
-    case = read_cases(tmp_path)[0]
-    assert case.values["note"] == "from (path)"
-    assert case.organs == [{"organ": "(path)"}]
-    assert case.failures == [{"stage": "save", "reason": "full: (path)"}]
+def test_no_text_holds_a_path(tmp_path: Path) -> None:
+    organs = [{"organ": "/data/DOE/liver.nii", "importance_share": 0.5}]
+    write_record(tmp_path, "a", note="from /data/DOE/ct.nii", organs=organs)
+    write_record(tmp_path, "b", status="failed", stage="save", reason="full: '/home/jane/out/a.nii'")
+    done, failed = read_cases(tmp_path)
+    assert done.values["note"] == "from (path)"
+    assert done.organs == [{"organ": "(path)", "importance_share": 0.5}]
+    assert failed.reason == "full: (path)"
+    assert "shown" not in done.values
 
 
-def test_cases_that_only_failed(tmp_path: Path) -> None:
-    write_table(tmp_path / "cohort.csv", [{"case": "a", "status": "done"}])
-    failure = {"stage": "read", "reason": "gone"}
-    write_table(
-        tmp_path / "failures.csv", [{"case": "b", **failure}, {"case": "a", **failure}, {"case": "b", **failure}]
-    )
-    cases = read_cases(tmp_path)
-    assert [(case.name, case.status, len(case.failures)) for case in cases] == [("a", "done", 1), ("b", "failed", 2)]
+@pytest.mark.parametrize(
+    "record",
+    [
+        *("", "{", "[1, 2]", "[]", "3", "\udcff", '{"status": "done"}'),
+        *(
+            json.dumps({"case": "b", "status": "done", "source": {"sha256": HASH}, "files": {}, **{key: damage}})
+            for key, damage in {
+                "case": 3,
+                "files": 3,
+                "source": None,
+                "figures": [1],
+                "organs": [{}],
+                "voxels": 3,
+            }.items()
+        ),
+        json.dumps({"case": "b", "status": "failed", "stage": "load"}),
+    ],
+)
+def test_a_damaged_record_counts_as_none(record: str, tmp_path: Path) -> None:
+    write_record(tmp_path, "a")
+    Records(tmp_path).begin("c", "digest", [])
+    (tmp_path / ".unoise/records/b.json").write_bytes(record.encode("utf-8", "surrogateescape"))
+    assert [case.name for case in read_cases(tmp_path)] == ["a"]
+
+
+def test_an_output_without_records_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("case,status\na,done\n")
+    with pytest.raises(FileNotFoundError, match=r"output must hold the records of a run, got '.*' without any"):
+        read_cases(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["..", ".", "", "../secret", "secret/inner", "/secret", "a\0b", "..\\secret"])
 def test_no_case_name_leads_out_of_the_output(name: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
+    files = {}
     for folder in (tmp_path, tmp_path / "secret", output, output / "secret/inner"):
         folder.mkdir(parents=True, exist_ok=True)
-        for start in ("", "..", "secret", "inner", "."):
-            (folder / f"{start}_mip.png").touch()
-    write_table(output / "cohort.csv", [{"case": "x", "status": "done"}])
-    (output / "cohort.csv").write_text(f'case,status\n"{name}",done\n', encoding="utf-8")
-    if "\0" in name and sys.version_info < (3, 11):
-        with pytest.raises(ValueError, match=r"cohort\.csv must be CSV in UTF-8: line contains NUL"):
-            read_cases(output)
-    else:
-        assert read_cases(output)[0].pictures == {}
+        for start in ("", "..", "secret", "inner", ".", name):
+            files[f"{start}_mip.png"] = {"sha256": HASH}
+            if not set(start) & set("/\0"):
+                (folder / f"{start}_mip.png").touch()
+    files |= {f"../{name}_mip.png": {"sha256": HASH}, f"{name}_/../../_mip.png": {"sha256": HASH}}
+    record = {"case": name, "status": "done", "files": files, "source": {"sha256": HASH}}
+    (output / ".unoise/records").mkdir(parents=True)
+    (output / ".unoise/records/x.json").write_text(json.dumps(record))
+    assert read_cases(output)[0].pictures == {}
     assert page_name(name).replace("-", "").replace("_", "").isalnum()
-
-
-def test_a_table_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / "cohort.csv").write_bytes(b"case,status\n\xff,done\n")
-    with pytest.raises(ValueError, match=r"cohort\.csv must be CSV in UTF-8"):
-        read_cases(tmp_path)
 
 
 def test_links_out_of_the_output_are_not_followed(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    write_table(output / "cohort.csv", [{"case": "a", "status": "done"}, {"case": "b", "status": "done"}])
-    (tmp_path / "b").mkdir()
-    for path in (tmp_path / "b/b_mip.png", tmp_path / "other.png"):
+    for path in (tmp_path / "b/b_mip.png", tmp_path / "other.png", output / "a/c"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (output / "a").mkdir()
     (output / "a/a_mip.png").symlink_to(tmp_path / "other.png")
     (output / "b").symlink_to(tmp_path / "b")
+    for name in ("a", "b"):
+        write_record(output, name)
     assert [case.pictures for case in read_cases(output)] == [{}, {}]
 
 
@@ -107,12 +146,119 @@ def test_page_names_are_safe_and_apart() -> None:
     assert all(page.isascii() and len(page) < 100 and not set(page) & set("/\\. <>&%#?") for page in pages)
 
 
-def test_tables_that_are_not_there_or_not_tables(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"output must hold cohort.csv, got '.*'"):
-        read_cases(tmp_path)
-    assert read_rows(tmp_path / "none.csv") == []
-    (tmp_path / "cohort.csv").write_text("name,status\na,done\n")
-    with pytest.raises(ValueError, match=r"cohort.csv must have a column 'case', got \['name', 'status'\]"):
-        read_cases(tmp_path)
-    (tmp_path / "cohort.csv").write_text("case,status\na\nb,done,more,still\n")
-    assert [(case.name, case.status) for case in read_cases(tmp_path)] == [("a", "done"), ("b", "done")]
+def case(name: str, status: str = "done", **values: float | str) -> SiteCase:
+    return SiteCase(name, status, values)
+
+
+CASES = [
+    case("a", seconds=2, site="x", organ_liver=0.2, dice=0.5),
+    case("b", seconds=4, site="7", dice=float("nan")),
+    case("c", "failed"),
+]
+
+
+def test_columns_are_those_with_values() -> None:
+    assert columns(CASES) == [
+        Column("dice", "Dice", True, True),
+        Column("site", "site", False, True),
+        Column("organ_liver", "liver, share", True, False),
+        Column("seconds", "seconds", True, True),
+    ]
+    assert columns([]) == []
+
+
+def test_cells_show_little_and_sort_by_all() -> None:
+    dice, site, organ, _ = columns(CASES)
+    assert cell(CASES[0].values, dice) == ("0.500", "0.5")
+    assert cell(CASES[1].values, site) == ("7", "")
+    for row, column in ((1, dice), (2, dice), (1, organ)):
+        assert cell(CASES[row].values, column) == ("-", "")
+    text, value = cell({"dice": 0.123456789012}, dice)
+    assert (text, float(value)) == ("0.123", 0.123456789012)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0.0, "0"), (3, "3"), (0.1234567, "0.123"), (12.345, "12.3"), (1234.56, "1235"), (1e-5, "1.00e-05")),
+        *((123456789.5, "1.23e+08"), (float("nan"), "-"), (float("inf"), "-"), (-0.25, "-0.250"), ("liver", "liver")),
+    ],
+)
+def test_numbers_are_shortened(value: float | str, text: str) -> None:
+    assert show(value) == text
+
+
+def test_a_column_with_a_text_is_none_of_numbers() -> None:
+    assert number_columns([{"a": 1, "b": "x"}, {"b": 2.5}]) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        *(("dice", "Dice"), ("dice_left_kidney", "Dice, left kidney"), ("volume_ml_1", "1, ml")),
+        *(("importance_in_foreground", "importance inside"), ("organ_", "organ "), ("peak_rss", "peak rss")),
+    ],
+)
+def test_headings(key: str, label: str) -> None:
+    assert heading(key)[0] == label
+
+
+def test_tiles_summarise_what_is_there() -> None:
+    found = {tile.label: tile for tile in tiles(CASES)}
+    assert list(found) == ["cases done", "failed", "Dice, mean", "seconds a case, mean"]
+    assert (found["cases done"].value, found["cases done"].note) == ("2", "of 3")
+    assert found["failed"].value == "1"
+    assert found["Dice, mean"].value == "0.500"
+    assert (found["seconds a case, mean"].value, found["seconds a case, mean"].note) == ("3", "median 3, 2 to 4")
+    assert [tile.value for tile in tiles([])] == ["0", "0"]
+
+
+def test_class_names_in_the_order_of_the_columns() -> None:
+    assert class_names([case("a", volume_ml_left_lung=1, seconds=1, volume_ml_heart=2)]) == ["left lung", "heart"]
+
+
+def test_versions_and_settings_of_a_run_but_no_paths_and_names(tmp_path: Path) -> None:
+    run: dict[str, Any] = {
+        "bundle": "/home/jane/hippocampus_mr_unoise",
+        "weights_sha256": "ab12",
+        "command": "unoise explain x /home/jane/DOE^JANE",
+        "input": "DOE",
+        "output": "out",
+        "device": "cpu",
+        "versions": {"torch": "2.8", "os": "/usr/lib/x"},
+        "settings": {"methods": ["saliency", "rise"], "fast": False, "organs": None, "scans": "C:\\data"},
+    }
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert run_facts(tmp_path) == [
+        ("bundle", "hippocampus_mr_unoise"),
+        ("weights sha256", "ab12"),
+        ("device", "cpu"),
+        ("versions, torch", "2.8"),
+        ("settings, methods", "saliency, rise"),
+        ("settings, fast", "False"),
+    ]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1, 2]", "\udcff"])
+def test_a_run_without_a_word(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "run.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert run_facts(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("No space left on device: '/home/jane/my out/case_seg.nii.gz'", "No space left on device: (path)"),
+        ("cannot read /data/DOE^JANE/ct.nii.gz, which is cut off", "cannot read (path), which is cut off"),
+        ("at:/data/DOE^JANE/", "at:(path)"),
+        ("from ~/scans/ct.nii and C:\\scans\\DOE JANE.nii", "from (path) and (path) JANE.nii"),
+        ('"C:\\scans\\DOE JANE.nii" is gone', "(path) is gone"),
+        ("\\\\server\\share\\ct.nii", "(path)"),
+        ("'/ct.nii.gz' is missing", "(path) is missing"),
+        *((text, text) for text in ("", "0.25", "64 x 64 x 30", "mm/voxel", "imagesTr/case_1.nii.gz", "1 / 2")),
+        *((text, text) for text in ("the <b>end</b>: now", "a \\ b")),
+    ],
+)
+def test_absolute_paths_go_and_all_else_stays(text: str, expected: str) -> None:
+    assert without_paths(text) == expected

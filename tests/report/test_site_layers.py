@@ -11,17 +11,27 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from outputs import write_output
+from outputs import FAILED, ODD, write_output
 
 from unoise_monai.handlers.savers import QUANTITIES, map_quantity
+from unoise_monai.report import volumes
 from unoise_monai.report.cases import SiteCase, read_cases
 from unoise_monai.report.volumes import Layer, read_layers
 
 
 @pytest.fixture
-def run(cohort: Path, tmp_path: Path) -> tuple[list[SiteCase], dict[str, Path]]:
-    scans = write_output(tmp_path, cohort, pictures=False)
-    return read_cases(tmp_path), scans
+def scans(cohort: Path, tmp_path: Path) -> dict[str, Path]:
+    return write_output(tmp_path, cohort, pictures=False)
+
+
+@pytest.fixture
+def cases(scans: dict[str, Path], tmp_path: Path) -> dict[str, SiteCase]:
+    return {case.name: case for case in read_cases(tmp_path)}
+
+
+@pytest.fixture
+def case(cases: dict[str, SiteCase]) -> SiteCase:
+    return cases["phantom_001"]
 
 
 def middle_mm(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -43,9 +53,7 @@ def quantity_of(case: SiteCase, name: str, folder: Path) -> SiteCase:
 
 
 @pytest.mark.parametrize("most", [8_000_000, 1000])
-def test_layers_lie_where_the_files_lie(run: tuple[list[SiteCase], dict[str, Path]], most: int) -> None:
-    cases, scans = run
-    case = cases[0]
+def test_layers_lie_where_the_files_lie(case: SiteCase, scans: dict[str, Path], most: int) -> None:
     found = read_layers(case, scans[case.name], most)
     layers = by_key(found.layers)
     assert list(layers) == ["scan", "importance", "saliency", "seg"]
@@ -68,8 +76,7 @@ def test_layers_lie_where_the_files_lie(run: tuple[list[SiteCase], dict[str, Pat
         )
 
 
-def test_ranges(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
-    case, scans = run[0][0], run[1]
+def test_ranges(case: SiteCase, scans: dict[str, Path]) -> None:
     layers = by_key(read_layers(case, scans[case.name]).layers)
     assert (layers["importance"].low, layers["importance"].high) == (0, 1)
     # A method's map of any range is shown as shares of its high values.
@@ -81,35 +88,25 @@ def test_ranges(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
     assert layers["scan"].low < layers["scan"].high
 
 
-def test_without_a_scan_the_maps_lie_over_nothing(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
-    found = read_layers(run[0][0], None)
+def test_without_a_scan_the_maps_lie_over_nothing(case: SiteCase, cases: dict[str, SiteCase]) -> None:
+    found = read_layers(case, None)
     assert [layer.kind for layer in found.layers] == ["ground", "map", "map", "seg"]
     assert not found.layers[0].voxels.any()
     assert "without it" in found.notes[0]
-    assert read_layers(run[0][-1], None).layers == []
-    assert read_layers(run[0][-1], None).notes == []
+    # A case that left nothing.
+    assert read_layers(cases[ODD], None) == ([], [], (1, 1, 1))
 
 
-def test_a_look_begins_inside(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
-    case = run[0][0]
-
-    def at(found: object, layer: Layer) -> float:
-        start = found.start()  # type: ignore[attr-defined]
-        return float(
-            layer.voxels[tuple(int(part * size) for part, size in zip(start, layer.voxels.shape, strict=True))]
-        )
-
-    found = read_layers(case, None)
-    assert at(found, by_key(found.layers)["seg"]) > 0
-    found = read_layers(replace(case, segmentation=None), None)
-    assert at(found, by_key(found.layers)["importance"]) == 1
+@pytest.mark.parametrize("key", ["seg", "importance"])
+def test_a_look_begins_inside(case: SiteCase, key: str) -> None:
+    found = read_layers(case if key == "seg" else replace(case, segmentation=None), None)
+    voxels = by_key(found.layers)[key].voxels
+    at = tuple(int(part * size) for part, size in zip(found.start(), voxels.shape, strict=True))
+    assert voxels[at] == 1
 
 
 @pytest.mark.parametrize("name", QUANTITIES)
-def test_importance_is_told_from_what_the_run_wrote(
-    run: tuple[list[SiteCase], dict[str, Path]], name: str, tmp_path: Path
-) -> None:
-    case = run[0][0]
+def test_importance_is_told_from_what_the_run_wrote(case: SiteCase, name: str, tmp_path: Path) -> None:
     plain = read_layers(case, None)
     found = read_layers(replace(quantity_of(case, name, tmp_path), segmentation=None), None)
     importance, expected = found.importance(), plain.importance()
@@ -125,27 +122,22 @@ def test_importance_is_told_from_what_the_run_wrote(
     assert expected[tuple(place)] == pytest.approx(1, abs=1e-6)
 
 
-def test_a_method_is_no_importance(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
-    case = run[0][0]
+def test_a_method_is_no_importance(case: SiteCase) -> None:
     case.maps["importance"].write_bytes(b"broken")
     found = read_layers(case, None)
     assert [layer.key for layer in found.maps()] == ["saliency"]
     assert found.importance() is None
 
 
-def test_a_scan_is_read_beneath_maps_only(run: tuple[list[SiteCase], dict[str, Path]]) -> None:
-    def never(folder: Path) -> Path:
+def test_a_scan_is_read_beneath_maps_only(cases: dict[str, SiteCase], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(scan: Path) -> None:
         raise AssertionError("was read")
 
-    found = read_layers(run[0][-2], never)
-    assert found.layers == []
-    assert found.notes == []
+    monkeypatch.setattr(volumes, "read_scan", never)
+    assert read_layers(cases[FAILED], Path("scan.nii")) == ([], [], (1, 1, 1))
 
 
-def test_what_cannot_be_read_is_left_out(
-    run: tuple[list[SiteCase], dict[str, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    case = run[0][0]
+def test_what_cannot_be_read_is_left_out(case: SiteCase, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     case.maps["saliency"].write_bytes(case.maps["saliency"].read_bytes()[:200])
     bad = tmp_path / "DOE^JANE.nii.gz"
     bad.write_text("nothing")
@@ -163,8 +155,7 @@ def test_what_cannot_be_read_is_left_out(
     assert str(tmp_path) not in caplog.text + " ".join(found.notes)
 
 
-def test_another_case_s_scan_is_not_shown(run: tuple[list[SiteCase], dict[str, Path]], tmp_path: Path) -> None:
-    case, scans = run[0][0], run[1]
+def test_another_case_s_scan_is_not_shown(case: SiteCase, scans: dict[str, Path], tmp_path: Path) -> None:
     image = nib.load(scans[case.name])
     moved = tmp_path / "moved.nii.gz"
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine + np.outer([5, 0, 0, 0], [0, 0, 0, 1])), moved)
@@ -174,10 +165,7 @@ def test_another_case_s_scan_is_not_shown(run: tuple[list[SiteCase], dict[str, P
 
 
 @pytest.mark.parametrize("value", [300, -1, np.nan])
-def test_class_indices_out_of_range_are_left_out(
-    run: tuple[list[SiteCase], dict[str, Path]], tmp_path: Path, value: float
-) -> None:
-    case = run[0][0]
+def test_class_indices_out_of_range_are_left_out(case: SiteCase, tmp_path: Path, value: float) -> None:
     assert case.segmentation is not None
     image = nib.load(case.segmentation)
     voxels = image.get_fdata().astype(np.float32)

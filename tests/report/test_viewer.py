@@ -29,9 +29,7 @@ def test_the_installed_viewer_and_its_licence(tmp_path: Path) -> None:
     key, source = delivered((tmp_path / "assets/niivue.js").read_text("utf-8"))
     assert key == "niivue"
     assert source == Path(str(distribution("ipyniivue").locate_file(WIDGET))).read_text("utf-8")
-    assert "Redistributions in binary form must reproduce" in (tmp_path / "assets/niivue_LICENSE.txt").read_text(
-        "utf-8"
-    )
+    assert "Redistributions in binary form must reproduce" in (tmp_path / "assets/niivue_LICENSE.txt").read_text()
 
 
 def test_without_the_package_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

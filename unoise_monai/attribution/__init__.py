@@ -1,7 +1,7 @@
 """Published explanations of a segmentation, in one call shape: ``attributor(image, target)`` to a map."""
 
+# ruff: noqa: F401 - the names are here to be imported from here.
 from unoise_monai.attribution.base import Attributor
-from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
 from unoise_monai.attribution.composed import SmoothGrad, SmoothGradSquared, VarGrad, VoxelwiseMean
 from unoise_monai.attribution.deeplift import DeepLift, DeepLiftShap
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime, supervoxels
@@ -9,9 +9,15 @@ from unoise_monai.attribution.gradient import GradientShap, InputXGradient, Inte
 from unoise_monai.attribution.guided import Deconvolution, GuidedBackprop
 from unoise_monai.attribution.iterative import FineTuning, IterativeROI, RegionOfInterest, Round
 from unoise_monai.attribution.layer_methods import (
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedGradCAM,
+    HiResCAM,
     InternalInfluence,
+    LayerCAM,
     LayerConductance,
     LayerDeepLift,
+    LayerGradCAM,
     LayerGuidedActivation,
     LayerGuidedBackprop,
     LayerIntegratedGradients,
@@ -19,7 +25,7 @@ from unoise_monai.attribution.layer_methods import (
 from unoise_monai.attribution.layers import LayerActivation, every_layer, find_layers
 from unoise_monai.attribution.learned import EdgeMagnitude, Intensity, Learned, Random
 from unoise_monai.attribution.perturbation import RISE, Occlusion
-from unoise_monai.attribution.registry import METHODS, make_attributor, method_names
+from unoise_monai.attribution.registry import METHODS, make_attributor, method_names, register
 from unoise_monai.attribution.targets import (
     Difference,
     Foreground,
@@ -35,64 +41,3 @@ from unoise_monai.attribution.targets import (
     unperturbed_dice,
     voxel,
 )
-
-__all__ = [
-    "METHODS",
-    "RISE",
-    "Attributor",
-    "Deconvolution",
-    "DeepLift",
-    "DeepLiftShap",
-    "Difference",
-    "EdgeMagnitude",
-    "FeatureAblation",
-    "FineTuning",
-    "Foreground",
-    "GradCAM",
-    "GradCAMPlusPlus",
-    "GradientShap",
-    "GuidedBackprop",
-    "GuidedGradCAM",
-    "HardDice",
-    "HiResCAM",
-    "InputXGradient",
-    "IntegratedGradients",
-    "Intensity",
-    "InternalInfluence",
-    "IterativeROI",
-    "KernelShap",
-    "LayerActivation",
-    "LayerCAM",
-    "LayerConductance",
-    "LayerDeepLift",
-    "LayerGradCAM",
-    "LayerGuidedActivation",
-    "LayerGuidedBackprop",
-    "LayerIntegratedGradients",
-    "Learned",
-    "Lime",
-    "Occlusion",
-    "Random",
-    "Region",
-    "RegionOfInterest",
-    "Round",
-    "Saliency",
-    "SmoothGrad",
-    "SmoothGradSquared",
-    "SoftDice",
-    "Target",
-    "VarGrad",
-    "VoxelwiseMean",
-    "border",
-    "border_mean",
-    "class_logits",
-    "class_sum",
-    "every_layer",
-    "find_layers",
-    "foreground_sum",
-    "make_attributor",
-    "method_names",
-    "supervoxels",
-    "unperturbed_dice",
-    "voxel",
-]

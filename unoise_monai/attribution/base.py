@@ -1,26 +1,32 @@
-"""What every attribution method shares: one call shape, batches, signs, baselines."""
+"""What every attribution method shares: one call shape, batches, signs, baselines, and hooks that watch a pass."""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from unoise_monai.attribution.targets import Target, check_items, of_item
 from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.inference.precision import without_tf32
-from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.inference.memory import without_tf32
+from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image, VoxelMap
 
-BASELINES = ("zero", "mean", "minimum", "blurred", "noise")
+logger = logging.getLogger(__name__)
+
+BASELINES = ("zero", "mean", "minimum", "blur", "noise")
 
 Baseline: TypeAlias = str | float | Tensor
 """One of `BASELINES`, a number, or an image that expands to ``(1, C, *spatial)``."""
@@ -31,7 +37,7 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
 
     - ``"zero"``: 0, the mean of images that are normalised to zero mean.
     - ``"mean"``, ``"minimum"``: of each item's and channel's own intensities. The minimum is air in CT and MR.
-    - ``"blurred"``: the Gaussian mean around each voxel, of the voxels inside the volume; coarse structure stays.
+    - ``"blur"``: the Gaussian mean around each voxel, of the voxels inside the volume; coarse structure stays.
     - ``"noise"``: Gaussian, of each item's and channel's own mean and standard deviation.
     - a number, or an image of your own.
 
@@ -42,8 +48,8 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
         seed: of the noise, the same for all items and on all devices; None draws from the global random state.
 
     Raises:
-        ValueError: when ``kind`` is unknown, holds NaN or infinite values or does not expand to the image, or ``sigma``
-            is not a finite number above 0.
+        ValueError: when ``kind`` is unknown, not finite or does not expand to the image; when ``sigma`` is not a finite
+            number above 0.
     """
     check_baseline(kind)
     if not 0 < sigma < math.inf:
@@ -51,36 +57,34 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     image = image.detach().as_subclass(Tensor)
     axes = tuple(range(2, image.ndim))
     if isinstance(kind, Tensor):
-        return _expanded(kind, image)
+        try:
+            return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
+        except RuntimeError as error:
+            got = tuple(kind.shape)
+            raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
     if not isinstance(kind, str):
         return torch.full_like(image, kind)
-    if kind == "mean":
-        return image.mean(dim=axes, keepdim=True).expand_as(image).clone()
-    if kind == "minimum":
-        return image.amin(dim=axes, keepdim=True).expand_as(image).clone()
-    if kind == "blurred":
+    if kind in ("mean", "minimum"):
+        constant = image.mean(axes, keepdim=True) if kind == "mean" else image.amin(axes, keepdim=True)
+        return constant.expand_as(image).clone()
+    if kind == "blur":
         # MONAI's filter alone would mix in the zeros outside the volume.
         gauss = GaussianFilter(len(axes), sigma).to(image.device)
         return (gauss(image) / gauss(torch.ones_like(image[:1, :1]))).detach()
     if kind == "noise":
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         noise = torch.randn(image.shape[1:], generator=generator).to(image)
-        spread = image.std(dim=axes, keepdim=True, correction=0)
-        return image.mean(dim=axes, keepdim=True) + spread * noise
+        return image.mean(axes, keepdim=True) + image.std(axes, keepdim=True, correction=0) * noise
     return torch.zeros_like(image)
 
 
 def baselines(image: Image, kinds: Sequence[Baseline], seed: int | None = 0) -> list[Image]:
-    """Several of them, each of the shape of ``image``; every ``"noise"`` among them is another."""
+    """Several of them, each ``"noise"`` with a seed of its own."""
     return [baseline(image, kind, seed=None if seed is None else seed + at) for at, kind in enumerate(kinds)]
 
 
 def check_baseline(kind: Baseline, name: str = "baseline") -> None:
-    """Refuse what is no baseline.
-
-    Raises:
-        ValueError: when it is neither one of `BASELINES` nor of finite values.
-    """
+    """Refuse what is neither one of `BASELINES` nor of finite values, with a ValueError."""
     if isinstance(kind, str):
         check_choice(name, kind, BASELINES)
     else:
@@ -88,29 +92,38 @@ def check_baseline(kind: Baseline, name: str = "baseline") -> None:
 
 
 def check_baselines(kinds: Sequence[Baseline] | Tensor) -> tuple[Baseline, ...]:
-    """The baselines of a distribution, one or more.
-
-    Raises:
-        ValueError: when there is none, they are one name, or one of them is no baseline.
-    """
+    """The baselines of a distribution; a ValueError where there is none, or one is no baseline."""
     if isinstance(kinds, str) or not len(kinds):
         raise ValueError(f"baselines must be one or more of {', '.join(map(repr, BASELINES))}, got {kinds!r}")
-    # Of a stack of images (b, C, *spatial), each is one.
+    # A stack of images is (b, C, *spatial).
     images = kinds.unsqueeze(1) if isinstance(kinds, Tensor) else kinds
     for kind in images:
         check_baseline(kind)
     return tuple(images)
 
 
-def _expanded(kind: Tensor, image: Image) -> Image:
-    try:
-        return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
-    except RuntimeError as error:
-        got = tuple(kind.shape)
-        raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
+def check_at_least(name: str, value: float, least: int) -> None:
+    """Refuse a number below ``least``, with a ValueError."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_noise(samples: int, sigma: float) -> None:
+    """Refuse less than one sample, and a sigma that is negative or not finite, with a ValueError."""
+    check_at_least("samples", samples, 1)
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
+
+
+def check_time_limit(time_limit_s: float | None) -> None:
+    """Refuse a limit that is not above 0, with a ValueError."""
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
 
 
 SIGNS = ("signed", "absolute", "positive")
+NEEDS = ("layer", "noise_model", "region")
+"""What a method may need: an option ``layer`` or ``noise_model``, or a target that is a `Region`."""
 
 
 class Score(nn.Module):
@@ -120,71 +133,75 @@ class Score(nn.Module):
         volume: the network over whole volumes.
         target: from logits to one scalar an item, made for one item.
         copies: how many copies of the volume may go through at once.
+        windows: whether the images are windows on the network's grid, which go through in one pass.
 
     Shape:
-        ``(n, C, *spatial)`` to ``(n,)``, for any number of perturbed copies of one volume.
+        ``(n, C, *spatial)``, perturbed copies of one volume or window, to ``(n,)``.
 
     Raises:
         ValueError: in the call, when the target does not give one scalar an item.
     """
 
-    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1) -> None:
+    def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:
         super().__init__()
-        self.volume = volume
-        self.target = target
-        self.copies = copies
+        self.volume, self.target, self.copies, self.windows = volume, target, copies, windows
         self.notes: dict[str, Any] = {}
-        """What a method has to say about its map, such as a convergence delta: ends up in the map's metadata."""
+        """What a method notes about its map, such as a convergence delta, for the map's metadata."""
+        self.place: MetaTensor | None = None
+        """The image as it came, for its geometry; None for a tensor without."""
 
     def forward(self, images: Image) -> Tensor:
-        scores = self.target(self.volume(images))
+        scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
         if scores.shape != images.shape[:1]:
             raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
         return scores
 
 
 class Attributor(ABC):
-    """A method that says how much each voxel of an image contributes to a target of a segmentation.
+    """A method that maps how much each voxel of an image contributes to a target of a segmentation.
 
-    The network and the image come back untouched. The network runs in evaluation mode, in ``precision``; where a
-    volume does not fit ``memory_gb``, in tiles (`VolumeNetwork`).
+    The network and the image come back untouched. The network runs in evaluation mode; where a volume does not fit
+    ``memory_gb``, in tiles (`VolumeNetwork`). Every method takes the arguments below. Options of several methods are
+    the ``baseline`` that they compare with or hide voxels by (see `baseline`), the ``seed`` of what is drawn (None
+    draws from the global random state), ``progress``, which shows a bar, and ``time_limit_s``, seconds an item, after
+    which the best map so far comes back (see `batches`). Methods document what they add.
 
     Args:
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``, on the image's device.
         sign: ``"signed"`` keeps the method's values, ``"absolute"`` their magnitude, ``"positive"`` what speaks for the
             target; taken of each channel, which are then summed. None for the method's own default.
-        memory_gb: what a pass may take, in 1e9 bytes, which also says how many copies of a volume go through at once;
+        memory_gb: what a pass may take, in 1e9 bytes, which also sets how many copies of a volume go at once;
             None for 80% of the free CUDA memory or half the free RAM.
         precision: ``"fp32"``, or ``"auto"``, ``"bf16"``, ``"fp16"``, which are faster, see `resolve_precision`; passes
-            with gradients are in fp32 where that says fp16.
+            with gradients are in fp32 where that would be fp16.
 
     Shape:
         called with an image ``(B, C, *spatial)`` and a target, to a `MetaTensor` ``(B, 1, *spatial)``, float32, with
-        the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, and what
-        there is to say about it; ``"memory_gb": "not kept"`` of a network that does not tell its stride.
+        the image's geometry. Its ``meta["attribution"]`` holds a dictionary for each item: the method's name, its sign
+        and its notes; ``"memory_gb": "not kept"`` for a network without a ``stride``.
 
     Raises:
         ValueError: when an option is out of range; in the call, when the image holds NaN or infinite voxels, the target
-            is of another number of items, or does not give one scalar an item.
+            is of another number of items or does not give one scalar an item, or an image as baseline does not expand
+            to the volume.
     """
 
     name: ClassVar[str]
-    """Of the method in the registry."""
+    """By which `register` makes the class known."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Some of `NEEDS`."""
+    control: ClassVar[bool] = False
+    """Whether the map asks no network and is what methods have to beat."""
     default_sign: ClassVar[str] = "absolute"
     clips: ClassVar[bool] = False
     """Whether the method clips gradients within the network, see `VolumeNetwork`."""
     differentiates: ClassVar[bool] = True
     """Whether the method asks for gradients of the network; if not, more copies of a volume fit the memory."""
     contributes: bool = False
-    """Whether each value is a contribution against a baseline, of a voxel or of what is hidden with it, rather than a
-    change per intensity."""
+    """Whether values are contributions against a baseline, rather than changes of the score per intensity."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        sign: str | None = None,
-        memory_gb: float | None = None,
-        precision: str = "fp32",
+        self, network: nn.Module, sign: str | None = None, memory_gb: float | None = None, precision: str = "fp32"
     ) -> None:
         self.sign = self.default_sign if sign is None else sign
         check_choice("sign", self.sign, SIGNS)
@@ -192,14 +209,15 @@ class Attributor(ABC):
         self.volume = VolumeNetwork(network, memory_gb, precision, self.clips)
 
     def __call__(self, image: Image, target: Target) -> MetaTensor:
-        plain = (image.as_tensor() if isinstance(image, MetaTensor) else image).detach().float()
+        plain = image.as_subclass(Tensor).detach().float()
         check_finite(plain, "image")
         check_items(target, len(plain))
         maps, notes = [], []
-        for index in range(len(plain)):
+        for index, item in enumerate(plain.split(1)):
             with attributing(self.network), without_tf32():
-                item = plain[index : index + 1].clone().requires_grad_()
+                item = item.clone().requires_grad_()
                 score = self.score(item, of_item(target, index))
+                score.place = image if isinstance(image, MetaTensor) else None
                 values = self.attribute(item, score)
             maps.append(signed(values.detach().float(), self.sign))
             notes.append({"method": self.name, "sign": self.sign, **score.notes})
@@ -210,49 +228,40 @@ class Attributor(ABC):
         return result
 
     def score(self, image: Image, target: Target) -> Score:
-        """What the method explains of one item; measures what passes take, before its hooks change that."""
+        """What the method explains of one item. Measures what a pass takes, which hooks would change."""
         score = Score(self.volume, target, self.volume.copies(image, self.differentiates))
         if not self.volume.bounded:
             score.notes["memory_gb"] = "not kept"
         return score
 
-    @abstractmethod
     def attribute(self, image: Image, score: Score) -> Tensor:
-        """The map of one item, ``(1, C, *spatial)`` or ``(1, 1, *spatial)``, with its sign.
-
-        Called with the network ready for gradients of the input (`attributing`), which ``image`` requires already.
-        What there is to say about the map goes into ``score.notes``.
-        """
-
-
-class CheckedAttributor(Attributor):
-    """A method that refuses or gets ready for a network once, and then makes any number of maps.
-
-    What takes the mean of many maps, over noisy images (`SmoothGrad`) or over voxels (`VoxelwiseMean`), calls `check`
-    once and `maps` often, with a score that holds the notes of the check.
-    """
-
-    def attribute(self, image: Image, score: Score) -> Tensor:
+        """The map of one item, checked."""
         score.notes |= self.check(image, score.volume)
         return self.maps(image, score)
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        """Refuse a network that the method cannot explain; gives what there is to say of the others, for the notes.
+        """Refuse a network that the method cannot explain; otherwise give the notes that go with every map of it.
+
+        Methods that are made of many maps (`SmoothGrad`, `VoxelwiseMean`) check once, and call ``maps`` often.
 
         Raises:
-            ValueError: when the method would be wrong on this network without a word.
+            ValueError: when the method would give a wrong map of this network without an error.
         """
         return {}
 
     @abstractmethod
     def maps(self, images: Image, score: Score) -> Tensor:
-        """The map of each image, with its sign, ``(n, C, *spatial)`` to the same; the images require gradients."""
+        """The map of one item, ``(1, C, *spatial)`` to the same or ``(1, 1, *spatial)``, with its sign.
+
+        Called with the network ready for gradients of the input (`attributing`), which ``images`` require. Notes about
+        the map go into ``score.notes``. Gradient methods get several images at once.
+        """
 
 
 def signed(values: Tensor, sign: str) -> VoxelMap:
     """The sum over channels, ``(B, 1, *spatial)``, of the values, their magnitude or their positive part."""
-    part = {"signed": values, "absolute": values.abs(), "positive": values.clamp_min(0)}[sign]
-    return part.sum(dim=1, keepdim=True)
+    parts = {"signed": values, "absolute": values.abs(), "positive": values.clamp_min(0)}
+    return parts[sign].sum(dim=1, keepdim=True)
 
 
 @contextmanager
@@ -261,7 +270,96 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     if seed is None:
         yield
         return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def batches(
+    planned: int,
+    at_once: int,
+    name: str,
+    notes: dict[str, Any],
+    progress: bool = False,
+    time_limit_s: float | None = None,
+) -> Iterator[range]:
+    """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case.
+
+    With a time limit, the first copy goes through alone, the others as many at once as should end in time.
+
+    Args:
+        planned: how many copies.
+        at_once: how many fit the memory.
+        name: of the method, for the bar and the log.
+        notes: gets ``planned`` and ``evaluated``, and where the limit ended it ``stopped_after_s``, with a warning.
+        progress: show a bar.
+        time_limit_s: after which no further copy is begun.
+    """
+    start, done = time.monotonic(), 0
+    with tqdm(total=planned, desc=name, disable=not progress) as bar:
+        while done < planned:
+            count, seconds = at_once, time.monotonic() - start
+            if time_limit_s is not None:
+                if done and seconds >= time_limit_s:
+                    notes["stopped_after_s"] = seconds
+                    logger.warning("%s: stopped after %.1f s with %d of %d copies", name, seconds, done, planned)
+                    break
+                # A batch that fills the memory may take many times the limit.
+                in_time = int((time_limit_s - seconds) * done / max(seconds, 1e-6))
+                count = min(count, max(1, in_time))
+            batch = range(done, min(done + count, planned))
+            yield batch
+            done = batch.stop
+            bar.update(len(batch))
+    notes |= {"planned": planned, "evaluated": done}
+
+
+def probe_side(volume: VolumeNetwork) -> int:
+    """The side of a block that shows a network's layers: two voxels on its coarsest grid, for instance norm."""
+    return volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
+
+
+class Call(NamedTuple):
+    """One call of a module."""
+
+    path: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    options: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def watching(
+    modules: Mapping[str, nn.Module],
+    leave: Callable[[Call], object],
+    enter: Callable[[str, nn.Module], object] | None = None,
+) -> Iterator[None]:
+    """Watch each call of some modules within the block; the hooks are gone after it, also when it fails.
+
+    Args:
+        modules: by path, such as ``dict(network.named_modules())``.
+        leave: called when a call ends; what it returns, if not None, takes the place of the output.
+        enter: called with path and module when a call begins.
+    """
+
+    def left(path: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> object:
+        return leave(Call(path, module, inputs, options, output))
+
+    def entered(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if enter is not None:
+            enter(path, module)
+
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(partial(entered, path)).remove)
+            stack.callback(module.register_forward_hook(partial(left, path), with_kwargs=True).remove)
+        yield
+
+
+def outputs_of(layer: nn.Module, run: Callable[[], Tensor]) -> tuple[list[Tensor], Tensor]:
+    """What a layer gives in each of its calls while something runs, and what that gives."""
+    calls: list[Call] = []
+    with watching({"": layer}, calls.append):
+        result = run()
+    return [call.output for call in calls], result

@@ -13,47 +13,36 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Baseline, Score, baselines, check_baselines
 from unoise_monai.attribution.gradient import GradientAttributor, note_convergence
-from unoise_monai.attribution.guided import RECTIFIERS, Rule, activations, backward_rule, own_inputs
+from unoise_monai.attribution.guided import RECTIFIERS, activations, backward_rule, own_inputs
+from unoise_monai.attribution.registry import register
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.types import Image
 
 RESCALED: tuple[type[nn.Module], ...] = (
-    nn.ReLU,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.Softplus,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.Softmax,
-    nn.MaxPool1d,
-    nn.MaxPool2d,
-    nn.MaxPool3d,
+    *(nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Softmax),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
 )
-"""The modules that Captum has rules for; of a subclass it takes the gradient."""
+"""The modules that Captum has rules for. For a subclass it takes the gradient."""
 
 
+@register
 class DeepLift(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline, in one pass.
 
     Shrikumar, Greenside, Kundaje, "Learning important features through propagating activation differences", 2017, the
-    rescale rule. One pass forward and back over the image with the baseline, and two forward. With ``sign="signed"``
-    the map's sum is ``notes["score_difference"]``, up to ``notes["convergence_delta"]``: rounding where a network is of
-    convolutions, batch norm, the activations below and maximum pooling, and far off with instance or group norm,
-    attention, or whatever else multiplies what depends on the image. The default sign is for ranking voxels.
+    rescale rule. One pass forward and back over the image with the baseline, and two forward. The delta is rounding
+    where a network is made of convolutions, batch norm, activations and maximum pooling, and large with instance or
+    group norm, attention, or whatever else multiplies things that depend on the image.
 
     Args:
-        network: see `Attributor`.
-        baseline: see `baseline`; an image of your own gives other settings.
-        substitute: apply the rescale rule to activation modules that Captum has none for too, such as PReLU;
+        substitute: apply the rescale rule also to activation modules that Captum has none for, such as PReLU;
             ``notes["substituted"]`` counts them. Else such networks are refused.
-        seed: of a noise baseline.
-        **options: see `Attributor`.
 
     Raises:
-        ValueError: when ``baseline`` is none; in the call, when an image as baseline does not expand to the volume,
-            the network has activations without a rule and ``substitute`` is False, functional activations, gates or
-            maximum pooling, maximum pooling whose windows overlap, where Captum keeps one window's share of a voxel, or
-            calls one of its activation or pooling modules more than once, of which it forgets all calls but the last.
+        ValueError: when ``baseline`` is none; in the call, when the network has activations without a rule and
+            ``substitute`` is False, functional activations, gates or maximum pooling, pooling windows that overlap,
+            where Captum keeps one window's share of a voxel, or an activation or pooling module that is called more
+            than once, of which Captum keeps the last call.
     """
 
     name = "deep_lift"
@@ -74,23 +63,23 @@ class DeepLift(GradientAttributor):
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
         found = activations(volume, image)
-        substituted = found.check(self.name, self.substitute, _is_rescaled)
+        notes = found.check(self.name, self.substitute, _is_rescaled)
         functional = found.pooling | found.gates
         if functional:
             calls = ", ".join(f"{operation} x {count}" for operation, count in functional.items())
             raise ValueError(f"network must call its pooling and gates as modules for {self.name}, got {calls}")
-        overlapping = [path for path, module in found.pools.items() if _overlaps(module)]
+        overlapping = [f"{module} at '{path}'" for path, module in found.pools.items() if _overlaps(module)]
         if overlapping:
             raise ValueError(
                 f"network must have maximum pooling with windows no larger than their stride for {self.name}, got "
-                f"{found.pools[overlapping[0]]} at '{overlapping[0]}'"
+                f"{overlapping[0]}"
             )
         if found.reused:
             raise ValueError(
                 f"network must call each activation and pooling module once for {self.name}, got "
                 f"{len(found.reused)} that it calls more often, the first at '{found.reused[0]}'"
             )
-        return {"substituted": substituted} if substituted else {}
+        return notes
 
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
@@ -110,18 +99,15 @@ class DeepLift(GradientAttributor):
         return values
 
 
+@register
 class DeepLiftShap(DeepLift):
     """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs what `DeepLift` costs, for each
-    baseline. All else is as of `DeepLift`.
+    baseline; all else is as there.
 
     Args:
-        network: see `Attributor`.
         baselines: see `baseline`; or a stack of images ``(b, C, *spatial)``.
-        substitute: see `DeepLift`.
-        seed: of noise baselines.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: when ``baselines`` holds none or something else; in the call, see `DeepLift`.
@@ -132,19 +118,17 @@ class DeepLiftShap(DeepLift):
     def __init__(
         self,
         network: nn.Module,
-        baselines: Sequence[Baseline] | Tensor = ("zero", "blurred", "noise"),
-        substitute: bool = False,
-        seed: int | None = 0,
+        baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"),
         **options: Any,
     ) -> None:
-        super().__init__(network, substitute=substitute, seed=seed, **options)
+        super().__init__(network, **options)
         self.baselines = check_baselines(baselines)
 
 
 def rescale(inputs: Tensor, output: Tensor, eps: float = 1e-10) -> Any:
-    """The rescale rule of a batch whose second half is the baseline: the slope between both, in place of the gradient.
+    """The rescale rule, a `Rule`, of a batch whose second half is the baseline: the slope in place of the gradient.
 
-    A `Rule`; ``eps`` is Captum's, below which a difference counts as none and the gradient stays.
+    ``eps`` is Captum's: below it a difference counts as none, and the gradient stays.
     """
     step = _difference(inputs)
     slope = _difference(output) / step
@@ -163,29 +147,25 @@ def _is_rescaled(module: nn.Module) -> bool:
 def _overlaps(pool: nn.Module) -> bool:
     """Whether a voxel may lie in two windows of a pooling module."""
     values = (getattr(pool, name) for name in ("kernel_size", "stride", "dilation"))
-    # For each axis, or one for all of at most three.
+    # One number an axis, or one for all.
     along = (value if isinstance(value, tuple) else (value,) * 3 for value in values)
     return any(gap * (side - 1) + 1 > step for side, step, gap in zip(*along, strict=False))
 
 
 @contextmanager
 def rescaling(network: nn.Module, substitute: bool) -> Iterator[None]:
+    """Ready for Captum's DeepLIFT, with the rescale rule also at other rectifiers where they are substituted."""
     modules = list(network.modules())
     known = [module for module in modules if _is_rescaled(module)]
-    others = [module for module in modules if isinstance(module, RECTIFIERS) and not _is_rescaled(module)]
-    rule: Rule = rescale
+    others = [module for module in modules if substitute and isinstance(module, RECTIFIERS) and module not in known]
     try:
         # In float32: autocast on the CPU pools in it, and Captum's rule needs one number format.
-        with (
-            own_inputs(known, torch.float32),
-            backward_rule(others if substitute else [], rule),
-            warnings.catch_warnings(),
-        ):
-            # That it sets hooks, which it removes, is no news to anybody here.
+        with own_inputs(known, torch.float32), backward_rule(others, rescale), warnings.catch_warnings():
+            # Captum warns that it sets hooks, which it removes.
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks")
             yield
     finally:
-        # Captum leaves what went through modules that the target does not reach, or all of it after a failure.
+        # Captum leaves tensors on modules that the target does not reach, and on all after a failure.
         for module in known:
             for name in ("input", "output"):
                 vars(module).pop(name, None)

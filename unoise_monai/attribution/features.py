@@ -15,8 +15,9 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.base import Score, check_at_least
 from unoise_monai.attribution.perturbation import PerturbationAttributor
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_finite
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.types import Image, LabelMap
@@ -39,12 +40,12 @@ def supervoxels(
             higher makes them cubes, lower lets them follow fainter edges, and noise.
         within: a label map, ``(1, 1, *spatial)``, such as organs, whose borders no supervoxel crosses.
 
-    Shape:
-        ``(1, C, *spatial)`` to int64 ``(1, 1, *spatial)``, on the image's device.
+    Returns:
+        int64 ``(1, 1, *spatial)``, on the image's device.
 
     Raises:
-        ValueError: when the image is not one item or holds NaN or infinite voxels, ``size`` is not a whole number of
-            at least 1 or not one number an axis, ``compactness`` is not above 0, or ``within`` lies on another grid.
+        ValueError: when the image is not one item or not finite, ``size`` is not a whole number of at least 1 or not
+            one number an axis, ``compactness`` is not above 0, or ``within`` lies on another grid.
     """
     check_supervoxels(size, compactness)
     # SimpleITK's SLIC crashes the process on NaN.
@@ -72,17 +73,13 @@ def supervoxels(
 
 
 def numbered(labels: LabelMap) -> tuple[LabelMap, int]:
-    """The values of a label map numbered from 0 without gaps, int64, and how many there are."""
+    """A label map with its values numbered from 0 without gaps, int64, and how many there are."""
     values, numbers = torch.unique(torch.as_tensor(labels), return_inverse=True)
     return numbers, len(values)
 
 
 def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
-    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0.
-
-    Raises:
-        ValueError: when ``size`` is no such number, or one an axis, or ``compactness`` out of range.
-    """
+    """Refuse sizes that are no whole numbers of at least 1, and a compactness that is not above 0."""
     if not all(isinstance(side, Integral) and side >= 1 for side in (size if isinstance(size, Sequence) else [size])):
         raise ValueError(f"size must be integers of at least 1, one or one an axis, got {size!r}")
     if not compactness > 0:
@@ -93,11 +90,8 @@ def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
 class Features:
     """An image in pieces, each as it is or hidden.
 
-    Args:
-        image: one item, ``(1, C, *spatial)``.
-        hidden: what its voxels become, of the same shape.
-        labels: each voxel's feature, ``(1, 1, *spatial)``, from 0 to below ``count``.
-        count: how many features there are.
+    ``image`` and ``hidden``, what its voxels become, are ``(1, C, *spatial)``; ``labels`` holds the feature of each
+    voxel, ``(1, 1, *spatial)``, from 0 to below ``count``.
     """
 
     image: Image
@@ -106,24 +100,22 @@ class Features:
     count: int
 
     def keeping(self, kept: Tensor) -> Image:
-        """Copies with only some features as they are: ``kept`` bool ``(n, count)`` to ``(n, C, *spatial)``."""
+        """Copies with the features ``kept``, bool ``(n, count)``, as they are: ``(n, C, *spatial)``."""
         return torch.where(kept.to(self.labels.device)[:, self.labels[0]], self.image, self.hidden)
 
 
 class FeatureAttributor(PerturbationAttributor):
-    """An attribution that gives every voxel the value of its feature, a supervoxel or a label of the user's own.
+    """An attribution that gives every voxel the value of its feature: a supervoxel, or a label of your own.
+
+    The notes hold the number of ``features``.
 
     Args:
-        network: see `Attributor`.
-        labels: the features, ``(1, 1, *spatial)`` for every item, each value one, 0 too; such as organs, or
-            `supervoxels` within organs. None for supervoxels of each image.
+        labels: the features, ``(1, 1, *spatial)`` for every item, such as organs, or `supervoxels` within organs; 0 is
+            a feature, too. None for supervoxels of each image.
         size: of supervoxels, voxels a side.
         compactness: of supervoxels, see `supervoxels`.
-        per_voxel: spread a feature's value over its voxels, so that they add up to it, in place of giving it to each:
-            large features then don't outrank small ones for their size.
-        **options: see `PerturbationAttributor`.
-
-    ``notes`` of the map hold the number of ``features``.
+        per_voxel: spread a feature's value over its voxels, so that they add up to it: large features then don't
+            outrank small ones for their size.
 
     Raises:
         ValueError: when ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, when
@@ -165,20 +157,21 @@ class FeatureAttributor(PerturbationAttributor):
         """One value a feature, ``(count,)``."""
 
     def scores(self, features: Features, kept: Tensor, score: Score) -> Tensor:
-        """The score with some features kept, one for each row of ``kept`` that the time allows, float64 on the CPU."""
+        """The scores of as many rows of ``kept`` as the time allows, float64 on the CPU."""
         batches = self.batches(len(kept), score)
         return torch.cat([score(features.keeping(kept[rows.start : rows.stop])).cpu() for rows in batches]).double()
 
 
+@register
 class FeatureAblation(FeatureAttributor):
     """How far the score falls when a supervoxel, or an organ of a label map, is hidden.
 
     Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014, with features in place of windows.
-    The method is Captum's ``FeatureAblation``; here it keeps to a time limit, in which the features come in random
-    order and those not reached get 0.
+    Captum's ``FeatureAblation``, but with a time limit, in which the features come in random order and those not
+    reached get 0.
 
     Costs a pass forward for each feature, and one. It sees nothing of a feature that another makes up for; `KernelShap`
-    does. Options: see `FeatureAttributor`.
+    does.
     """
 
     name = "feature_ablation"
@@ -195,9 +188,10 @@ class FeatureAblation(FeatureAttributor):
 
 
 BYTES = 17
-"""Of a feature of a sample: what is kept, a bool, and float64 in the model's matrix and in its solver's copy."""
+"""For each sample and feature: a bool of what is kept, and float64 in the model's matrix and in its solver's copy."""
 
 
+@register
 class Lime(FeatureAttributor):
     """What each supervoxel adds to the score, by a linear model of random combinations that are close to the image.
 
@@ -206,15 +200,13 @@ class Lime(FeatureAttributor):
     ``exp(-d**2 / (2 kernel_width**2))`` with ``d`` the cosine distance of the kept features to all of them, and the
     model is a ridge regression with an intercept.
 
-    Costs a pass forward for each sample. The values are those of an additive model: ``notes["explained"]`` is the share
-    of the score's (weighted) variance that it accounts for.
+    Costs a pass forward for each sample. The model is additive: ``notes["explained"]`` is the share of the score's
+    (weighted) variance that it accounts for.
 
     Args:
-        network: see `Attributor`.
         samples: how many, the whole image being the first.
         kernel_width: of the weights, in units of the cosine distance.
         ridge: penalty on the squared values; 0 for least squares.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2, ``kernel_width`` is not above 0, or ``ridge`` is negative.
@@ -227,11 +219,10 @@ class Lime(FeatureAttributor):
         self, network: nn.Module, samples: int = 1000, kernel_width: float = 0.25, ridge: float = 1.0, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        _check_samples(samples)
+        check_at_least("samples", samples, 2)
+        check_at_least("ridge", ridge, 0)
         if not kernel_width > 0:
             raise ValueError(f"kernel_width must be above 0, got {kernel_width}")
-        if not ridge >= 0:
-            raise ValueError(f"ridge must be at least 0, got {ridge}")
         self.samples, self.kernel_width, self.ridge = samples, kernel_width, ridge
 
     def effects(self, features: Features, score: Score) -> Tensor:
@@ -252,6 +243,7 @@ class Lime(FeatureAttributor):
         return values
 
 
+@register
 class KernelShap(FeatureAttributor):
     """What each supervoxel adds to the score: its Shapley value, the mean gain over all orders in which they come.
 
@@ -260,16 +252,14 @@ class KernelShap(FeatureAttributor):
     the hidden image. Where ``samples`` reach all combinations, all are taken and the values are exact; else they are
     drawn by the kernel, each with its complement (Covert and Lee, "Improving KernelSHAP", 2021).
 
-    Costs a pass forward for each sample, and two. Pairs say one thing each: with fewer samples than twice the features
-    the values are not determined, those nearest to equal ones are given, and a warning is logged; with few more they
-    are noisy. Larger supervoxels need fewer samples. ``notes["explained"]`` is the share of the samples' variance that
-    an additive model accounts for, which is high, too, where samples are too few.
+    Costs a pass forward for each sample, and two. Fewer samples than twice the features do not determine the values:
+    those nearest to equal ones are given, and a warning is logged. With few more they are noisy; larger supervoxels
+    need fewer samples. ``notes["explained"]`` is the share of the samples' variance that an additive model accounts
+    for, which is high, too, where samples are too few.
 
     Args:
-        network: see `Attributor`.
         samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
             authors' code.
-        **options: see `FeatureAttributor`.
 
     Raises:
         ValueError: when ``samples`` is below 2.
@@ -281,7 +271,7 @@ class KernelShap(FeatureAttributor):
     def __init__(self, network: nn.Module, samples: int | None = None, **options: Any) -> None:
         super().__init__(network, **options)
         if samples is not None:
-            _check_samples(samples)
+            check_at_least("samples", samples, 2)
         self.samples = samples
 
     def effects(self, features: Features, score: Score) -> Tensor:
@@ -297,7 +287,7 @@ class KernelShap(FeatureAttributor):
         design, weights = kept[: len(scores)].double(), weights[: len(scores)]
         if len(scores) < min(2 * count, 2**count) - 2:
             logger.warning("%s: %d samples do not determine %d features", self.name, len(scores), count)
-        # What is left over the even split sums to 0, as do the rows less their mean: so the sum of the values holds.
+        # The solution of least norm lies in the span of the rows, each of mean 0: so the values keep their sum.
         root = weights.sqrt()
         observed = root * (scores - design @ even)
         design.sub_(design.mean(dim=1, keepdim=True)).mul_(root[:, None])
@@ -307,30 +297,26 @@ class KernelShap(FeatureAttributor):
 
 
 def coalitions(count: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Which features each sample keeps, ``(n, count)`` bool, neither all nor none, and how much it weighs, ``(n,)``.
+    """Which features each sample keeps, bool ``(n, count)``, neither all nor none, and how much it weighs, ``(n,)``.
 
-    All combinations in random order with the weights of the Shapley kernel, where there are at most ``samples``; else
-    ``samples`` drawn by that kernel, complements in pairs, of equal weight.
+    All combinations, weighted by the Shapley kernel, where there are at most ``samples``; else ``samples`` drawn by
+    that kernel, in pairs of complements, of equal weight.
     """
     if 2**count - 2 <= samples:
         numbers = 1 + torch.randperm(2**count - 2)
         kept = (numbers[:, None] >> torch.arange(count)) % 2 == 1
-        held = kept.sum(dim=1).tolist()
-        kernel = [(count - 1) / (math.comb(count, size) * size * (count - size)) for size in held]
+        sizes = kept.sum(dim=1).tolist()
+        kernel = [(count - 1) / (math.comb(count, size) * size * (count - size)) for size in sizes]
         return kept, torch.tensor(kernel, dtype=torch.float64)
-    sizes = torch.arange(1, count)
-    drawn = 1 + torch.multinomial(1.0 / (sizes * (count - sizes)), -(-samples // 2), replacement=True)
+    each = torch.arange(1, count)
+    drawn = 1 + torch.multinomial(1.0 / (each * (count - each)), -(-samples // 2), replacement=True)
     first = torch.rand(len(drawn), count).argsort(dim=1).argsort(dim=1) < drawn[:, None]
     pairs = torch.stack([first, ~first], dim=1).flatten(0, 1)[:samples]
     return pairs, torch.ones(samples, dtype=torch.float64)
 
 
 def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
-    """Refuse a linear model that does not fit the memory, half of the free RAM where ``memory_gb`` is None.
-
-    Raises:
-        MemoryError: when it does not.
-    """
+    """Refuse a linear model that does not fit the memory (half of the free RAM by default), with a MemoryError."""
     need = BYTES * samples * features
     budget = default_budget(torch.device("cpu")) if memory_gb is None else memory_gb * 1e9
     if need > budget:
@@ -341,7 +327,7 @@ def check_memory(samples: int, features: int, memory_gb: float | None) -> None:
 
 
 def _ridge(design: Tensor, observed: Tensor, ridge: float) -> Tensor:
-    """The solution with a penalty on its square, from the smaller one of two equal systems; 0 for least squares."""
+    """The solution with a penalty on its square, from the smaller of two equal systems."""
     if ridge == 0:
         return _least_squares(design, observed)
     few = len(design) < design.shape[1]
@@ -351,17 +337,12 @@ def _ridge(design: Tensor, observed: Tensor, ridge: float) -> Tensor:
 
 
 def _least_squares(design: Tensor, observed: Tensor) -> Tensor:
-    """The solution of least norm."""
+    """Of least norm."""
     return torch.linalg.lstsq(design, observed[:, None], driver="gelsy").solution[:, 0]
 
 
 def _explained(observed: Tensor, weights: Tensor, left: Tensor) -> float | None:
-    """The share of the weighted variance that is not ``left``, which is weighted; None where nothing varies."""
+    """The share of the variance that the weighted residuals ``left`` do not hold; None where nothing varies."""
     mean = (weights * observed).sum() / weights.sum()
     total = (weights * (observed - mean) ** 2).sum()
     return 1 - float(left.square().sum() / total) if float(total) > 0 else None
-
-
-def _check_samples(samples: int) -> None:
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")

@@ -1,9 +1,12 @@
-"""Gradients: saliency, input x gradient, and integrals along a path."""
+"""Gradients: saliency, input x gradient, and integrals along a path.
+
+For methods that explain a difference, ``notes["score_difference"]`` is that between the scores of the image and of the
+baseline, and ``notes["convergence_delta"]`` how far a map with ``sign="signed"`` misses it in its sum.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -14,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import (
+    Attributor,
     Baseline,
-    CheckedAttributor,
     Score,
     baseline,
     baselines,
+    check_at_least,
     check_baseline,
     check_baselines,
+    check_noise,
     seeded,
 )
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 
@@ -32,11 +38,11 @@ FAR_OFF = 0.1
 """The share of the difference of scores that a map's sum may miss without a warning in the log."""
 
 
-class GradientAttributor(CheckedAttributor):
+class GradientAttributor(Attributor):
     """An attribution from gradients of the image, of several images at once where they fit."""
 
     copies_each: ClassVar[int] = 1
-    """Copies of the volume that a pass of ``maps`` takes for each image, at the least."""
+    """Copies of the volume that a pass takes for each image, at the least."""
 
     def attribute(self, image: Image, score: Score) -> Tensor:
         values = super().attribute(image, score)
@@ -49,15 +55,16 @@ class GradientAttributor(CheckedAttributor):
     def maps(self, images: Image, score: Score) -> Tensor:
         """The map of each image, with its sign, ``(n, C, *spatial)`` to the same; the images require gradients.
 
-        The score is called with whole repeats of the images, in their order: its copy ``i`` is one of image ``i % n``,
-        so that a score may give each image a target of its own.
+        The score is called with whole repeats of the images, so that its copy ``i`` is one of image ``i % n`` and each
+        image may have a target of its own.
         """
 
 
+@register
 class Saliency(GradientAttributor):
     """The gradient of the target with respect to each voxel.
 
-    Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks", 2013. One pass forward and back. Says what a
+    Simonyan, Vedaldi, Zisserman, "Deep inside convolutional networks", 2013. One pass forward and back. Shows what a
     small change of the voxel would do, and nothing where the network is saturated.
     """
 
@@ -67,8 +74,9 @@ class Saliency(GradientAttributor):
         return captum.attr.Saliency(score).attribute(images, abs=False)
 
 
+@register
 class InputXGradient(GradientAttributor):
-    """Each voxel times its gradient: of a linear network, its contribution against an image of zeros.
+    """Each voxel times its gradient: for a linear network, its contribution against an image of zeros.
 
     Shrikumar et al., "Not just a black box", 2016. One pass forward and back. A voxel of intensity 0 gets 0.
     """
@@ -81,12 +89,10 @@ class InputXGradient(GradientAttributor):
 
 
 def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
-    """Note how far the sum of a map is from the difference of scores that it shall explain, the mean over images.
+    """Note ``convergence_delta`` and ``score_difference``, their means over n images.
 
-    Args:
-        score: takes the notes ``convergence_delta``, and ``score_difference``, what to compare it with.
-        values: the maps, ``(n, C, *spatial)``.
-        delta: the sum of each map less that difference, ``(n,)``.
+    Shape:
+        ``values``, the maps, ``(n, C, *spatial)``; ``delta``, each map's sum less the difference of scores, ``(n,)``.
     """
     delta = delta.detach()
     score.notes["convergence_delta"] = float(delta.mean())
@@ -96,25 +102,19 @@ def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
 RULES = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right")
 
 
+@register
 class IntegratedGradients(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline.
 
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
-    and two forward. With ``sign="signed"`` the map's sum is ``notes["score_difference"]``, up to
-    ``notes["convergence_delta"]``, which more steps make smaller; the default, its magnitude, is for ranking voxels. A
-    voxel that equals the baseline gets 0.
+    and two forward. More steps make the delta smaller. A voxel that equals the baseline gets 0.
 
     Args:
-        network: see `Attributor`.
         steps: of the integral.
         rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
-        baseline: see `baseline`; an image of your own gives other settings.
-        seed: of a noise baseline.
-        **options: see `Attributor`.
 
     Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when an image as
-            baseline does not expand to the volume.
+        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
     """
 
     name = "integrated_gradients"
@@ -130,8 +130,7 @@ class IntegratedGradients(GradientAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}")
+        check_at_least("steps", steps, 2)
         check_choice("rule", rule, RULES)
         check_baseline(baseline)
         self.steps, self.rule, self.baseline, self.seed = steps, rule, baseline, seed
@@ -150,26 +149,23 @@ class IntegratedGradients(GradientAttributor):
         return values.detach()
 
 
+@register
 class GradientShap(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of baselines, in the mean over them.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017; Erion et al., "Improving performance of
-    deep learning models with axiomatic attribution priors and expected gradients", 2021. Costs ``samples`` passes
-    forward and back, and one forward for each baseline and the image. A sample is a gradient at a random place between
-    a random baseline and the image. ``notes["convergence_delta"]`` is as of `IntegratedGradients`, and falls with the
-    root of the samples. Shapley values only where voxels act independently.
+    deep learning models with axiomatic attribution priors and expected gradients", 2021. A sample is a gradient at a
+    random place between a random baseline and the image. Costs ``samples`` passes forward and back, and one forward for
+    each baseline and the image. The delta falls with the root of the samples. Shapley values only where voxels act
+    independently.
 
     Args:
-        network: see `Attributor`.
         samples: gradients to draw.
-        baselines: of the distribution, equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
+        baselines: equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
         sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
-        seed: of all that is drawn; None draws from the global random state.
-        **options: see `Attributor`.
 
     Raises:
-        ValueError: when ``samples`` is below 1, ``baselines`` holds no baseline, or ``sigma`` is negative or not
-            finite; in the call, when an image as baseline does not expand to the volume.
+        ValueError: when ``samples`` is below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
     """
 
     name = "gradient_shap"
@@ -179,16 +175,13 @@ class GradientShap(GradientAttributor):
         self,
         network: nn.Module,
         samples: int = 50,
-        baselines: Sequence[Baseline] | Tensor = ("zero", "blurred", "noise"),
+        baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"),
         sigma: float = 0.0,
         seed: int | None = 0,
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a finite number of at least 0, got {sigma}")
+        check_noise(samples, sigma)
         self.samples, self.sigma, self.seed = samples, sigma, seed
         self.baselines = check_baselines(baselines)
 
@@ -198,7 +191,7 @@ class GradientShap(GradientAttributor):
         gradient = captum.attr.Saliency(score)
         at_once = max(1, score.copies // len(plain))
         total = torch.zeros_like(plain)
-        # By hand: Captum's draws from NumPy's global state, and takes all samples at once.
+        # Captum's own draws from NumPy's global state, and takes all samples at once.
         with seeded(self.seed, plain.device):
             chosen = torch.randint(len(starts), (self.samples,)).tolist()
             places = torch.rand(self.samples).tolist()

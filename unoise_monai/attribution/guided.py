@@ -14,9 +14,10 @@ import torch
 from monai.networks.blocks import activation
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.base import Call, Score, probe_side, watching
 from unoise_monai.attribution.gradient import GradientAttributor
-from unoise_monai.inference.tiling import PROBE_SIDE, VolumeNetwork
+from unoise_monai.attribution.registry import register
+from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks.modes import attributing
 from unoise_monai.types import Image
 
@@ -29,8 +30,7 @@ one with respect to its output, to what goes back in place of the former."""
 def own_inputs(modules: list[nn.Module], dtype: torch.dtype | None = None) -> Iterator[None]:
     """Give each call of the modules a copy of its input, as ``dtype`` where it is given.
 
-    Captum hooks the input itself, which in a network with skip connections is another layer's input too: the rule
-    would act on the gradients of both.
+    Captum hooks the input itself, which after a skip connection is another layer's input, too.
     """
 
     def copy_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -59,10 +59,10 @@ def own_output(layer: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def backward_rule(modules: list[nn.Module], rule: Rule) -> Iterator[None]:
-    """Send a rule's values back through the modules; forward they give what they gave.
+    """Send a rule's values back through the modules; the pass forward is unchanged.
 
-    Captum has such rules for ReLU modules alone. Any module of one input and one output can follow one here, however
-    often it is called, as long as it is not in place (`attributing`).
+    For any module of one input and one output that is not in place, however often it is called; Captum's rules are for
+    ReLU modules alone.
     """
 
     def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -81,59 +81,18 @@ def backward_rule(modules: list[nn.Module], rule: Rule) -> Iterator[None]:
 
 
 RECTIFIERS: tuple[type[nn.Module], ...] = (
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Softplus,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.Threshold,
-    activation.Swish,
-    activation.MemoryEfficientSwish,
-    activation.Mish,
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Hardswish, nn.Hardtanh, nn.Threshold, activation.Swish, activation.MemoryEfficientSwish, activation.Mish),
 )
 """Activation modules that let the positive pass, more or less, and hold back the negative; ReLU6 is a Hardtanh."""
 
 _POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_GATES_AND_POOLS = (nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS)
-_OPERATIONS = {
-    "Relu": "relu",
-    "LeakyRelu": "leaky_relu",
-    "PreluKernel": "prelu",
-    "RreluWithNoise": "rrelu",
-    "Elu": "elu",
-    "Celu": "celu",
-    "Gelu": "gelu",
-    "Silu": "silu",
-    "Mish": "mish",
-    "Softplus": "softplus",
-    "Hardswish": "hardswish",
-    "Hardtanh": "hardtanh",
-    "Threshold": "threshold",
-    "Clamp": "clamp",
-    "ClampMin": "clamp",
-    "Maximum": "maximum",
-    "Fmax": "maximum",
-    "MaxPool2DWithIndices": "max_pool",
-    "MaxPool3DWithIndices": "max_pool",
-    "AdaptiveMaxPool2D": "adaptive_max_pool",
-    "AdaptiveMaxPool3D": "adaptive_max_pool",
-    "Sigmoid": "sigmoid",
-    "Tanh": "tanh",
-    "Softmax": "softmax",
-}
+_RECTIFYING = (
+    *("relu", "leaky_relu", "prelu", "rrelu", "elu", "celu", "gelu", "silu", "mish", "softplus", "hardswish"),
+    *("hardtanh", "threshold", "clamp", "maximum", "fmax"),
+)
 _POOLING = ("max_pool", "adaptive_max_pool")
 _GATES = ("sigmoid", "tanh", "softmax")
-
-Known: TypeAlias = Callable[[nn.Module], bool]
-"""Whether a rule was made for a module of `RECTIFIERS`."""
 
 
 def is_relu(module: nn.Module) -> bool:
@@ -142,38 +101,32 @@ def is_relu(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Activations:
-    """What acts between the layers of a network in one pass.
-
-    Args:
-        modules: the rectifying modules that the pass called, by path.
-        functional: rectifying operations without a module of `RECTIFIERS`, such as ``F.relu``, and how often.
-        pooling: maximum pooling without a module of its own, likewise.
-        reused: paths of activation and pooling modules that the pass called more than once.
-        gates: sigmoids, hyperbolic tangents and softmaxes without a module of their own, likewise.
-        pools: the maximum pooling modules that the pass called, by path.
-    """
+    """What acts between the layers of a network in one pass."""
 
     modules: dict[str, nn.Module]
+    """The rectifying modules that the pass called, by path."""
     functional: dict[str, int]
+    """Rectifying operations without a module of `RECTIFIERS`, such as ``F.relu``, and how often."""
     pooling: dict[str, int]
+    """Maximum pooling without a module of its own, likewise."""
     reused: tuple[str, ...]
+    """Paths of activation and pooling modules that the pass called more than once."""
     gates: dict[str, int] = field(default_factory=dict)
+    """Sigmoids, hyperbolic tangents and softmaxes without a module of their own, likewise."""
     pools: dict[str, nn.Module] = field(default_factory=dict)
+    """The maximum pooling modules that the pass called, by path."""
 
-    def check(self, method: str, substitute: bool, known: Known = is_relu) -> dict[str, int]:
+    def check(
+        self, method: str, substitute: bool, known: Callable[[nn.Module], bool] = is_relu
+    ) -> dict[str, dict[str, int]]:
         """Refuse a network whose activations a method's rule does not reach.
 
-        Args:
-            method: its name, for the message.
-            substitute: whether the rule is applied to activation modules that it was not made for.
-            known: whether it was made for a module.
-
-        Returns:
-            How many modules of which kind the rule is to be applied to as well; empty where there are none.
+        Returns the note ``substituted``: how many modules of which kind get the rule although it is not ``known`` to be
+        made for them; empty where there are none.
 
         Raises:
-            ValueError: when a rectifying operation has no module, or there are modules of other kinds than the known
-                ones and ``substitute`` is False.
+            ValueError: when a rectifying operation has no module, or modules are of unknown kinds and ``substitute`` is
+                False.
         """
         if self.functional:
             calls = ", ".join(f"{operation} x {count}" for operation, count in sorted(self.functional.items()))
@@ -186,60 +139,58 @@ class Activations:
                 f"network must have the activations that {method} has a rule for, got {kinds}, the first at "
                 f"'{next(iter(others))}': the rule would pass them by; substitute=True applies it to them too"
             )
-        return counts
+        return {"substituted": counts} if counts else {}
 
 
 def activations(volume: VolumeNetwork, image: Image) -> Activations:
     """The activations of a network, from its modules and from the graph of a pass over a block of the image.
 
-    The block is small where the network tells its stride, else it is the image. Sigmoids and the like are gates and
-    rectify nothing, nor do ``x * sigmoid(x)`` and ``torch.where``, which cannot be told from gates and masks. The
-    larger of two counts, as the second may be 0 or a share of the first.
+    The block is small where the network has a ``stride``, else it is the image. Gates such as sigmoids rectify nothing,
+    nor do ``x * sigmoid(x)`` and ``torch.where``. ``torch.maximum`` does: its second argument may be 0 or a share of
+    the first.
 
     Raises:
         ValueError: when the network is scripted, so that its modules cannot be hooked.
     """
-    network = volume.network
-    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+    modules = dict(volume.network.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
         raise ValueError("network must be a plain module for its activations to be found, got a scripted one")
-    watched = {
-        path: module for path, module in network.named_modules() if isinstance(module, RECTIFIERS + _GATES_AND_POOLS)
-    }
-    calls: Counter[nn.Module] = Counter()
+    kinds: tuple[type[nn.Module], ...] = (*RECTIFIERS, nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS)
+    watched = {path: module for path, module in modules.items() if isinstance(module, kinds)}
+    calls: Counter[str] = Counter()
     made: set[Any] = set()
 
-    def remember(module: nn.Module, inputs: Any, output: Any) -> None:
-        calls[module] += 1
+    def remember(call: Call) -> None:
+        calls[call.path] += 1
+        output = call.output[0] if isinstance(call.output, tuple) else call.output
         # Some are written with functions of their own, such as a sigmoid.
-        made.update(_nodes((output[0] if isinstance(output, tuple) else output).grad_fn, inputs[0].grad_fn))
+        made.update(_nodes(output.grad_fn, call.inputs[0].grad_fn))
 
-    with attributing(network):
-        for module in watched.values():
-            module.register_forward_hook(remember)
+    with attributing(volume.network), watching(watched, remember):
         logits = volume.predict(_block(volume, image).requires_grad_())
     found = Counter(_operation(node) for node in _nodes(logits.grad_fn) if node not in made)
-    return Activations(
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, RECTIFIERS)},
-        {operation: count for operation, count in found.items() if operation and operation not in _POOLING + _GATES},
-        {operation: count for operation, count in found.items() if operation in _POOLING},
-        tuple(path for path, module in watched.items() if calls[module] > 1),
-        {operation: count for operation, count in found.items() if operation in _GATES},
-        {path: module for path, module in watched.items() if calls[module] and isinstance(module, _POOLS)},
+
+    def called(kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+        return {path: module for path, module in watched.items() if calls[path] and isinstance(module, kinds)}
+
+    functional, pooling, gates = (
+        {operation: count for operation, count in found.items() if operation in names}
+        for names in (_RECTIFYING, _POOLING, _GATES)
     )
+    reused = tuple(path for path in watched if calls[path] > 1)
+    return Activations(called(RECTIFIERS), functional, pooling, reused, gates, called(_POOLS))
 
 
 def _block(volume: VolumeNetwork, image: Image) -> Image:
     block = volume.pad(image[:1].detach())
     if volume.rule.stride is not None:
-        # Of more than one voxel at the coarsest level, which instance norm needs.
-        side = volume.stride * max(2, -(-PROBE_SIDE // volume.stride))
         for axis in range(2, block.ndim):
-            block = block.narrow(axis, 0, min(side, block.shape[axis]))
+            block = block.narrow(axis, 0, min(probe_side(volume), block.shape[axis]))
     return block.clone()
 
 
 def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
-    """The nodes of an autograd graph, each once, but for one and what only that leads to."""
+    """The nodes of an autograd graph from its last on, each once, without ``before`` and what only that leads to."""
     seen, waiting = {last, before}, [last]
     while waiting:
         node = waiting.pop()
@@ -250,27 +201,27 @@ def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
             waiting += new
 
 
-def _operation(node: Any) -> str | None:
-    """The rectifying, gating or pooling operation that a node of the graph is; a clamp is one where it cuts at 0."""
-    operation = _OPERATIONS.get(node.name().partition("Backward")[0])
-    if operation == "clamp":
-        least = getattr(node, "_saved_min", None)
-        return operation if least is not None and bool(torch.as_tensor(least == 0).any()) else None
-    return operation
+def _operation(node: Any) -> str:
+    """The rectifying, gating or pooling operation that a node is, or ""; a clamp is one where it cuts at 0."""
+    node_name = node.name().lower()
+    for operation in (*_RECTIFYING, *_POOLING, *_GATES):
+        if node_name.startswith(operation.replace("_", "")):
+            least = getattr(node, "_saved_min", None)
+            cuts = operation != "clamp" or (least is not None and bool(torch.as_tensor(least == 0).any()))
+            return operation if cuts else ""
+    return ""
 
 
 class ClippedGradient(GradientAttributor):
-    """A gradient with a rule of its own at the ReLUs.
+    """A gradient with a rule of its own at the ReLUs. One pass forward and back.
 
     Args:
-        network: see `Attributor`.
-        substitute: apply the rule to activation modules of other kinds too, such as PReLU, for which it was not made;
-            ``notes["substituted"]`` counts them. Else such networks are refused.
-        **options: see `Attributor`.
+        substitute: apply the rule also to activation modules for which it was not made, such as PReLU;
+            ``notes["substituted"]`` counts them.
 
     Raises:
-        ValueError: in the call, when the network has other activations than ReLU and ``substitute`` is False, or has
-            functional ones, see `activations`.
+        ValueError: in the call, when the network has functional activations, or other modules than ReLU and
+            ``substitute`` is False.
     """
 
     clips = True
@@ -282,20 +233,14 @@ class ClippedGradient(GradientAttributor):
     @staticmethod
     @abstractmethod
     def clipped(gradient: Tensor, upstream: Tensor) -> Tensor:
-        """What goes back from a ReLU, of its gradient and of what came to it from above."""
+        """What goes back from a ReLU, from its gradient and what came to it from above."""
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        return check_clipping(volume, image, self.name, self.substitute)
+        return activations(volume, image).check(self.name, self.substitute)
 
     def maps(self, images: Image, score: Score) -> Tensor:
         with clipping(score.volume.network, self.substitute, self.clipped):
             return captum.attr.Saliency(score).attribute(images, abs=False)
-
-
-def check_clipping(volume: VolumeNetwork, image: Image, method: str, substitute: bool) -> dict[str, Any]:
-    """Refuse a network that `clipping` does not reach, see `Activations.check`; notes what is substituted."""
-    substituted = activations(volume, image).check(method, substitute)
-    return {"substituted": substituted} if substituted else {}
 
 
 @contextmanager
@@ -307,12 +252,13 @@ def clipping(network: nn.Module, substitute: bool, clipped: Callable[[Tensor, Te
         yield
 
 
+@register
 class GuidedBackprop(ClippedGradient):
     """The gradient without what turns negative on its way back: only what speaks for the target, ReLU by ReLU.
 
-    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. One pass forward and back. Sharp,
-    and in part independent of the target: it partly recovers the image (Nie et al., 2018). Of a target that sums
-    voxels, it is not the sum of the voxels' maps, see `VoxelwiseMean`.
+    Springenberg et al., "Striving for simplicity: the all convolutional net", 2014. Sharp, but partly recovers the
+    image whatever the target (Nie et al., 2018). For a target that sums voxels, it is not the sum of the voxels' maps,
+    see `VoxelwiseMean`.
     """
 
     name = "guided_backprop"
@@ -322,11 +268,12 @@ class GuidedBackprop(ClippedGradient):
         return gradient.clamp_min(0)
 
 
+@register
 class Deconvolution(ClippedGradient):
     """What comes from above, without its negative part, in place of the gradient of each ReLU.
 
-    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. One pass forward and back. It does not
-    look at which ReLUs the image opened, so the image matters at the pooling alone.
+    Zeiler, Fergus, "Visualizing and understanding convolutional networks", 2014. It ignores which ReLUs the image
+    opened, so the image matters at the pooling alone.
     """
 
     name = "deconvolution"

@@ -16,8 +16,9 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline
+from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_at_least, check_baseline
 from unoise_monai.attribution.composed import SmoothGrad
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import ClassProbability, Target, class_sum
 from unoise_monai.checks import check_finite, check_fraction
 from unoise_monai.inference.tiling import VolumeNetwork
@@ -26,9 +27,8 @@ from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
 logger = logging.getLogger(__name__)
 
-PAPER_BOX = 11
-"""Voxels a side of the paper's box, for pictures of `PAPER_SIDE`."""
-PAPER_SIDE = 224
+PAPER_BOX, PAPER_SIDE = 11, 224
+"""Voxels a side of the paper's box, and of its pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,17 @@ class RegionOfInterest:
 
     Bordes et al., "Iteratively unveiling new regions of interest in deep learning models", 2018, section 2: "computes
     iteratively a score (mean over a neighborhood of pixels) and assigns a threshold". The paper leaves the thresholds
-    open. Here a voxel is in at first where its saliency reaches ``level`` times the ``quantile`` of the saliencies
-    above 0; then, in each pass, where at least ``threshold`` of the voxels in the box around it are in. Only voxels
-    that lie in the image and are visible count.
+    open. Here a voxel is in at first where its saliency reaches ``level`` times the ``quantile`` of those above 0;
+    then, in each pass, where at least ``threshold`` of the visible voxels in the box around it are in.
 
     Args:
         level: share of the full saliency.
-        quantile: which saliency counts as full: 1 for the largest. Gradients have long tails, in which the largest says
-            little of the others.
+        quantile: which saliency counts as full: 1 for the largest, which in the long tails of gradients is an outlier.
         box: odd number of voxels, one or one an axis; None for the paper's 11 in proportion, see `proportional_box`.
         passes: how often the mean and the threshold are taken, in the paper three times.
         threshold: of the mean. With 0.5, a voxel takes the value of most of its neighbours, as the paper words it: what
-            is thinner than about half the box vanishes. Below, regions grow with every pass and with the box, as the
-            paper finds; above, they shrink.
+            is thinner than about half the box vanishes. Below, regions grow with every pass and with the box, as in the
+            paper; above, they shrink.
 
     Raises:
         ValueError: when a share is not above 0 and at most 1, a side of the box not odd and above 0, or ``passes``
@@ -68,8 +66,7 @@ class RegionOfInterest:
         sides = [] if self.box is None else [self.box] if isinstance(self.box, int) else self.box
         if not all(side > 0 and side % 2 for side in sides):
             raise ValueError(f"box must hold odd numbers above 0, got {self.box}")
-        if self.passes < 0:
-            raise ValueError(f"passes must be at least 0, got {self.passes}")
+        check_at_least("passes", self.passes, 0)
 
     def __call__(self, saliency: VoxelMap, visible: VoxelMap) -> VoxelMap:
         """The region, ``(1, 1, *spatial)``, bool, of the saliency, at least 0, of one item's visible voxels."""
@@ -81,9 +78,8 @@ class RegionOfInterest:
 def proportional_box(size: Sequence[int]) -> tuple[int, ...]:
     """The paper's box in proportion to a volume: for each side the odd number next to 11/224 of it, from 3 to 11.
 
-    Eleven voxels are about half a hippocampus: in three crops of some 35 x 51 x 35, of SmoothGrad maps the box of
-    11 left no region at all, that of 3 regions of 2200 to 2600 voxels. The paper, too, asks for small boxes where
-    small things are looked for.
+    Eleven voxels are about half a hippocampus: in three crops of some 35 x 51 x 35, that box left nothing of SmoothGrad
+    maps, and one of 3 left 2200 to 2600 voxels. The paper, too, asks for small boxes where small things are looked for.
     """
     return tuple(min(max(2 * round((side * PAPER_BOX / PAPER_SIDE - 1) / 2) + 1, 3), PAPER_BOX) for side in size)
 
@@ -93,8 +89,7 @@ def binarised(saliency: VoxelMap, level: float, quantile: float) -> VoxelMap:
     found = saliency[saliency > 0]
     if not found.numel():
         return torch.zeros_like(saliency, dtype=torch.bool)
-    full = found.kthvalue(math.ceil(quantile * found.numel())).values
-    return saliency >= level * full
+    return saliency >= level * found.kthvalue(math.ceil(quantile * found.numel())).values
 
 
 def smoothed(mask: VoxelMap, visible: VoxelMap, box: Sequence[int] | int, passes: int, threshold: float) -> VoxelMap:
@@ -105,7 +100,7 @@ def smoothed(mask: VoxelMap, visible: VoxelMap, box: Sequence[int] | int, passes
     """
     sides = ensure_tuple_rep(box, mask.ndim - 2)
     within = visible.float()
-    # Sums of ones are exact, and so their quotient rounds to no other side of a threshold.
+    # In float64: a quotient of exact sums is then on the right side of a threshold.
     neighbours = _box_sum(within, sides).double().clamp_min(1)
     found = mask * within
     for _ in range(passes):
@@ -130,9 +125,9 @@ OUTSIDE = -1
 class FineTuning:
     """Trains a network, in place, on what it still sees of a volume.
 
-    Adam on the cross-entropy, the mean over all voxels, those that are hidden included; in fp32. The network stays in
-    the mode that it is in: in evaluation mode norms keep the statistics that they have learned. Where the volume goes
-    through in tiles, their gradients add up to that of the whole.
+    Adam on the mean cross-entropy over all voxels, hidden ones included; in fp32. The network stays in its mode: in
+    evaluation mode norms keep the statistics that they have learned. The gradients of tiles add up to that of the
+    whole.
 
     Args:
         steps: of Adam, each a pass forward and back.
@@ -147,8 +142,7 @@ class FineTuning:
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_at_least("steps", self.steps, 1)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a finite number above 0, got {self.lr}")
 
@@ -158,8 +152,7 @@ class FineTuning:
         volume = VolumeNetwork(network, memory_gb)
         padded = volume.pad(image.detach())
         labels = _padded_labels(truth, padded)
-        parameters = list(network.requires_grad_().parameters())
-        optimiser = torch.optim.Adam(parameters, self.lr)
+        optimiser = torch.optim.Adam(list(network.requires_grad_().parameters()), self.lr)
         everything = (slice(None),) * (image.ndim - 2)
         with torch.enable_grad():
             tiles = volume.tiles(padded) or [(everything, everything, everything)]
@@ -176,36 +169,29 @@ class FineTuning:
 
 
 def check_truth(truth: LabelMap, image: Image) -> None:
-    """Refuse a label on another grid than the image.
-
-    Raises:
-        ValueError: when it is not one channel on that grid.
-    """
+    """Refuse labels that are not one channel on the image's grid, with a ValueError."""
     expected = (len(image), 1, *image.shape[2:])
     if tuple(truth.shape) != expected:
         raise ValueError(f"truth must be one channel on the image's grid, {expected}, got {tuple(truth.shape)}")
 
 
 def check_classes(truth: LabelMap, logits: Logits) -> None:
-    """Refuse labels that are no class of the network.
-
-    Raises:
-        ValueError: when one is below 0 or above the last class.
-    """
+    """Refuse labels that are no classes of the network, with a ValueError."""
     last, lowest, highest = max(logits.shape[1], 2) - 1, int(truth.min()), int(truth.max())
     if lowest < 0 or highest > last:
         raise ValueError(f"truth must hold classes of the network, 0 to {last}, got {lowest} to {highest}")
 
 
 def _padded_labels(truth: LabelMap, padded: Image) -> Tensor:
-    """The label on the image's device, and on the grid that it is padded to."""
+    """The labels on the padded image's device and grid."""
     missing = [wide - side for side, wide in zip(truth.shape[2:], padded.shape[2:], strict=True)]
     labels = truth[:, 0].to(padded.device, torch.long)
     return F.pad(labels, [n for end in reversed(missing) for n in (0, end)], value=OUTSIDE)
 
 
 def _entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum over voxels that have a label. A sigmoid of z is a softmax over 0 and z."""
+    """The sum over voxels that have a label."""
+    # A sigmoid of z is a softmax over 0 and z.
     classes = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
     return F.cross_entropy(classes, labels, ignore_index=OUTSIDE, reduction="sum")
 
@@ -221,37 +207,32 @@ class Round(NamedTuple):
     """Of the class, once this region is hidden, too: the mean over the voxels that the whole image gave to it."""
 
 
+@register
 class IterativeROI(Attributor):
     """Hides the region that the network looks at, asks where it looks now, and so on, until it finds the class no more.
 
     Bordes et al., "Iteratively unveiling new regions of interest in deep learning models", 2018. Voxels of the first
     region get the importance 1, those of each further round ``1 / max_rounds`` less, all others 0. The paper
-    classifies; in a segmentation, the predicted probability is the mean over the voxels that the unperturbed image gave
-    to the class: of a `Region` target its own, of others with a ``label`` those of that class, else all foreground
-    ones with the class of each.
+    classifies; in a segmentation, the predicted probability is a mean over voxels, see `ClassProbability.of`.
 
     Costs, for each of up to ``max_rounds`` rounds, one saliency map (by default 25 passes forward and back) and one
     pass forward, with ``fine_tune`` its steps as well. Within a region it ranks no voxel above another; what it shows
     depends on the hidden value, of which the network may make an edge.
 
     Args:
-        network: see `Attributor`.
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
-            ``precision``; None for SmoothGrad of guided backpropagation, as in the paper, which refuses networks with
-            other activations than ReLU unless a partial says ``method_options={"substitute": True}``.
+            ``precision``; None for the paper's SmoothGrad of guided backpropagation, which refuses networks with other
+            activations than ReLU unless a partial gives ``method_options={"substitute": True}``.
         region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
         max_rounds: the most rounds, in the paper 5.
         min_probability: stops after the round that brings the class's probability below it.
-        hidden: what hidden voxels become, see `baseline`.
+        hidden: what hidden voxels become, as a `baseline`.
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
-            the unperturbed image; the paper's future work. The network itself stays as it is.
-        seed: of the default saliency, and of noise as ``hidden``.
-        **options: see `Attributor`.
+            the unperturbed image; the paper's future work.
 
     Raises:
         ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
-            call, when no voxel was given to the class, an image as ``hidden`` does not expand to the volume, or the
-            default saliency refuses the network.
+            call, when no voxel was given to the class, or the saliency refuses the network.
     """
 
     name = "iterative_roi"
@@ -270,20 +251,14 @@ class IterativeROI(Attributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        if max_rounds < 1:
-            raise ValueError(f"max_rounds must be at least 1, got {max_rounds}")
+        check_at_least("max_rounds", max_rounds, 1)
         if not 0 <= min_probability <= 1:
             raise ValueError(f"min_probability must lie in [0, 1], got {min_probability}")
         check_baseline(hidden, "hidden")
-        self.saliency = partial(SmoothGrad, method="guided_backprop", seed=seed) if saliency is None else saliency
-        self.region = RegionOfInterest() if region is None else region
+        self.saliency = saliency or partial(SmoothGrad, method="guided_backprop", seed=seed)
+        self.region = region or RegionOfInterest()
         self.max_rounds, self.min_probability, self.hidden = max_rounds, min_probability, hidden
         self.fine_tune, self.seed = fine_tune, seed
-        self._place: MetaTensor | None = None
-
-    def __call__(self, image: Image, target: Target) -> MetaTensor:
-        self._place = _place(image)
-        return super().__call__(image, target)
 
     def rounds(self, image: Image, label: int, truth: LabelMap | None = None) -> list[Round]:
         """The regions of a class, one a round, the first the one that the network relied on most.
@@ -295,10 +270,10 @@ class IterativeROI(Attributor):
                 segmentation of the unperturbed image.
 
         Raises:
-            ValueError: when the image is not one item or holds NaN or infinite voxels, no voxel was given to the class,
-                the truth is not on the image's grid, holds no class of the network, or is given without ``fine_tune``.
+            ValueError: when the image is not one item or not finite, no voxel was given to the class, or the truth is
+                not on the image's grid, holds no class of the network, or is given without ``fine_tune``.
         """
-        plain = _plain(image).detach().float()
+        plain = image.as_subclass(Tensor).detach().float()
         if len(plain) != 1:
             raise ValueError(f"image must be one item (1, C, *spatial), got {tuple(plain.shape)}")
         check_finite(plain, "image")
@@ -306,17 +281,18 @@ class IterativeROI(Attributor):
             if self.fine_tune is None:
                 raise ValueError("truth is what fine_tune trains towards, it must be None where fine_tune is")
             check_truth(truth, plain)
-        self._place = _place(image)
-        with attributing(self.network):
-            logits = self._logits(self.volume, plain)
+        with attributing(self.network), torch.no_grad():
+            logits = self.volume(plain)
             if truth is not None:
                 check_classes(truth, logits)
-            return self._unveil(plain, logits, class_sum(logits, label), truth)
+            place = image if isinstance(image, MetaTensor) else None
+            return self._unveil(plain, logits, class_sum(logits, label), place, truth)
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        plain = image.detach()
-        logits = self._logits(score.volume, plain)
-        rounds = self._unveil(plain, logits, score.target)
+    @torch.no_grad()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        plain = images.detach()
+        logits = score.volume(plain)
+        rounds = self._unveil(plain, logits, score.target, score.place)
         score.notes["probability"] = ClassProbability.of(score.target, logits)(logits)
         score.notes["rounds"] = [{"voxels": int(each.roi.sum()), "probability": each.probability} for each in rounds]
         if not rounds:
@@ -326,7 +302,9 @@ class IterativeROI(Attributor):
             values[each.roi] = 1 - index / self.max_rounds
         return values
 
-    def _unveil(self, image: Image, logits: Logits, target: Target, truth: LabelMap | None = None) -> list[Round]:
+    def _unveil(
+        self, image: Image, logits: Logits, target: Target, place: MetaTensor | None, truth: LabelMap | None = None
+    ) -> list[Round]:
         probability = ClassProbability.of(target, logits)
         network = self.network if self.fine_tune is None else copy.deepcopy(self.network)
         volume = VolumeNetwork(network, self.volume.memory_gb, self.volume.precision)
@@ -336,28 +314,15 @@ class IterativeROI(Attributor):
         rounds: list[Round] = []
         while len(rounds) < self.max_rounds and not (rounds and rounds[-1].probability < self.min_probability):
             masked = torch.where(visible, image, hidden)
-            placed = masked if self._place is None else MetaTensor(masked).copy_meta_from(self._place)
-            saliency = _plain(explain(placed, target)).abs() * visible
+            # A saliency may count in mm.
+            placed = masked if place is None else MetaTensor(masked).copy_meta_from(place)
+            saliency = explain(placed, target).as_tensor().abs() * visible
             roi = self.region(saliency, visible)
-            if not bool(roi.any()):
+            if not roi.any():
                 break
             visible = visible & ~roi
             masked = torch.where(visible, image, hidden)
             if self.fine_tune is not None:
                 self.fine_tune(network, masked, segmentation(logits) if truth is None else truth, volume.memory_gb)
-            rounds.append(Round(roi, saliency, probability(self._logits(volume, masked))))
+            rounds.append(Round(roi, saliency, probability(volume(masked))))
         return rounds
-
-    @staticmethod
-    def _logits(volume: VolumeNetwork, image: Image) -> Logits:
-        with torch.no_grad():
-            return volume(image)
-
-
-def _place(image: Image) -> MetaTensor | None:
-    """Where an image lies, without its voxels: a saliency may count in mm."""
-    return MetaTensor(torch.empty(0)).copy_meta_from(image) if isinstance(image, MetaTensor) else None
-
-
-def _plain(volume: Tensor) -> Tensor:
-    return volume.as_tensor() if isinstance(volume, MetaTensor) else volume

@@ -8,19 +8,19 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import captum.attr
 import torch
-from monai.data import MetaTensor
 from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, CheckedAttributor, Score, signed
+from unoise_monai.attribution.base import Attributor, Call, Score, probe_side, signed, watching
 from unoise_monai.attribution.guided import own_output
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import Target
-from unoise_monai.inference.tiling import PROBE_SIDE, Slices, VolumeNetwork
+from unoise_monai.inference.tiling import Slices, VolumeNetwork
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, Logits, VoxelMap
 
@@ -41,21 +41,20 @@ class _Output(NamedTuple):
     order: int
     path: str
     depth: int
-    """How many calls of modules it lies within, those of the network and of skip connections not counted."""
+    """How many calls of modules it lies within, but for those of the network and of skip connections."""
     grid: tuple[int, ...]
     channels: int
     spans: bool
-    """Whether a module within it works on a coarser grid than it takes and gives: it holds whole levels."""
+    """Whether it holds whole levels: a module within it works on a coarser grid than it takes and gives."""
     logits: bool
-    """Whether it is what the network gives, too."""
 
 
 def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, Layer]:
     """Each resolution's last features on the way down and on the way up, in the order of the pass.
 
-    Watches the modules of one pass over zeros: a small block where the network tells its ``stride``, the image's own
-    size where it doesn't. The features of a stage are what its outermost modules give last before the next grid, but
-    for the logits themselves. A network without a way up, such as a classifier's encoder, has no decoder.
+    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, else the image's own
+    size. The features of a stage are what its outermost modules give last before the next grid, but for the logits
+    themselves. A network without a way up, such as a classifier's encoder, has no decoder.
 
     Args:
         network: from images to logits.
@@ -63,8 +62,8 @@ def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, L
 
     Returns:
         ``encoder.0``, ``encoder.1``, ... from the finest grid on, ``bottleneck``, the coarsest, and ``decoder.0``, ...
-        up to the finest, each with its layer. Names are the paths themselves for this project's own networks, but for
-        the bottleneck, the last of the encoder.
+        up to the finest. In this project's own networks these names are paths, but for the bottleneck, the encoder's
+        last.
 
     Raises:
         ValueError: when the network is scripted, so that hooks see nothing, or is a single layer.
@@ -122,101 +121,54 @@ def _layer(output: _Output, size: tuple[int, ...]) -> Layer:
 
 
 def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
-    """What the modules gave in a pass, in the order in which they finished, and last of all the network itself."""
-    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in volume.network.modules()):
-        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
-    size = list(image.shape[2:])
-    if volume.rule.stride is not None:
-        # Two strides, as instance norm refuses a single voxel.
-        size = [volume.stride * max(2, -(-PROBE_SIDE // volume.stride))] * len(size)
-    watch = _Watch(image.ndim)
-    handles = []
-    try:
-        for path, module in volume.network.named_modules():
-            handles.append(module.register_forward_pre_hook(watch.enter))
-            handles.append(module.register_forward_hook(partial(watch.leave, path)))
-        with evaluating(volume.network):
-            volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return watch.once()
+    """What modules gave in a pass, in the order in which they finished, the network itself last.
 
-
-class _Watch:
-    """Hooks that write down what modules give.
-
-    Left out is what has no place: a module that runs more than once, outputs without the image's axes, or pooled to a
-    single voxel, as squeeze and excitation does; and the sum or concatenation of MONAI's `SkipConnection`.
+    Left out are modules that run more than once, outputs without a grid (pooled to a single voxel, as in squeeze and
+    excitation), and the sums or concatenations of MONAI's `SkipConnection`.
     """
+    volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
+    modules = dict(volume.network.named_modules())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
+        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
+    found: list[tuple[weakref.ref[Tensor], _Output]] = []
+    calls: Counter[str] = Counter()
+    running: list[nn.Module] = []
+    # For each running module, the voxels of the coarsest grid within it.
+    coarsest: list[float] = []
+    latest: list[Any] = [None]
 
-    def __init__(self, ndim: int) -> None:
-        self.ndim = ndim
-        self.outputs: list[tuple[weakref.ref[Tensor], _Output]] = []
-        self.logits: object = None
-        self.calls: Counter[str] = Counter()
-        self.coarsest: list[float] = []
-        """For each module that is running, the voxels of the coarsest grid within it."""
-        self.skips = 0
-        """How many of those are a `SkipConnection`."""
-
-    def enter(self, module: nn.Module, inputs: Any) -> None:
-        self.coarsest.append(math.inf)
-        self.skips += isinstance(module, SkipConnection)
-
-    def leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        within, voxels = self.coarsest.pop(), self.voxels(output)
-        skip = isinstance(module, SkipConnection)
-        self.skips -= skip
-        self.calls[path] += 1
-        self.logits = output if not path else None
-        if voxels < math.inf and not skip:
-            spans = within < min([voxels, *map(self.voxels, inputs)])
-            order, depth, grid = len(self.outputs), len(self.coarsest) - 1 - self.skips, tuple(output.shape[2:])
-            made = _Output(order, path, depth, grid, output.shape[1], spans, logits=False)
-            self.outputs.append((weakref.ref(output), made))
-        if self.coarsest:
-            self.coarsest[-1] = min(self.coarsest[-1], within, voxels)
-
-    def voxels(self, value: Any) -> float:
-        placed = isinstance(value, Tensor) and value.ndim == self.ndim and any(side > 1 for side in value.shape[2:])
+    def voxels(value: Any) -> float:
+        placed = isinstance(value, Tensor) and value.ndim == image.ndim and any(side > 1 for side in value.shape[2:])
         return math.prod(value.shape[2:]) if placed else math.inf
 
-    def once(self) -> list[_Output]:
-        """The outputs of the modules that ran once."""
-        once = [(tensor, output) for tensor, output in self.outputs if self.calls[output.path] == 1]
-        return [output._replace(logits=tensor() is self.logits) for tensor, output in once]
+    def enter(path: str, module: nn.Module) -> None:
+        running.append(module)
+        coarsest.append(math.inf)
 
+    def leave(call: Call) -> None:
+        running.pop()
+        within, here, output = coarsest.pop(), voxels(call.output), call.output
+        calls[call.path] += 1
+        latest[0] = output
+        if here < math.inf and not isinstance(call.module, SkipConnection):
+            depth = sum(not isinstance(module, SkipConnection) for module in running) - 1
+            spans = within < min([here, *map(voxels, call.inputs)])
+            grid, channels = tuple(output.shape[2:]), output.shape[1]
+            made = _Output(len(found), call.path, depth, grid, channels, spans, logits=False)
+            found.append((weakref.ref(output), made))
+        if coarsest:
+            coarsest[-1] = min(coarsest[-1], within, here)
 
-class WindowScore(nn.Module):
-    """A scalar of the logits of a window, as a function of images on the network's grid: what Captum hooks.
-
-    Args:
-        volume: the network.
-        read: from the window's logits to one scalar an item.
-        copies: how many copies of the window may go through at once.
-
-    Shape:
-        ``(n, C, *window)`` to ``(n,)``.
-
-    Raises:
-        ValueError: in the call, when ``read`` does not give one scalar an item.
-    """
-
-    def __init__(self, volume: VolumeNetwork, read: Callable[[Logits], Tensor], copies: int = 1) -> None:
-        super().__init__()
-        self.volume, self.read, self.copies = volume, read, copies
-
-    def forward(self, images: Image) -> Tensor:
-        scores = self.read(self.volume.predict(images))
-        if scores.shape != images.shape[:1]:
-            raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
-        return scores
+    known = volume.rule.stride is not None
+    size = [probe_side(volume)] * (image.ndim - 2) if known else image.shape[2:]
+    with evaluating(volume.network), watching(modules, leave, enter):
+        volume.predict(torch.zeros(1, image.shape[1], *size, device=image.device))
+    once = [(tensor, output) for tensor, output in found if calls[output.path] == 1]
+    return [output._replace(logits=tensor() is latest[0]) for tensor, output in once]
 
 
 Measure: TypeAlias = Callable[..., tuple[Tensor, ...]]
-"""From a `WindowScore`, a window of the image and the same window of other volumes to tensors on a layer's grid."""
+"""From the `Score` of windows and the same window of the image and of other volumes to tensors on a layer's grid."""
 
 
 def over_windows(
@@ -224,13 +176,12 @@ def over_windows(
 ) -> tuple[Tensor, ...]:
     """Measure a layer over a volume: in one window where memory allows, else in several, put together on its grid.
 
-    A window's logits are weighted as the target weighs them in the whole volume, and a window reaches beyond its core
-    as far as the core's outputs see: what is kept of it equals one pass to rounding. (Hooks on a layer don't see
-    through `VolumeNetwork`, which runs each tile again on the way back.) The volume must have been made with
-    ``clips=True``, which gives windows that reach so far.
+    The parts of several equal those of one to rounding: a window's logits are weighted as the target weighs them in the
+    whole volume, and it reaches as far beyond its core as the core's outputs see. For that the volume must have
+    ``clips=True``. (Hooks on a layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
 
     Args:
-        measure: called with a `WindowScore` and windows of ``image`` and ``others`` that require gradients, gives
+        measure: called with a `Score` and windows of ``image`` and ``others`` that require gradients, gives
             tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the network's stride.
         score: the target as a function of the volume.
         image: ``(1, C, *spatial)``.
@@ -239,11 +190,11 @@ def over_windows(
         linear: whether it weighs logits of other images than ``image``: over windows, the target must then be linear.
 
     Returns:
-        The tensors on the layer's grid over the padded volume, float32; of several windows in main memory.
+        The tensors on the layer's grid over the padded volume, float32; from several windows in main memory.
 
     Raises:
-        ValueError: when windows are needed and ``linear`` is asked of a target that is not linear in the logits, or the
-            layer's grid does not divide the network's stride.
+        ValueError: when windows are needed and the target is not linear in the logits though ``linear`` asks for it, or
+            the layer's grid does not divide the network's stride.
         MemoryError: when windows are needed and the network cannot be tiled exactly, or the smallest is too large.
     """
     volume = score.volume
@@ -252,12 +203,12 @@ def over_windows(
     tiles = volume.tiles(inputs[0].expand(copies, *inputs[0].shape[1:]))
     if tiles is None:
         within: Slices = tuple(slice(side) for side in image.shape[2:])
-        whole = WindowScore(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies))
+        whole = Score(volume, lambda logits: score.target(logits[(..., *within)]), max(copies, score.copies), True)
         return tuple(part.detach().float() for part in measure(whole, *(one.requires_grad_() for one in inputs)))
     weights = _logit_weights(score, image, linear)
     stitched: list[Tensor] = []
     for window, core, inner in tiles:
-        weighted = WindowScore(volume, partial(_weighted, weights[(..., *window)]), copies)
+        weighted = Score(volume, partial(_weighted, weights[(..., *window)]), copies, windows=True)
         parts = measure(weighted, *(one[(..., *window)].clone().requires_grad_() for one in inputs))
         for index, part in enumerate(parts):
             factors = [_factor(one, side) for one, side in zip(window, part.shape[2:], strict=True)]
@@ -275,7 +226,7 @@ def _logit_weights(score: Score, image: Image, linear: bool) -> Tensor:
         logits = score.volume(image)
     weights = _gradient(score, logits)
     if linear:
-        # A linear target has one gradient everywhere; of common others, neither the scale nor the sign keeps it.
+        # A linear target has one gradient everywhere; common others have another at this scale and sign.
         elsewhere = _gradient(score, -0.5 * logits)
         if not torch.allclose(weights, elsewhere, rtol=1e-5, atol=1e-6 * float(weights.abs().max())):
             raise ValueError(
@@ -311,23 +262,24 @@ def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
     return tuple(slice(one.start // factor, one.stop // factor) for one, factor in zip(slices, factors, strict=True))
 
 
-class LayerAttributor(CheckedAttributor):
+class LayerAttributor(Attributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
-    The sign is taken on the layer's own grid. Values are interpolated linearly from there to the image padded to the
-    network's grid, each at the centre of the voxels that it stands for, and the padding is cut off. Where a volume does
-    not fit ``memory_gb``, the layer's grid is put together from windows (`over_windows`).
+    The sign is taken on the layer's own grid, from which values are interpolated linearly, each at the centre of the
+    voxels that it stands for. Where a volume does not fit ``memory_gb``, the layer's grid is put together from windows
+    (`over_windows`).
 
     Args:
-        network: see `Attributor`.
         layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
-        **options: see `Attributor`.
 
     Raises:
         ValueError: in the call, when the network has no such layer.
     """
 
+    needs = ("layer",)
     clips = True
+    copies: ClassVar[int] = 1
+    """Copies of a window that a pass takes, at least."""
 
     def __init__(self, network: nn.Module, layer: str = "bottleneck", **options: Any) -> None:
         super().__init__(network, **options)
@@ -351,22 +303,21 @@ class LayerAttributor(CheckedAttributor):
         return on_image(signed(values.detach(), self.sign), score.volume.pad(image).shape[2:], image)
 
 
+@register
 class LayerActivation(LayerAttributor):
     """How strongly a layer responds: the mean magnitude of its features. What it responds to, whatever the target.
 
-    Two passes forward at most. It says where the features are large, not whether the segmentation uses them.
+    Two passes forward at most. It shows where the features are large, not whether the segmentation uses them.
     """
 
     name = "layer_activation"
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        (features,) = over_windows(partial(activation, layer), score, image)
+        def measure(score: Score, window: Image) -> tuple[Tensor]:
+            return (captum.attr.LayerActivation(score, layer).attribute(window),)
+
+        (features,) = over_windows(measure, score, image)
         return features / features.shape[1]
-
-
-def activation(layer: nn.Module, score: WindowScore, window: Image) -> tuple[Tensor]:
-    """A layer's features of a window, ``(1, C', *grid)``, by Captum."""
-    return (captum.attr.LayerActivation(score, layer).attribute(window),)
 
 
 def on_image(values: Tensor, padded: torch.Size, image: Image) -> Tensor:
@@ -382,16 +333,8 @@ def every_layer(
 ) -> dict[str, VoxelMap]:
     """The maps of all layers that `find_layers` finds, by name, from the first to the last: for `layer_grid`.
 
-    Args:
-        method: a class that takes a ``layer``, such as `LayerGuidedBackprop` or `GradCAM`.
-        network: see `Attributor`.
-        image: ``(B, C, *spatial)``.
-        target: see `Attributor`.
-        **options: of ``method``, but for ``layer``.
-
-    Returns:
-        Each map is ``(B, 1, *spatial)`` of the image, with its geometry.
+    ``method`` is a class that takes a ``layer``, such as `GradCAM`, and ``options`` its other options. Each map is
+    ``(B, 1, *spatial)`` of the image ``(B, C, *spatial)``, with its geometry.
     """
-    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-    layers = find_layers(network, plain)
+    layers = find_layers(network, image)
     return {name: method(network, layer=layer.path, **options)(image, target) for name, layer in layers.items()}

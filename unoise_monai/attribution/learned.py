@@ -8,29 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import Attributor, Score, seeded
+from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import Target
 from unoise_monai.types import Image
 from unoise_monai.unoise import ExplainedSegmenter
 
 
+@register
 class Learned(Attributor):
     """The importance that a noise model has learned: ``1 - sigmoid(noise_model(x))``, in [0, 1].
 
     Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, section 3. Costs one pass
-    forward of the noise model, none of the segmentation network. It explains the whole segmentation: the target is
-    ignored.
+    forward of the noise model. It explains the whole segmentation, whatever the target.
 
     Args:
         network: the segmentation network that the noise model was trained against; it is not run.
-        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``. It is the attributor's ``network``:
-            what the map depends on, and what a randomisation of weights has to make random.
-        **options: see `Attributor`.
+        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``. It becomes the attributor's
+            ``network``, whose weights a randomisation test makes random.
 
     Raises:
         ValueError: in the call, when the noise model does not give one channel.
     """
 
     name = "unoise"
+    needs = ("noise_model",)
     differentiates = False
     default_sign = "positive"
 
@@ -43,33 +44,29 @@ class Learned(Attributor):
         """The attributor of a segmenter's own noise model."""
         return cls(segmenter.utility, segmenter.noise_model, **options)
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
+    def maps(self, images: Image, score: Score) -> Tensor:
         with torch.no_grad():
-            tolerance = score.volume(image)
+            tolerance = score.volume(images)
         if tolerance.shape[1] != 1:
             raise ValueError(f"noise_model must give one channel, got {tolerance.shape[1]}")
         return torch.sigmoid(-tolerance)
 
 
 class Control(Attributor):
-    """A map without a pass of the network."""
+    """A map without a pass of the network, whatever the target."""
 
+    control = True
     differentiates = False
 
     def score(self, image: Image, target: Target) -> Score:
-        # Nothing to measure, as nothing is run.
         return Score(self.volume, target)
 
 
+@register
 class Random(Control):
     """Uniform noise in [0, 1): voxels in any order.
 
-    Costs no pass. One seed gives one map for all images of a size, on any device.
-
-    Args:
-        network: not run.
-        seed: of the noise; None draws from the global state.
-        **options: see `Attributor`.
+    Costs no pass. One seed gives one map for all images of a size, on any device; None draws from the global state.
     """
 
     name = "random"
@@ -78,35 +75,33 @@ class Random(Control):
         super().__init__(network, **options)
         self.seed = seed
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        cpu = torch.device("cpu")
-        with seeded(self.seed, cpu):
-            return torch.rand(1, 1, *image.shape[2:], device=cpu).to(image.device)
+    def maps(self, images: Image, score: Score) -> Tensor:
+        with seeded(self.seed, torch.device("cpu")):
+            return torch.rand(1, 1, *images.shape[2:]).to(images.device)
 
 
+@register
 class Intensity(Control):
-    """How far each voxel is from 0 in normalised intensity: bright and dark things first.
-
-    Costs no pass. It is by how much zeroing changes each voxel.
-    """
+    """How far each voxel is from 0 in normalised intensity, which is how much zeroing changes it. Costs no pass."""
 
     name = "intensity"
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        return image.detach()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        return images.detach()
 
 
+@register
 class EdgeMagnitude(Control):
-    """The magnitude of the image's own gradient, by central differences, a voxel.
+    """The magnitude of the image's own gradient per voxel, whatever its spacing, by central differences.
 
     Adebayo et al., "Sanity checks for saliency maps", 2018: to the eye, what an edge detector shows looks like an
-    explanation. Costs no pass. Voxels count as cubes, whatever their spacing.
+    explanation. Costs no pass.
     """
 
     name = "edges"
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
+    def maps(self, images: Image, score: Score) -> Tensor:
         # An axis of a single voxel has no differences.
-        axes = [axis for axis in range(2, image.ndim) if image.shape[axis] > 1]
-        steps = torch.gradient(image.detach(), dim=axes)
+        axes = [axis for axis in range(2, images.ndim) if images.shape[axis] > 1]
+        steps = torch.gradient(images.detach(), dim=axes)
         return torch.stack(steps).square().sum(dim=0).sqrt()

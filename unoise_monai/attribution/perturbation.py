@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,37 +13,32 @@ from monai.data.utils import dense_patch_slices
 from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_baseline, seeded
-from unoise_monai.attribution.targets import Target
+from unoise_monai.attribution.base import (
+    Attributor,
+    Baseline,
+    Score,
+    baseline,
+    batches,
+    check_at_least,
+    check_baseline,
+    check_time_limit,
+    seeded,
+)
+from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
-
-logger = logging.getLogger(__name__)
 
 
 class PerturbationAttributor(Attributor):
     """An attribution from the scores of copies of the image of which parts are hidden: no pass back.
 
-    Positive is what speaks for the target: hiding it lowers the score. The target needs no gradient, so that it may be
-    a measure such as `HardDice`.
-
-    Args:
-        network: see `Attributor`.
-        baseline: what hidden voxels become, see `baseline`; an image of your own gives other settings.
-        seed: of what is drawn; None draws from the global random state.
-        progress: show a bar of the perturbed copies.
-        time_limit_s: seconds an item after which no further copy is begun. The map is then that of the copies so far,
-            drawn in an order that spreads over the volume; ``notes`` hold ``stopped_after_s``, and a warning is logged.
-            The first copy goes through alone, the others as many at once as should end in time.
-        **options: see `Attributor`.
-
-    ``notes`` of the map hold how many copies were ``planned`` and ``evaluated``.
+    Positive is what speaks for the target: hiding it lowers the score. The target may be without a gradient, such as
+    `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``; at a time limit these are spread over
+    the volume.
 
     Raises:
-        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0; in the call, when an image as baseline
-            does not expand to the volume.
+        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0.
     """
 
     differentiates = False
@@ -62,13 +55,12 @@ class PerturbationAttributor(Attributor):
     ) -> None:
         super().__init__(network, **options)
         check_baseline(baseline)
-        if time_limit_s is not None and not time_limit_s > 0:
-            raise ValueError(f"time_limit_s must be above 0, got {time_limit_s}")
+        check_time_limit(time_limit_s)
         self.baseline, self.seed, self.progress, self.time_limit_s = baseline, seed, progress, time_limit_s
 
-    def attribute(self, image: Image, score: Score) -> Tensor:
-        with torch.no_grad(), seeded(self.seed, image.device):
-            plain = image.detach()
+    def maps(self, images: Image, score: Score) -> Tensor:
+        with torch.no_grad(), seeded(self.seed, images.device):
+            plain = images.detach()
             return self.perturb(plain, baseline(plain, self.baseline, seed=self.seed), score)
 
     @abstractmethod
@@ -79,49 +71,30 @@ class PerturbationAttributor(Attributor):
         """
 
     def batches(self, planned: int, score: Score) -> Iterator[range]:
-        """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case."""
-        start, done = time.monotonic(), 0
-        with tqdm(total=planned, desc=self.name, disable=not self.progress) as bar:
-            while done < planned:
-                count, seconds = score.copies, time.monotonic() - start
-                if self.time_limit_s is not None:
-                    if done and seconds >= self.time_limit_s:
-                        score.notes["stopped_after_s"] = seconds
-                        said = "%s: stopped after %.1f s with %d of %d copies"
-                        logger.warning(said, self.name, seconds, done, planned)
-                        break
-                    # All that fit the memory may be all there are, and take many times the limit.
-                    left = self.time_limit_s - seconds
-                    count = min(count, max(1, int(left * done / max(seconds, 1e-6)))) if done else 1
-                batch = range(done, min(done + count, planned))
-                yield batch
-                done = batch.stop
-                bar.update(len(batch))
-        score.notes |= {"planned": planned, "evaluated": done}
+        """The numbers of ``planned`` copies, as many at once as fit memory and time; see `batches`."""
+        return batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
 
 
 UNITS = ("voxels", "mm")
 
 
+@register
 class Occlusion(PerturbationAttributor):
     """How far the score falls when a window around a voxel is hidden.
 
     Zeiler and Fergus, "Visualizing and understanding convolutional networks", 2014. Each voxel gets the mean fall over
-    the windows that cover it. The last windows of a side are moved back into the volume, so that all are of one size
-    and every voxel is covered. Koker et al., "U-Noise", 2021, section 4.2, slide a window of 15 with a stride of 2 over
-    2D images and report the Dice that is left, which is ``window=15, stride=2`` with the target `unperturbed_dice`: the
-    fall is 1 minus that Dice.
+    the windows that cover it; the last ones of a side are moved back into the volume. Koker et al., "U-Noise", 2021,
+    section 4.2, take ``window=15, stride=2`` in 2D and report the Dice that is left: with the target
+    `unperturbed_dice`, 1 minus the fall.
 
-    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot tell voxels closer
-    than the stride apart, and sees nothing of a structure that another, outside the window, makes up for.
+    Costs a pass forward for each window, and one: about the volume over ``stride ** 3``. It cannot distinguish
+    voxels closer than the stride, and misses a structure that another, outside the window, makes up for.
 
     Args:
-        network: see `Attributor`.
         window: sides of the window, one number or one an axis.
         stride: from one window to the next, at most the window.
         unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the affine of
             the image.
-        **options: see `PerturbationAttributor`.
 
     Raises:
         ValueError: when ``window`` or ``stride`` is not above 0, or no whole number of voxels, or the stride above the
@@ -153,14 +126,9 @@ class Occlusion(PerturbationAttributor):
         if len(lengths) > 1 or any(s > w for s, w in zip(_each(stride, axes), _each(window, axes), strict=True)):
             raise ValueError(f"stride must be at most the window on each axis, got {stride} and {window}")
         self.window, self.stride, self.unit = window, stride, unit
-        self._voxel_sizes: Sequence[float] | None = None
-
-    def __call__(self, image: Image, target: Target) -> MetaTensor:
-        self._voxel_sizes = _voxel_sizes_mm(image) if self.unit == "mm" else None
-        return super().__call__(image, target)
 
     def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
-        windows = self.windows(image.shape[2:])
+        windows = self.windows(image.shape[2:], _voxel_sizes_mm(score.place) if self.unit == "mm" else None)
         # Over the whole volume from the start, so that a time limit leaves no half of it out.
         order = torch.randperm(len(windows)).tolist()
         whole = score(image)
@@ -175,12 +143,12 @@ class Occlusion(PerturbationAttributor):
                 covers[window] += 1
         return (falls / covers.clamp_min(1))[None, None]
 
-    def windows(self, size: Sequence[int]) -> list[tuple[slice, ...]]:
-        """All windows of a volume, in voxels."""
+    def windows(self, size: Sequence[int], voxel_sizes: Sequence[float] | None = None) -> list[tuple[slice, ...]]:
+        """All windows of a volume, in voxels; of sides in mm, by the sizes of voxels."""
         for name, sides in (("window", self.window), ("stride", self.stride)):
             if len(_each(sides)) not in (1, len(size)):
                 raise ValueError(f"{name} must be one number or {len(size)}, one an axis, got {sides}")
-        scale = self._voxel_sizes or [1.0] * len(size)
+        scale = voxel_sizes or [1.0] * len(size)
         window, stride = (
             [max(1, round(side / unit)) for side, unit in zip(_each(sides, len(size)), scale, strict=True)]
             for sides in (self.window, self.stride)
@@ -195,9 +163,9 @@ def _each(sides: float | Sequence[float], axes: int = 1) -> list[float]:
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _voxel_sizes_mm(image: Image) -> list[float]:
-    if not isinstance(image, MetaTensor):
-        raise ValueError(f"unit 'mm' needs an image with an affine, a MetaTensor, got {type(image).__name__}")
+def _voxel_sizes_mm(image: MetaTensor | None) -> list[float]:
+    if image is None:
+        raise ValueError("unit 'mm' needs an image with an affine, a MetaTensor, got Tensor")
     affines = image.affine.reshape(-1, *image.affine.shape[-2:]).cpu().double()
     sizes = [voxel_sizes(affine.numpy())[: image.ndim - 2].tolist() for affine in affines]
     if any(not math.isclose(a, b, rel_tol=1e-3) for item in sizes for a, b in zip(item, sizes[0], strict=True)):
@@ -205,26 +173,24 @@ def _voxel_sizes_mm(image: Image) -> list[float]:
     return sizes[0]
 
 
+@register
 class RISE(PerturbationAttributor):
     """How much higher the score is under random masks that leave a voxel visible than under all of them.
 
     Petsiuk, Das, Saenko, "RISE: randomized input sampling for explanation of black-box models", 2018, in 2D and 3D: a
     coarse grid of cells, each visible with a probability, is interpolated linearly and cut out at a random offset;
     masked voxels become ``baseline`` by degrees. The map is the mean of the scores, weighted by the mask at the voxel.
-    Two things differ from the paper's equation 6, neither of which changes what the map tends to but for a constant:
-    the sum is divided by the masks' sum at the voxel in place of what they are expected to sum to, so that uneven
-    coverage is no part of the map; and the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a
-    voxel that does not matter.
+    Two things differ from the paper's equation 6, and change what the map tends to by a constant at most: the sum is
+    divided by the masks' own sum at the voxel, not the expected one, so that uneven coverage is no part of the map; and
+    the mean of all scores (``notes["mean_score"]``) is taken off, so that 0 is a voxel that does not matter.
 
-    Costs a pass forward for each mask, and one. The map is a sample mean, blurred by a cell and noisy with few masks: a
-    ranking of voxels, neither their contributions nor a change of the score per intensity.
+    Costs a pass forward for each mask, and one. The map is blurred by a cell and noisy with few masks: a ranking of
+    voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
-        network: see `Attributor`.
         masks: how many.
         cells: of the grid along each axis, one number or one an axis.
         visible: the probability of a cell to stay visible, the paper's p.
-        **options: see `PerturbationAttributor`.
 
     Raises:
         ValueError: when ``masks`` or ``cells`` is below 1, or ``visible`` is not above 0 and below 1; in the call, when
@@ -234,16 +200,10 @@ class RISE(PerturbationAttributor):
     name = "rise"
 
     def __init__(
-        self,
-        network: nn.Module,
-        masks: int = 500,
-        cells: int | Sequence[int] = 7,
-        visible: float = 0.5,
-        **options: Any,
+        self, network: nn.Module, masks: int = 500, cells: int | Sequence[int] = 7, visible: float = 0.5, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        if masks < 1:
-            raise ValueError(f"masks must be at least 1, got {masks}")
+        check_at_least("masks", masks, 1)
         if any(number < 1 for number in ([cells] if isinstance(cells, int) else cells)):
             raise ValueError(f"cells must be at least 1 on each axis, got {cells}")
         check_fraction("visible", visible)
@@ -257,7 +217,7 @@ class RISE(PerturbationAttributor):
         changes = []
         for batch in self.batches(self.masks, score):
             masks = torch.cat([self.mask(image.shape[2:]) for _ in batch]).to(image.device)
-            # The score's own level is no part of the map; taken off at once, it costs no digits of the sums.
+            # Taken off here, the score's own level costs the sums no digits.
             changes.append(score(torch.lerp(hidden, image, masks)) - whole)
             weighted += torch.einsum("n,n...->...", changes[-1], masks[:, 0])
             weights += masks[:, 0].sum(dim=0)

@@ -1,74 +1,47 @@
-"""All attribution methods by name."""
+"""Attribution methods by name: each registers its own class where it is written (docs/extend/method.md)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
-from unoise_monai.attribution.base import Attributor
-from unoise_monai.attribution.cam import GradCAM, GradCAMPlusPlus, GuidedGradCAM, HiResCAM, LayerCAM, LayerGradCAM
-from unoise_monai.attribution.composed import GRADIENT_METHODS, SmoothGrad, SmoothGradSquared, VarGrad, VoxelwiseMean
-from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
-from unoise_monai.attribution.iterative import IterativeROI
-from unoise_monai.attribution.layer_methods import (
-    InternalInfluence,
-    LayerConductance,
-    LayerDeepLift,
-    LayerGuidedActivation,
-    LayerGuidedBackprop,
-    LayerIntegratedGradients,
-)
-from unoise_monai.attribution.layers import LayerActivation
-from unoise_monai.attribution.learned import EdgeMagnitude, Intensity, Learned, Random
-from unoise_monai.attribution.perturbation import RISE, Occlusion
+from unoise_monai.attribution.base import NEEDS, Attributor
+from unoise_monai.checks import check_choice
 
-_CLASSES: tuple[type[Attributor], ...] = (
-    # Gradients of the image.
-    *GRADIENT_METHODS.values(),
-    # Many maps of a gradient method.
-    SmoothGrad,
-    SmoothGradSquared,
-    VarGrad,
-    VoxelwiseMean,
-    # One layer's features.
-    GradCAM,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    GuidedGradCAM,
-    LayerActivation,
-    LayerConductance,
-    InternalInfluence,
-    LayerGradCAM,
-    LayerDeepLift,
-    LayerIntegratedGradients,
-    LayerGuidedBackprop,
-    LayerGuidedActivation,
-    # Parts of the image hidden.
-    Occlusion,
-    FeatureAblation,
-    RISE,
-    Lime,
-    KernelShap,
-    IterativeROI,
-    # A noise model.
-    Learned,
-    # What all of them have to beat.
-    Random,
-    Intensity,
-    EdgeMagnitude,
-)
+Method = TypeVar("Method", bound=type[Attributor])
 
-METHODS: Mapping[str, type[Attributor]] = MappingProxyType({method.name: method for method in _CLASSES})
-"""The classes, by ``name``."""
+_CLASSES: dict[str, type[Attributor]] = {}
+METHODS: Mapping[str, type[Attributor]] = MappingProxyType(_CLASSES)
+"""The registered classes by ``name``, to read only."""
+
+
+def register(method: Method) -> Method:
+    """Make a method known by its class's ``name``; a decorator.
+
+    Raises:
+        ValueError: when the class has no name of its own in lower-case words with underscores, another class has the
+            name, or one of its ``needs`` is not one of `NEEDS`.
+    """
+    name = str(vars(method).get("name", ""))
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise ValueError(f"name of {method.__name__} must be lower-case words with underscores, got {name!r}")
+    known = _CLASSES.get(name, method)
+    # A module that is imported again defines its class again.
+    if (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"name of {method.__name__} must be unused, got {name!r}, which {known.__module__} has")
+    for need in method.needs:
+        check_choice(f"needs of {method.__name__}", need, NEEDS)
+    _CLASSES[name] = method
+    return method
 
 
 def method_names() -> tuple[str, ...]:
-    """The names that `make_attributor` takes, of one kind beside each other."""
+    """The names that `make_attributor` takes."""
     return tuple(METHODS)
 
 
@@ -78,7 +51,7 @@ def make_attributor(name: str, network: nn.Module, **options: Any) -> Attributor
     Args:
         name: one of `method_names`.
         network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
-        **options: of the method's class; ``unoise`` needs its ``noise_model``.
+        **options: of the method's class; one that ``needs`` a ``noise_model`` must be given it.
 
     Raises:
         ValueError: when there is no such method, or it refuses an option.

@@ -1,10 +1,14 @@
-"""Targets: what of a segmentation is explained, as one scalar an item."""
+"""Targets: what of a segmentation is explained, as one scalar an item.
+
+Functions that take ``logits`` make a target from those of the unperturbed image, ``(B, K, *spatial)``. They raise a
+ValueError when an item has no such voxel, or the network no such class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from monai.metrics import compute_dice
@@ -16,28 +20,22 @@ from unoise_monai.types import LabelMap, Logits, VoxelMap
 
 
 def check_items(target: object, items: int) -> None:
-    """Refuse a target that was made from another number of items than an image has; one made from one serves all.
-
-    Raises:
-        ValueError: when a mask or label of the target is of neither one item nor so many.
-    """
+    """Refuse a target with a volume of neither one item nor as many as the image, with a ValueError."""
     for volume in _volumes(target):
         if len(volume) not in (1, items):
             raise ValueError(f"target must be of one item or of the image's {items}, got one of {len(volume)}")
 
 
 def item_of(volume: Tensor, index: int) -> Tensor:
-    """One item of a volume that has one for each item, or one for all."""
-    # A copy enters gradients also where the volume was made in inference mode.
+    """One item of a volume that has one for each item, or one for all: a copy, which gradients may enter."""
     return (volume if len(volume) == 1 else volume[index : index + 1]).clone()
 
 
 def check_voxels(name: str, region: Tensor) -> None:
     """Refuse a region without a voxel in one of its items."""
-    voxels = region.flatten(1).any(dim=1)
-    if not bool(voxels.all()):
-        empty = (~voxels).nonzero().flatten().tolist()
-        raise ValueError(f"{name} must hold at least one voxel of every item, got none of item {empty[0]}")
+    empty = (~region.flatten(1).any(dim=1)).nonzero()
+    if len(empty):
+        raise ValueError(f"{name} must hold at least one voxel of every item, got none of item {int(empty[0])}")
 
 
 def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
@@ -47,16 +45,16 @@ def check_grid(name: str, volume: Tensor, logits: Logits) -> None:
 
 
 def _volumes(target: object) -> Iterator[Tensor]:
-    """The masks and labels ``(B, 1, *spatial)`` that a target of items holds, also those of targets within it."""
-    if is_dataclass(target) and hasattr(target, "item"):
+    """The volumes ``(B, 1, *spatial)`` of a target of items and of the targets within it."""
+    if isinstance(target, Tensor) and target.ndim >= 4:
+        yield target
+    elif is_dataclass(target) and hasattr(target, "item"):
         for value in vars(target).values():
-            if isinstance(value, Tensor) and value.ndim >= 4:
-                yield value
-            else:
-                yield from _volumes(value)
+            yield from _volumes(value)
 
 
 Target: TypeAlias = Callable[[Logits], Tensor]
+T = TypeVar("T")
 
 
 def of_item(target: Target, index: int) -> Target:
@@ -66,7 +64,7 @@ def of_item(target: Target, index: int) -> Target:
 
 
 def class_logits(logits: Logits, label: int) -> Tensor:
-    """The logit of a class, ``(B, 1, *spatial)``; of one channel, its own for class 1 and minus it for class 0.
+    """The logit of a class, ``(B, 1, *spatial)``; with one channel, class 0 has minus that of class 1.
 
     Raises:
         ValueError: when the network has no such class.
@@ -80,17 +78,33 @@ def class_logits(logits: Logits, label: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Region:
-    """The sum or the mean of a class's logit over a region, such as the false positives.
+class ItemTarget:
+    """A target that holds other targets, or volumes for each item or one for all: masks or class indices ``labels``.
 
-    Args:
-        mask: where it counts, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class.
-        mean: over the region's voxels; else their sum.
+    Shape:
+        volumes are ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
 
     Raises:
-        ValueError: when the region of an item is empty; in the call, when it lies on another grid than the logits, or
-            is of another number of items.
+        ValueError: in the call, when a volume lies on another grid than the logits or is of another number of items.
+    """
+
+    def item(self: T, index: int) -> T:
+        """The target of one item of the batch."""
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return item_of(value, index)
+            return of_item(value, index) if callable(value) else value
+
+        return replace(self, **{name: part(value) for name, value in vars(self).items()})  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Region(ItemTarget):
+    """The sum, or the ``mean``, of a class's logit over a region such as the false positives.
+
+    Raises:
+        ValueError: when the region of an item is empty.
     """
 
     mask: VoxelMap
@@ -106,21 +120,11 @@ class Region:
         total = (class_logits(logits, self.label) * mask).flatten(1).sum(dim=1)
         return total / mask.flatten(1).sum(dim=1) if self.mean else total
 
-    def item(self, index: int) -> Region:
-        return replace(self, mask=item_of(self.mask, index))
-
 
 def class_sum(logits: Logits, label: int) -> Region:
     """The sum of a class's logit over the voxels that are segmented as that class.
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class.
-
-    Raises:
-        ValueError: when an item has no such voxel, or the network no such class.
     """
     class_logits(logits, label)
     return Region((segmentation(logits) == label).detach(), label, mean=False)
@@ -140,16 +144,11 @@ def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
 
 
 @dataclass(frozen=True)
-class SoftDice:
-    """Dice of the predicted probability of a class against a label.
-
-    Args:
-        labels: class indices, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class, above 0.
+class SoftDice(ItemTarget):
+    """Dice of the predicted probability of a class, above 0, against labels.
 
     Raises:
-        ValueError: when ``label`` is below 1; in the call, when the label lies on another grid than the logits, or is
-            of another number of items.
+        ValueError: when ``label`` is below 1.
     """
 
     labels: LabelMap
@@ -168,12 +167,9 @@ class SoftDice:
         overlap = (predicted * truth).flatten(1).sum(dim=1)
         return 2 * overlap / (predicted.flatten(1).sum(dim=1) + truth.flatten(1).sum(dim=1)).clamp_min(1e-6)
 
-    def item(self, index: int) -> SoftDice:
-        return replace(self, labels=item_of(self.labels, index))
-
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(ItemTarget):
     """What speaks for one target and against another, such as tumour against organ."""
 
     first: Target
@@ -182,20 +178,13 @@ class Difference:
     def __call__(self, logits: Logits) -> Tensor:
         return self.first(logits) - self.second(logits)
 
-    def item(self, index: int) -> Difference:
-        return Difference(of_item(self.first, index), of_item(self.second, index))
-
 
 @dataclass(frozen=True)
-class Foreground:
+class Foreground(ItemTarget):
     """The sum of every foreground voxel's logit of the class that it is segmented as: all classes at once.
 
-    Args:
-        labels: the segmentation of the unperturbed image, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-
     Raises:
-        ValueError: when an item has no foreground; in the call, when it lies on another grid than the logits, or is of
-            another number of items.
+        ValueError: when an item has no foreground.
     """
 
     labels: LabelMap
@@ -209,35 +198,21 @@ class Foreground:
         chosen = logits if logits.shape[1] == 1 else logits.gather(1, labels)
         return (chosen * (labels > 0)).flatten(1).sum(dim=1)
 
-    def item(self, index: int) -> Foreground:
-        return Foreground(item_of(self.labels, index))
-
 
 def foreground_sum(logits: Logits) -> Foreground:
-    """What is segmented, all classes at once.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-
-    Raises:
-        ValueError: when an item has no foreground.
-    """
+    """What is segmented, all classes at once."""
     return Foreground(segmentation(logits).detach())
 
 
 def border_mean(logits: Logits, label: int) -> Region:
     """The mean of a class's logit over its border: its voxels with a face-neighbour that is background.
 
-    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images": a border defines its segment.
-    They take the mean of the maps of its voxels, which for most methods is the map of this mean; for the others, and
-    for the mean of magnitudes, `VoxelwiseMean` takes it.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class, above 0.
+    Fazel et al., "Interpretability of U-Net model in the segmentation of medical images". They take the mean of the
+    maps of its voxels, which for methods that are linear in the target is the map of this mean; else `VoxelwiseMean`
+    takes it.
 
     Raises:
-        ValueError: when an item has no such voxel, or the network no such class, or it is the background.
+        ValueError: when ``label`` is 0, the background.
     """
     if label == 0:
         raise ValueError("label must be above 0, the background has no border with itself, got 0")
@@ -247,25 +222,19 @@ def border_mean(logits: Logits, label: int) -> Region:
 
 def border(labels: LabelMap, label: int) -> VoxelMap:
     """Voxels of a class that have a face-neighbour (4 in 2D, 6 in 3D) of class 0, ``(B, 1, *spatial)``, bool."""
-    background = (labels == 0).float()
-    touched = torch.zeros_like(background, dtype=torch.bool)
-    for axis in range(2, labels.ndim):
-        window = [3 if other == axis else 1 for other in range(2, labels.ndim)]
-        pool = F.max_pool2d if labels.ndim == 4 else F.max_pool3d
-        touched |= pool(background, window, stride=1, padding=[side // 2 for side in window]) > 0
-    return touched & (labels == label)
+    background = F.pad((labels == 0), [1, 1] * (labels.ndim - 2))
+    inner: Any = (..., *[slice(1, -1)] * (labels.ndim - 2))
+    neighbours = [background.roll(step, axis)[inner] for axis in range(2, labels.ndim) for step in (-1, 1)]
+    return torch.stack(neighbours).any(dim=0) & (labels == label)
 
 
 @dataclass(frozen=True)
 class ClassProbability:
     """The mean predicted probability of a class over the voxels of one item that were given to it.
 
-    Args:
-        mask: the voxels, ``(1, 1, *spatial)``, bool.
-        labels: the class of each, ``(1, 1, *spatial)``.
-
     Shape:
-        logits ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
+        ``mask``, bool, the voxels, and ``labels``, the class of each, ``(1, 1, *spatial)``; called with logits
+        ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
 
     Raises:
         ValueError: when there is no such voxel.
@@ -275,15 +244,15 @@ class ClassProbability:
     labels: LabelMap
 
     def __post_init__(self) -> None:
-        if not bool(self.mask.any()):
+        if not self.mask.any():
             raise ValueError("the unperturbed image must give the class at least one voxel, got none")
 
     @classmethod
     def of(cls, target: Target, logits: Logits) -> ClassProbability:
         """What a target asks about, judged by the logits of the unperturbed image.
 
-        Of a `Region`, its class in its voxels; of another target with a ``label``, that class where it is segmented; of
-        any other, each foreground voxel's own class.
+        A `Region` asks about its class in its voxels; another target with a ``label`` about that class where it is
+        segmented; any other about each foreground voxel's own class.
         """
         labels = segmentation(logits)
         if isinstance(target, Region):
@@ -299,18 +268,11 @@ class ClassProbability:
 
 
 @dataclass(frozen=True)
-class HardDice:
-    """Dice of what is segmented as a class against a label.
-
-    It has no gradient: methods that differentiate the target need `SoftDice`.
-
-    Args:
-        labels: class indices, ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-        label: the class.
+class HardDice(ItemTarget):
+    """Dice of what is segmented as a class against labels. It has no gradient; `SoftDice` has one.
 
     Raises:
-        ValueError: when an item has no voxel of the class; in the call, when the label lies on another grid than the
-            logits, or is of another number of items.
+        ValueError: when an item has no voxel of the class.
     """
 
     labels: LabelMap
@@ -326,21 +288,11 @@ class HardDice:
         predicted = segmentation(logits) == self.label
         return compute_dice(predicted, truth).flatten().to(torch.float32)
 
-    def item(self, index: int) -> HardDice:
-        return replace(self, labels=item_of(self.labels, index))
-
 
 def unperturbed_dice(logits: Logits, label: int) -> HardDice:
     """Dice against the segmentation of the unperturbed image: 1 as long as nothing changes.
 
     Koker et al., "U-Noise", 2021, section 4.2, report it for occlusions.
-
-    Args:
-        logits: of the unperturbed image, ``(B, K, *spatial)``.
-        label: the class.
-
-    Raises:
-        ValueError: when an item has no such voxel, or the network no such class.
     """
     class_logits(logits, label)
     return HardDice(segmentation(logits).detach(), label)

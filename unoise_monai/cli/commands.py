@@ -5,22 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unoise_monai.cli import Exit
-
-if TYPE_CHECKING:
-    from unoise_monai.data.cases import CohortCase
 
 # As the package names them, whose import takes seconds; a test compares the two.
 PICTURES = ("montage", "mip", "rotation")
 STYLES = ("colour", "red")
 KINDS = ("abdomen", "vessels")
-
-ONE_AT_A_TIME = Lock()
 
 
 def add_report(subparsers: Any) -> None:
@@ -46,28 +39,16 @@ def run_report(args: argparse.Namespace) -> int:
         CaseError: when there is nothing in INPUT, or no key in its file.
     """
     from unoise_monai.data.cases import read_key
-    from unoise_monai.data.finding import find_cohort
+    from unoise_monai.data.finding import find_cases
     from unoise_monai.report.site import write_site
 
     key = None if args.key is None else read_key(args.key, make=False)
     # The viewer alone shows scans.
-    cases = find_cohort(args.input, None, None, key) if args.input and args.viewer else []
-    scans = {case.name: scan_of(case) for case in cases}
+    cases = find_cases(args.input, None, None, key) if args.input and args.viewer else []
+    scans = {case.name: case.files if case.series else case.files[0] for case in cases if not case.problem}
     index = write_site(args.output, scans, viewer=args.viewer, progress=not args.quiet)
     sys.stdout.write(f"{index}\n")
     return Exit.DONE
-
-
-def scan_of(case: CohortCase) -> Callable[[Path], Path]:
-    """Makes a case's volume in a folder, where it is a DICOM series, when the report asks for it."""
-    from unoise_monai.data.dicom import volume_file
-
-    def make(folder: Path) -> Path:
-        # Whether ITK writes warnings, which name files, is a setting of the whole process.
-        with ONE_AT_A_TIME:
-            return volume_file(case, folder)
-
-    return make
 
 
 def add_render(subparsers: Any) -> None:
@@ -100,34 +81,23 @@ def run_render(args: argparse.Namespace) -> int:
     if args.output.suffix.lower() != suffix:
         raise ValueError(f"OUTPUT must end in {suffix} for {args.picture}, got {args.output.name}")
 
-    from monai.transforms import LoadImage
+    from unoise_monai.data.reading import load_volume
+    from unoise_monai.handlers.savers import PICTURES, label_voxels, on_scan_grid, to_numpy
+    from unoise_monai.render.canvas import display_scale, to_canonical
 
-    from unoise_monai.handlers.savers import PICTURES as DRAWINGS
-    from unoise_monai.handlers.savers import label_voxels, on_scan_grid, to_numpy
-    from unoise_monai.render.canvas import save_png, to_canonical
-    from unoise_monai.render.rotation import save_animation
-    from unoise_monai.runs.comparison import shares
-
-    load = LoadImage(image_only=True, ensure_channel_first=True)
-    scan, importance = load(args.scan), load(args.importance)
+    scan, importance = load_volume(args.scan)[None], load_volume(args.importance)[None]
     image, spacing_mm = to_canonical(*to_numpy(scan))
     voxels = on_scan_grid(to_numpy(importance)[0], importance, scan, "MAP", args.scan)
     outline = None
     if args.segmentation is not None:
-        segmentation = load(args.segmentation)
+        segmentation = load_volume(args.segmentation)[None]
         labels = label_voxels(segmentation, "--segmentation")
         outline = on_scan_grid(labels, segmentation, scan, "--segmentation", args.scan)
-    rgb = DRAWINGS[args.picture](
-        image,
-        spacing_mm,
-        importance=shares(voxels) if args.scale else voxels,
-        segmentation=outline,
-        window=None if args.window is None else tuple(args.window),
-        style=args.style,
-        threshold=args.threshold,
-    )
-    save = save_animation if args.picture == "rotation" else save_png
-    save(rgb, args.output)
+    picture = PICTURES[args.picture]
+    window = None if args.window is None else tuple(args.window)
+    options = {"window": window, "style": args.style, "threshold": args.threshold}
+    shown = display_scale(voxels) if args.scale else voxels
+    picture.save(picture.draw(image, spacing_mm, importance=shown, segmentation=outline, **options), args.output)
     return Exit.DONE
 
 
@@ -182,3 +152,41 @@ def run_doctor(args: argparse.Namespace) -> int:
     text = json.dumps(diagnosis.as_dict(), indent=1) if args.json else "\n".join(diagnosis.lines)
     sys.stdout.write(f"{text}\n")
     return Exit.DONE if diagnosis.ok else Exit.ERROR
+
+
+def add_bundles(subparsers: Any) -> None:
+    """The options of ``unoise bundles``."""
+    command = subparsers.add_parser(
+        "bundles",
+        help="list bundles, or make a new one",
+        description="List the bundles that go by their name, or copy one's configurations for other data.",
+    )
+    command.add_argument("copy", nargs="*", metavar="copy BUNDLE FOLDER", help="make FOLDER from BUNDLE, untrained")
+    command.add_argument(
+        "--task", type=Path, metavar="YAML", help="the new bundle's task: labels, spacing, intensities"
+    )
+    command.set_defaults(run=run_bundles)
+
+
+def run_bundles(args: argparse.Namespace) -> int:
+    """List the known bundles, or make one.
+
+    Raises:
+        ValueError: when the words are not ``copy BUNDLE FOLDER``, or the task is none.
+    """
+    import yaml
+
+    from unoise_monai.bundle import copy_bundle, known_bundles
+
+    if not args.copy:
+        sys.stdout.writelines(f"{name}\t{folder}\n" for name, folder in known_bundles().items())
+        return Exit.DONE
+    if len(args.copy) != 3 or args.copy[0] != "copy":
+        raise ValueError(f"bundles takes nothing, or copy BUNDLE FOLDER, got {' '.join(args.copy)}")
+    task = None
+    if args.task is not None:
+        task = yaml.safe_load(args.task.read_text(encoding="utf-8"))
+        if not isinstance(task, dict):
+            raise ValueError(f"--task must hold a mapping, got {type(task).__name__}")
+    sys.stdout.write(f"{copy_bundle(args.copy[1], args.copy[2], task)}\n")
+    return Exit.DONE

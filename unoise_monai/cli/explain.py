@@ -6,31 +6,25 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unoise_monai.cli import Exit
 
 if TYPE_CHECKING:
-    import torch
-
-    from unoise_monai.bundle import LoadedBundle
-    from unoise_monai.data.cases import CohortCase
+    from unoise_monai.bundle import Bundle
+    from unoise_monai.data.cases import Case
     from unoise_monai.runs.ray_engine import RayEngine
     from unoise_monai.runs.run import Summary
-    from unoise_monai.runs.settings import Settings
+    from unoise_monai.runs.settings import Comparison, Settings
 
 # As the package names them, whose import takes seconds; a test compares the two.
 QUANTITIES = ("importance", "tolerance", "sigma", "logit", "percentile")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-METHODS = (
-    "saliency, input_x_gradient, guided_backprop, deconvolution, integrated_gradients, gradient_shap, deep_lift, "
-    "deep_lift_shap, smooth_grad, smooth_grad_squared, var_grad, grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, "
-    "guided_grad_cam, layer_activation, layer_conductance, internal_influence, layer_grad_cam, layer_deep_lift, "
-    "layer_integrated_gradients, layer_guided_backprop, layer_guided_activation, occlusion, feature_ablation, rise, "
-    "lime, kernel_shap, iterative_roi, unoise, random, intensity, edges"
-)
+
+FAST = 1.25
+"""How many times as coarse the grid of a fast run is: half of the voxels. At 1.5, networks of small structures fail."""
 
 EPILOG = """\
 examples:
@@ -44,6 +38,23 @@ The output holds OUTPUT/<case>/<case>_importance.nii.gz, _seg.nii.gz, _mip.png a
 failures.csv and run.json. Started again, it goes on with what is missing. Why a bundle has to be trusted: its
 configuration can run any code as you; those of this project are, others need --trust-bundle or a line in
 ~/.config/unoise/trusted_bundles."""
+
+
+class _Methods(argparse.Action):
+    """Takes names as they are, and lists those that there are for ``help``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
+        if values != "help":
+            setattr(namespace, self.dest, values)
+            return
+        from unoise_monai.attribution.registry import METHODS
+
+        # What needs a region has none in a run over a cohort, which explains all that is segmented.
+        methods = {name: method for name, method in METHODS.items() if "region" not in method.needs}
+        width = max(map(len, methods))
+        for name, method in methods.items():
+            sys.stdout.write(f"{name:{width}}  {(method.__doc__ or '').strip().splitlines()[0]}\n")
+        parser.exit()
 
 
 def add_explain(subparsers: Any) -> None:
@@ -64,8 +75,11 @@ def add_explain(subparsers: Any) -> None:
     )
     command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
     what = command.add_argument_group("what is written")
-    what.add_argument("--quantity", default="importance", choices=QUANTITIES, help="of the map (%(default)s)")
-    what.add_argument("--methods", default="", metavar="A,B", help=f"attribution maps beside it: {METHODS}")
+    what.add_argument("--quantity", choices=QUANTITIES, help="of the map (as the bundle says)")
+    what.add_argument(
+        "--methods", default="", metavar="A,B", action=_Methods, help="attribution maps beside it; `help` lists them"
+    )
+    what.add_argument("--scores", action="store_true", help="score maps, rank methods: the bundle's explain.yaml")
     what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
     what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")
     what.add_argument("--organs", type=Path, metavar="PATH", help="organ maps likewise; organs.json beside names them")
@@ -74,7 +88,7 @@ def add_explain(subparsers: Any) -> None:
     how = command.add_argument_group("how it runs")
     how.add_argument("--device", default="auto", help="cuda, cuda:1, cpu; auto takes a GPU where there is one")
     how.add_argument("--fast", action="store_true", help="on a grid 1.25 times as coarse: quicker, less exact")
-    how.add_argument("--precision", default="auto", choices=PRECISIONS, help="number format (%(default)s)")
+    how.add_argument("--precision", choices=PRECISIONS, help="number format (as the bundle says)")
     how.add_argument("--memory-gb", type=float, metavar="GB", help="for a pass (80%% of the free GPU, half the RAM)")
     how.add_argument("--workers", type=int, default=1, metavar="N", help="processes to read ahead, or 0 (%(default)s)")
     how.add_argument("--timeout", type=float, default=900.0, metavar="S", help="for reading one case (%(default)s)")
@@ -106,38 +120,38 @@ def run_explain(args: argparse.Namespace) -> int:
     if Path(args.input).resolve() == args.output.resolve():
         raise ValueError(f"OUTPUT must be another folder than INPUT, got {args.output} for both")
 
-    from unoise_monai.bundle import find_bundle, load_bundle
     from unoise_monai.data.cases import read_key
-    from unoise_monai.data.finding import find_cohort
-    from unoise_monai.runs.run import explain_cohort, part_of
-    from unoise_monai.runs.settings import OtherSettings, find_device
+    from unoise_monai.data.finding import find_cases
+    from unoise_monai.runs.run import explain_cases, part_of
+    from unoise_monai.runs.settings import Comparison, OtherSettings, find_device, settings_of
 
     key = read_key(args.key or args.output.with_name(f"{args.output.name}.key")) if args.anonymise else None
     if args.part is not None:
         part_of([], args.part)
-    cases = find_cohort(args.input, args.labels, args.organs, key)
+    cases = find_cases(args.input, args.labels, args.organs, key)
     if args.dry_run:
         _list(part_of(cases, args.part), args.json)
         return Exit.DONE
     # Workers of a cluster find their own device; here the bundle is asked for its settings only.
-    device = find_device(args.device if args.engine == "local" else "cpu")
-    place = find_bundle(args.bundle)
-    bundle = load_bundle(place, device, args.weights, args.trust_bundle)
-    settings = settings_of(args, bundle, device)
-    engine = None if args.engine == "local" else ray_engine(args, place, settings)
+    remote = args.engine != "local"
+    bundle, changes = load(args, "cpu" if remote else str(find_device(args.device)))
+    settings = settings_of(bundle, changes, args.anonymise, remote)
+    methods = tuple(filter(None, args.methods.split(",")))
+    comparison = bundle.parsed("comparison") if args.scores else Comparison()
+    comparison = replace(comparison, methods=methods or comparison.methods)
+    engine = ray_engine(args, changes, settings, comparison) if remote else None
     try:
-        summary = explain_cohort(
+        summary = explain_cases(
             cases,
             bundle,
             settings,
             args.output,
-            device,
+            comparison,
             command=command_line(args),
             part=args.part,
             overwrite=args.overwrite,
             workers=args.workers,
             timeout=args.timeout,
-            memory_gb=args.memory_gb,
             quiet=args.quiet,
             engine=engine,
         )
@@ -150,43 +164,50 @@ def run_explain(args: argparse.Namespace) -> int:
     return Exit.SOME_FAILED if summary.failed else Exit.DONE
 
 
-def settings_of(args: argparse.Namespace, bundle: LoadedBundle, device: torch.device) -> Settings:
-    """The settings that the cohort's files depend on.
+def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]:
+    """The bundle, and the values of its configuration that options change.
 
     Raises:
-        ValueError: when an option is unknown.
+        ValueError: when the configuration lacks one of these ids.
     """
-    from unoise_monai.inference.precision import resolve_precision
-    from unoise_monai.runs.settings import Settings, software
+    from unoise_monai.bundle import load_bundle
 
-    return Settings(
-        bundle=bundle.name,
-        bundle_version=bundle.version,
-        weights_sha256=bundle.weights_sha256,
-        config_sha256=bundle.config_sha256,
-        software=software(),
-        number_format=str(resolve_precision(device, args.precision)) if args.engine == "local" else "auto",
-        quantity=args.quantity,
-        methods=tuple(filter(None, args.methods.split(","))),
-        images=args.images,
-        fast=args.fast,
-        precision=args.precision,
-        anonymised=args.anonymise,
-    )
+    values = {name: getattr(args, name) for name in ("quantity", "precision", "memory_gb")}
+    changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if not args.images:
+        changes["pictures"] = []
+    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
+    bundle = load_bundle(*options)
+    if args.fast:
+        if bundle.task is None:
+            raise ValueError(f"--fast needs a bundle with a task, whose grid it makes coarser, got {bundle.name}")
+        changes["task#spacing_mm"] = [FAST * side for side in bundle.task.spacing_mm]
+        bundle = load_bundle(*options)
+    return bundle, changes
 
 
-def ray_engine(args: argparse.Namespace, bundle: Path, settings: Settings) -> RayEngine:
+def overlays(args: argparse.Namespace) -> tuple[str, ...]:
+    """The configurations that are laid over the bundle's ``inference``."""
+    return ("explain",) if args.scores else ()
+
+
+def ray_engine(
+    args: argparse.Namespace, changes: dict[str, Any], settings: Settings, comparison: Comparison
+) -> RayEngine:
     """Runs the cases on a Ray cluster, whose workers see the same files."""
+    from unoise_monai.bundle import find_bundle
     from unoise_monai.runs.ray_engine import RayEngine, Work
 
     work = Work(
-        bundle=bundle.resolve(),
+        bundle=find_bundle(args.bundle).resolve(),
         weights=None if args.weights is None else args.weights.resolve(),
         trusted=args.trust_bundle,
+        changes=changes,
+        overlays=overlays(args),
         settings=settings,
+        comparison=comparison,
         output=args.output.resolve(),
         device=args.device,
-        memory_gb=args.memory_gb,
         timeout=args.timeout,
     )
     return RayEngine(work, args.address, args.gpus)
@@ -194,11 +215,12 @@ def ray_engine(args: argparse.Namespace, bundle: Path, settings: Settings) -> Ra
 
 def command_line(args: argparse.Namespace) -> str:
     """The command for ``run.json``: paths, which may name patients, are left out."""
-    words = [f"--{name.replace('_', '-')}" for name in ("fast", "anonymise", "overwrite") if getattr(args, name)]
+    flags = ("fast", "scores", "anonymise", "overwrite")
+    words = [f"--{name}" for name in flags if getattr(args, name)]
     words += [] if args.images else ["--no-images"]
     words += [f"--{name} PATH" for name in ("labels", "organs", "weights") if getattr(args, name)]
-    words += [f"--{name} {getattr(args, name)}" for name in ("quantity", "precision", "device", "engine")]
-    words += [f"--methods {args.methods}"] if args.methods else []
+    values = ("quantity", "precision", "device", "engine", "methods")
+    words += [f"--{name} {getattr(args, name)}" for name in values if getattr(args, name)]
     return " ".join(["unoise explain BUNDLE INPUT OUTPUT", *words])
 
 
@@ -211,7 +233,7 @@ def _summarise(summary: Summary, args: argparse.Namespace) -> None:
         sys.stderr.write(f"{counts}{failures}\n")
 
 
-def _list(cases: Sequence[CohortCase], as_json: bool) -> None:
+def _list(cases: Sequence[Case], as_json: bool) -> None:
     """To standard output alone: these are the only lines that say which file is which case."""
     if as_json:
         keys = ("files", "problem", "label", "organs")

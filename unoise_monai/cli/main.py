@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_render(subparsers)
     commands.add_phantom(subparsers)
     commands.add_doctor(subparsers)
+    commands.add_bundles(subparsers)
     return top
 
 
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_of(error: Exception) -> Exit | None:
     """The exit status that an error of a command means; None where nobody expected it."""
-    from unoise_monai.runs.records import OutputInUse
-    from unoise_monai.runs.settings import OtherSettings, OutputFault
+    from unoise_monai.runs.records import OutputFault, OutputInUse
+    from unoise_monai.runs.settings import OtherSettings
 
     if isinstance(error, OutputInUse | OtherSettings):
         return Exit.REFUSED

@@ -1,4 +1,4 @@
-"""Cases: what they are called, which files they have, and what messages may tell of them."""
+"""Cases: their names, their files, and what messages may repeat of them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any, TypeAlias
 
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, kind_of
+from unoise_monai.data.headers import DICOM, EXTENSIONS, VOLUMES, CaseError, kind_of
 
 LONGEST = 100
 """Bytes of a safe name: files add their quantity and extension, and most file systems end at 255."""
 KEY_BYTES = 32
 DIGITS = 12
 """Hexadecimal digits of the hashes in names."""
-# What Windows refuses, what shells and spreadsheets take for a command at the start, and how our own hashes look.
+HASHED = re.compile(rf".*-[0-9a-f]{{{DIGITS}}}", re.IGNORECASE)
 FORBIDDEN = '/\\<>:"|?*'
+"""On Windows."""
+STARTS = " .-=+@~"
+"""What shells and spreadsheets take for a command."""
 RESERVED = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|report|(cohort|organs|failures)\.csv|run\.json", re.IGNORECASE
 )
-"""Of systems, and of what lies beside the cases in an output."""
-STARTS = " .-=+@~"
-HASHED = re.compile(rf".*-[0-9a-f]{{{DIGITS}}}", re.IGNORECASE)
+"""By Windows, and for what lies beside the cases in an output."""
 
 
 def safe_name(raw: str) -> str:
-    """A file name made of any text; two different texts never give the same one.
+    """A file name, valid on every system, of any text: at most 100 bytes of visible characters in Unicode's form NFC.
 
-    It has no separators, control or invisible characters, no leading dot, no name that a system reserves, at most 100
-    bytes, in Unicode's form NFC. Where anything had to be changed, a hash of the text is appended.
+    Where anything had to be changed, a hash of the text is appended: two different texts never give the same name.
     """
     text = unicodedata.normalize("NFC", raw)
     name = "".join("_" if char in FORBIDDEN or not _is_visible(char) else char for char in text)
@@ -50,18 +51,17 @@ def safe_name(raw: str) -> str:
 
 
 def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
-    """Names of which no two are alike, also where a file system ignores case: such get a hash of their source appended.
+    """Safe names of which no two are alike, also where a file system ignores case: such get a hash appended.
 
     Args:
         names: safe ones.
-        sources: what tells them apart, such as their paths; of those that are alike, which one it is tells.
+        sources: what the hash is made of, such as paths; where these are alike too, their order counts.
     """
-    times, seen = Counter(map(_folded, names)), Counter[tuple[str, str]]()
-    distinct = []
-    for name, source in zip(names, sources, strict=True):
-        folded = _folded(name)
-        seen[folded, source] += 1
-        distinct.append(safe_name(f"{name}/{source} {seen[folded, source]}") if times[folded] > 1 else name)
+    folded = [unicodedata.normalize("NFKC", name.casefold()) for name in names]
+    times, seen, distinct = Counter(folded), Counter[tuple[str, str]](), []
+    for name, fold, source in zip(names, folded, sources, strict=True):
+        seen[fold, source] += 1
+        distinct.append(safe_name(f"{name}/{source} {seen[fold, source]}") if times[fold] > 1 else name)
     return distinct
 
 
@@ -71,17 +71,17 @@ def printable(text: str) -> str:
 
 
 def shown_path(place: PurePath) -> str:
-    """A path below the input, in one line; of one that leads elsewhere, its last part: the rest is the machine's."""
+    """A path below the input, in one line; of one that leads elsewhere, its last part only."""
     return printable(place.name if place.is_absolute() or ".." in place.parts else place.as_posix())
 
 
 def series_name(uid: str) -> str:
-    """What a DICOM series is called: not as its folder, which in an export is often the patient's name."""
+    """The name of a DICOM series, not that of its folder, which in an export is often the patient's."""
     return f"series-{_digest(uid)}"
 
 
 def anonymised(name: str, key: bytes) -> str:
-    """A name that only those who have ``key`` can lead back to ``name``, by trying names."""
+    """A name from which only those who have ``key`` find ``name`` again, by trying names."""
     return f"case-{hmac.new(key, name.encode(errors='surrogateescape'), hashlib.sha256).hexdigest()[:DIGITS]}"
 
 
@@ -90,7 +90,7 @@ def read_key(path: str | os.PathLike[str], make: bool = True) -> bytes:
 
     Args:
         path: its file.
-        make: where there is no such file, make one at random, for its owner's eyes only.
+        make: where there is no such file, make one at random that only its owner may read.
 
     Raises:
         CaseError: when there is no such file, it does not hold 32 bytes, or its file system knows no hard links.
@@ -109,9 +109,9 @@ def read_key(path: str | os.PathLike[str], make: bool = True) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    """Write a key that appears whole or not at all, and takes the place of no other."""
+    """Write a key that appears whole or not at all, and replaces no other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Only its owner may read such a file.
+    # Temporary files are for their owner alone.
     with tempfile.NamedTemporaryFile(prefix=".", suffix=".key", dir=path.parent) as file:
         file.write(secrets.token_bytes(KEY_BYTES))
         file.flush()
@@ -122,18 +122,12 @@ def _make_key(path: Path) -> None:
         except FileExistsError:
             return
         except OSError as error:
-            raise CaseError(
-                f"key file must lie where hard links can be made, got {os.fspath(path)!r}: {error.strerror}"
-            ) from error
+            rule = "key file must lie where hard links can be made"
+            raise CaseError(f"{rule}, got {os.fspath(path)!r}: {error.strerror}") from error
 
 
 def _is_visible(char: str) -> bool:
-    kind = unicodedata.category(char)
-    return char == " " or kind[0] not in "CZ"
-
-
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name.casefold())
+    return char == " " or unicodedata.category(char)[0] not in "CZ"
 
 
 def _digest(text: str) -> str:
@@ -141,19 +135,19 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class CohortCase:
-    """One volume to explain.
+class Case:
+    """One volume, to train on or to explain, and the maps that belong to it.
 
     Args:
-        name: what files and tables call it: a safe file name, unlike any other's in the cohort.
+        name: in files and tables: a safe file name, unlike any other's in the cohort.
         files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
             unless it is that something is not there.
-        shown: what messages and tables call its file: its path below the input, or, where that may tell who the
-            patient is (DICOM, and cases made anonymous), its name.
-        label: its segmentation by hand, where there is one.
+        shown: what messages and tables call its file: its path below the input, or, where that may name the patient
+            (DICOM, and cases made anonymous), its own name.
+        label: its label map, where there is one.
         organs: a label map of its organs, where there is one.
         series: whether its files are the slices of a DICOM series.
-        problem: why it cannot be loaded, where the search has seen that already; the end of a sentence.
+        problem: why it cannot be loaded, where the search has found that; the end of a sentence.
     """
 
     name: str
@@ -164,6 +158,32 @@ class CohortCase:
     series: bool = False
     problem: str = ""
 
+    @classmethod
+    def of(cls, item: Item) -> Case:
+        """The case of an item, such as those of a training's split."""
+        image, label = item["image"], Path(item["label"]) if "label" in item else None
+        if isinstance(image, (str, os.PathLike)):
+            return cls(item["case"], (Path(image),), Path(image).name, label)
+        return cls(item["case"], tuple(map(Path, image)), item["case"], label, series=True)
+
+    @property
+    def fault(self) -> str:
+        """The whole sentence of a ``problem``, else empty."""
+        return self.problem and f"{'DICOM series' if self.series else f'file {self.shown}'} {self.problem}"
+
+    def item(self) -> Item:
+        """What MONAI's dictionary transforms take, see `Item`; `LoadCased` refuses one with a ``fault``."""
+        image = [str(file) for file in self.files] if self.series else str(next(iter(self.files), self.shown))
+        item: Item = {"case": self.name, "image": image}
+        if self.label is not None:
+            item["label"] = str(self.label)
+        return item | ({"fault": self.fault} if self.problem else {})
+
+
+Item: TypeAlias = dict[str, Any]
+"""``case`` (its name), ``image`` (a path, or a list of them for the slices of a series) and, where there is one,
+``label`` (a path)."""
+
 
 def stem(file_name: str) -> str:
     """A file's name without the extension of a volume."""
@@ -171,11 +191,11 @@ def stem(file_name: str) -> str:
     return file_name[: len(file_name) - len(extension)]
 
 
-def scrub(text: str, case: CohortCase) -> str:
-    """A message without the paths of a case's files: ``shown`` stands for them.
+def scrub(text: str, case: Case) -> str:
+    """A message in which ``shown`` stands for the paths of a case's files.
 
-    Where ``shown`` is the case's name, because the path may tell who the patient is, the names of the files and their
-    folders go, too, and the path of the file that a series was copied to.
+    Where ``shown`` is the case's name, because the path may name the patient, it also stands for the names of the files
+    and their folders, and for the path of the file that a series was copied to.
     """
     private = case.shown == case.name
     words: dict[str, str] = {}
@@ -188,36 +208,32 @@ def scrub(text: str, case: CohortCase) -> str:
     # As Python's errors print them, with escapes. Bare numbers, as slices are often called, count slices, too; those of
     # other files may be patients'.
     words |= {repr(word)[1:-1]: own for word, own in words.items()}
-    told = (word for word in words if len(word) > 1 and not (case.series and word.isdigit()))
-    longest_first = sorted(told, key=len, reverse=True)
+    longest_first = sorted(
+        (word for word in words if len(word) > 1 and not (case.series and word.isdigit())), key=len, reverse=True
+    )
     if longest_first:
         found = "|".join(map(re.escape, longest_first))
         text = re.sub(rf"(?<!\w)(?:{found})(?!\w)", lambda match: words[match[0]], text)
     return re.sub(rf"[^\s'\":]*/{re.escape(case.name)}\.nii\b", lambda _: case.shown, text) if case.series else text
 
 
-VOLUMES = tuple(extension for extension in EXTENSIONS if extension not in DICOM)
 STATE = ".unoise"
 """Folder of an output that holds the run's own state."""
-DICOM_MAGIC = b"DICM"
 GONE = "must be there, got nothing, or a link to nothing"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the tree.
-
-    Args:
-        path: absolute.
-        place: its path below the folder that was searched.
-        problem: why it must not be read.
-        folder: whether it is a folder that must not be searched.
-    """
+    """A file that the search has found."""
 
     path: Path
+    """Absolute."""
     place: PurePath
+    """Its path below the folder that was searched."""
     problem: str = ""
+    """Why it must not be read."""
     folder: bool = False
+    """Whether it is a folder that must not be searched."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -232,33 +248,28 @@ class Entry:
     @property
     def is_slice(self) -> bool:
         """Whether its name, or else its content, is that of a DICOM file."""
-        if self.is_volume:
+        if self.is_volume or self.place.name.lower().endswith(DICOM):
+            return not self.is_volume
+        # A pipe, which has a problem, is never opened.
+        if self.problem:
             return False
-        return self.place.name.lower().endswith(DICOM) or (not self.problem and has_dicom_magic(self.path))
-
-
-def has_dicom_magic(path: Path) -> bool:
-    """Whether a file begins as DICOM files do, whatever it is called."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == DICOM_MAGIC
-    except OSError:
-        return False
+        try:
+            with self.path.open("rb") as file:
+                return file.read(132)[128:] == b"DICM"
+        except OSError:
+            return False
 
 
 def walk(root: Path, pattern: Sequence[str] = ("**",)) -> list[Entry]:
-    """The files below ``root``, sorted, in which each file is once: links to folders are not followed.
+    """The files below ``root``, sorted, each once: links to folders are not followed.
 
-    Hidden files and folders are left out, such as the ``._`` copies of macOS, and so is the output of a run.
+    Hidden files and folders are left out, such as the ``._`` copies of macOS, and so is the output of a run. Links out
+    of ``root`` or to nothing, pipes, devices and folders that cannot be read have a ``problem``.
 
     Args:
         root: absolute, without links.
         pattern: parts of a path below ``root``, with the wildcards of a shell; ``**`` for any number of folders. Of a
             folder that matches, all files do.
-
-    Returns:
-        Regular files; with a problem: links out of ``root``, links to nothing, pipes and devices with the name of a
-        volume, folders that cannot be read.
     """
     closed: list[OSError] = []
     places = []
@@ -272,15 +283,13 @@ def walk(root: Path, pattern: Sequence[str] = ("**",)) -> list[Entry]:
         places += [here / name for name in (*links, *files) if not name.startswith(".")]
     entries = [entry for place in places if (entry := look_at(root, place)) is not None]
     for error in closed:
-        place = Path(error.filename).relative_to(root)
-        entries.append(
-            Entry(root / place, place, f"must be a folder that can be searched: {error.strerror}", folder=True)
-        )
+        problem = f"must be a folder that can be searched: {error.strerror}"
+        entries.append(Entry(Path(error.filename), Path(error.filename).relative_to(root), problem, folder=True))
     return sorted((each for each in entries if matches(each.place.parts, pattern)), key=lambda each: each.place)
 
 
 def look_at(root: Path, place: Path) -> Entry | None:
-    """What lies at a place of the tree; None where a link leads to a folder that the search sees anyway."""
+    """What lies at a place below ``root``; None where it is a folder, which the search sees anyway."""
     path = root / place
     try:
         target = Path(os.path.realpath(path))
@@ -290,10 +299,8 @@ def look_at(root: Path, place: Path) -> Entry | None:
     if not target.is_relative_to(root):
         problem = "must lie within the input's folder, got a path or link that leads out of it"
         return Entry(path, place, problem, folder=kind == "folder")
-    if kind == "folder":
-        return None
-    problems = {"": GONE, "file": ""}
-    return Entry(path, place, problems.get(kind, f"must be a regular file, got a {kind}"))
+    problem = {"": GONE, "file": ""}.get(kind, f"must be a regular file, got a {kind}")
+    return None if kind == "folder" else Entry(path, place, problem)
 
 
 def matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

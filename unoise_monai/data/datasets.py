@@ -20,35 +20,30 @@ from monai.utils import TraceKeys, convert_to_tensor
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.data.finding import Case
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.cases import Item
+from unoise_monai.data.headers import CaseError
 
 logger = logging.getLogger(__name__)
 
-Split: TypeAlias = dict[str, list[Case]]
+Split: TypeAlias = dict[str, list[Item]]
 """The cases of each part: ``training``, ``validation``, ``test``."""
 
 PARTS = ("training", "validation", "test")
 
 
 def split_cases(
-    cases: Sequence[Case],
-    path: str | Path,
-    validation_share: float = 0.2,
-    test_share: float = 0.1,
-    seed: int = 0,
+    cases: Sequence[Item], path: str | Path, validation_share: float = 0.2, test_share: float = 0.1, seed: int = 0
 ) -> Split:
     """Draw the parts and save them as JSON, or read them back where they were drawn before.
 
     Cases whose names begin with the same BIDS subject (``sub-01_ses-1_angio``, ``sub-01_ses-2_angio``) are one patient
-    and stay together. A Decathlon case is one patient in most tasks, and then a split of cases is a split of patients;
-    Task04 has a patient's left and right hippocampus as two cases and does not tell which belong together. Every case
-    lands in one part; training and validation get at least one patient each, unless ``validation_share`` is 0. A single
-    patient serves as both, with a warning. Cases that a saved split does not know were never trained on: they join its
-    test part.
+    and stay together; any other case is a patient of its own. (Not so in Task04, where the two hippocampi of a patient
+    are two cases and which ones is not known.) Training and validation get at least one patient each,
+    unless ``validation_share`` is 0; a single patient serves as both, with a warning. Cases that a saved split does not
+    know were never trained on: they join its test part.
 
     Args:
-        cases: what `list_cases` gave.
+        cases: from `list_cases`.
         path: the JSON file, beside the run: case names for each part, and the seed.
         validation_share: share of the patients for validation, at least 0 and below 1.
         test_share: share for the test, likewise; together below 1.
@@ -66,9 +61,9 @@ def split_cases(
         raise ValueError(f"validation_share + test_share must be below 1, got {validation_share} + {test_share}")
     if not cases:
         raise ValueError("cases must hold at least one case, got none")
-    names = [case["case"] for case in cases]
+    by_name = {case["case"]: case for case in cases}
     if not path.is_file():
-        parts = _drawn(names, validation_share, test_share, seed)
+        parts = _drawn(list(by_name), validation_share, test_share, seed)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1))
     try:
@@ -76,19 +71,54 @@ def split_cases(
         listed = {name for part in PARTS for name in saved[part]}
     except (ValueError, KeyError, TypeError) as error:
         raise CaseError(f"the split {path} must be JSON with lists named {', '.join(PARTS)}: {error!r}") from error
-    by_name = dict(zip(names, cases, strict=True))
-    missing = sorted(listed - set(names))
-    if missing:
+    if missing := sorted(listed - by_name.keys()):
         raise CaseError(
             f"the split {path} must name cases of the data, got {len(missing)} that are not there, e.g. {missing[:3]};"
             " name another split_file to draw a new split"
         )
-    new = [name for name in names if name not in listed]
-    if new:
+    if new := [name for name in by_name if name not in listed]:
         logger.info("%d cases that the split %s does not know join the test part", len(new), path.name)
     split = {part: [by_name[name] for name in saved[part]] for part in PARTS}
     split["test"] += [by_name[name] for name in new]
     return split
+
+
+def choose_cases(
+    cases: Sequence[Item],
+    split_file: str | Path | None = None,
+    part: str | None = None,
+    choice: int | str | Sequence[str] | None = None,
+) -> list[Item]:
+    """Some of the cases: those of one part of a split, the first so many, or those of some names.
+
+    Args:
+        cases: from `find_items` or `list_cases`.
+        split_file: of the training, see `split_cases`.
+        part: of the split: ``"training"``, ``"validation"``, ``"test"``, or None for all cases.
+        choice: the first so many, or a case or several by name; None for all.
+
+    Raises:
+        ValueError: when ``part`` is unknown, or given for cases without labels or a split; when ``choice`` is below 1
+            or names a case that is not there.
+        CaseError: as `split_cases`.
+    """
+    if part is not None:
+        check_choice("part", part, PARTS)
+        if split_file is None or not any("label" in case for case in cases):
+            raise ValueError(f"part must be null where there is no split of labelled cases, got {part!r}")
+        cases = split_cases(cases, split_file)[part]
+    if choice is None:
+        return list(cases)
+    if isinstance(choice, int):
+        if choice < 1:
+            raise ValueError(f"choice must be at least 1, got {choice}")
+        return list(cases[:choice])
+    choice = [choice] if isinstance(choice, str) else choice
+    by_name = {case["case"]: case for case in cases}
+    if missing := [name for name in choice if name not in by_name]:
+        there = f"there are {len(by_name)}, such as {list(by_name)[:3]}"
+        raise ValueError(f"choice must name cases of the data, got {missing[:3]}; {there}")
+    return [by_name[name] for name in choice]
 
 
 def _drawn(names: Sequence[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
@@ -96,7 +126,7 @@ def _drawn(names: Sequence[str], validation_share: float, test_share: float, see
     for name in sorted(names):
         patients[patient_of(name)].append(name)
     if len(patients) == 1:
-        logger.warning("a single patient serves for training and for validation: the scores say little")
+        logger.warning("a single patient serves for training and for validation: the scores mean little")
         return {"training": list(names), "validation": list(names), "test": []}
     order = np.random.default_rng(seed).permutation(sorted(patients)).tolist()
     count = len(patients)
@@ -125,14 +155,13 @@ METADATA_TYPES = [
 
 
 class CaseCache(PersistentDataset):
-    """MONAI's `PersistentDataset`, whose volumes come back with their geometry.
+    """MONAI's `PersistentDataset`, but volumes come back with their geometry, and files appear whole.
 
-    MONAI's defaults give a plain tensor from the second read on, do not tell two tasks' preprocessing apart, and with
-    ``track_meta=True`` find every file of theirs corrupt. They also copy each file into the folder from the system's
-    folder for temporary ones, so that a process may read what another is still copying; here files appear whole.
+    MONAI's defaults give a plain tensor from the second read on, do not distinguish two tasks' preprocessing, and with
+    ``track_meta=True`` find every file of theirs corrupt; a process may read what another is still writing.
     """
 
-    def __init__(self, cases: Sequence[Case], transform: Callable, cache_dir: str | Path) -> None:
+    def __init__(self, cases: Sequence[Item], transform: Callable, cache_dir: str | Path) -> None:
         super().__init__(
             list(cases), transform, Path(cache_dir), hash_transform=pickle_hashing, track_meta=True, weights_only=True
         )
@@ -150,12 +179,12 @@ class CaseCache(PersistentDataset):
 
 
 def case_dataset(
-    cases: Sequence[Case], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
+    data: Sequence[Item], transform: Callable, cache: str = "memory", cache_dir: str | Path | None = None
 ) -> Dataset:
     """The cases with their transforms, the deterministic ones computed once and kept.
 
     Args:
-        cases: what `list_cases` gave, or a split of it.
+        data: the cases; named as MONAI Label, which puts its own list here, expects it.
         transform: from `preprocessing` or `training_transforms`.
         cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`CaseCache`, survives the run) or ``"none"``.
         cache_dir: where ``"disk"`` keeps its files.
@@ -165,24 +194,33 @@ def case_dataset(
     """
     check_choice("cache", cache, CACHES)
     if cache == "memory":
-        return CacheDataset(list(cases), transform, num_workers=2)
+        return CacheDataset(list(data), transform, num_workers=2)
     if cache == "disk":
         if cache_dir is None:
             raise ValueError("cache_dir must name a folder where cache is 'disk', got None")
-        return CaseCache(cases, transform, cache_dir)
-    return Dataset(list(cases), transform)
+        return CaseCache(data, transform, cache_dir)
+    return Dataset(list(data), transform)
 
 
 T = TypeVar("T")
 
 
+class CaseDataset(Dataset):
+    """MONAI's `Dataset`, in which a case that cannot be used is an item with the keys ``case`` and ``failed`` (why)."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return super().__getitem__(index)
+        except CaseError as error:
+            return {"case": self.data[index]["case"], "failed": str(error)}
+
+
 def rank_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     """The items that one rank evaluates, so that a mean over all ranks is the mean over all items.
 
-    The ranks take successive parts, which differ in length by 1 at most and together hold each item once: gathered in
-    the order of the ranks, results stand as one process would have them. With fewer items than ranks, every item is
-    taken by equally many ranks (all of them, where the numbers have no common divisor), so that no rank is idle, which
-    would leave the others waiting, and no item weighs more than another.
+    The ranks take successive parts, which differ in length by at most 1: gathered in the order of the ranks, results
+    are in the order of the items. With fewer items than ranks, every item is taken by equally many ranks (all of them,
+    where the numbers have no common divisor): an idle rank would leave the others waiting.
 
     Args:
         items: of the whole run; the same on every rank.
@@ -202,9 +240,6 @@ def rank_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
 
 
 def rank_0_first(make: Callable[[], T]) -> T:
-    """What ``make`` gives, called on rank 0 first, then on the others, which find the files that it wrote.
-
-    Where there is one process only, it is called.
-    """
+    """The result of ``make``, called on rank 0 first, then on the others, which find the files that it wrote."""
     with idist.one_rank_first():
         return make()

@@ -6,19 +6,18 @@ import csv
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Any, TypeAlias
+from typing import Any
 
 from monai.apps import DecathlonDataset
-from monai.data import load_decathlon_datalist
 
 from unoise_monai.data.cases import (
     STATE,
-    VOLUMES,
-    CohortCase,
+    Case,
     Entry,
+    Item,
     anonymised,
     distinct_names,
     look_at,
@@ -29,96 +28,67 @@ from unoise_monai.data.cases import (
     walk,
 )
 from unoise_monai.data.dicom import find_series
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, case_name, check_grids, kind_of
-from unoise_monai.data.task import SegmentationTask
+from unoise_monai.data.headers import EXTENSIONS, VOLUMES, CaseError, kind_of
+from unoise_monai.data.reading import check_item
 
-Case: TypeAlias = dict[str, str]
-"""``case`` (its name), ``image`` and, where there is one, ``label`` (paths)."""
+SECTIONS = ("training", "test")
+INDEX = "dataset.json"
 
 
-def list_cases(folder: str | Path, section: str = "training", check_headers: bool = True) -> list[Case]:
-    """The cases of a Decathlon folder (``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs``), in its order.
+def find_items(path: str | os.PathLike[str]) -> list[Item]:
+    """All cases of an input as MONAI's dictionary transforms take them, see `find_cases`."""
+    return [case.item() for case in find_cases(path)]
+
+
+def find_images(path: str | os.PathLike[str]) -> list[Item]:
+    """`find_items`, but of a Decathlon folder the unlabelled cases alone, where there are any."""
+    items = find_items(path)
+    unlabelled = [item for item in items if "label" not in item] if (Path(path) / INDEX).is_file() else []
+    return unlabelled or items
+
+
+def find_labelled(path: str | os.PathLike[str]) -> list[Item]:
+    """`find_items`, but of a Decathlon folder the labelled cases alone, in its order."""
+    return list_cases(path, check_headers=False) if (Path(path) / INDEX).is_file() else find_items(path)
+
+
+def list_cases(folder: str | os.PathLike[str], section: str = "training", check_headers: bool = True) -> list[Item]:
+    """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ...), in its order.
 
     Args:
         folder: the task's folder.
         section: ``"training"`` (with labels) or ``"test"`` (without).
-        check_headers: read every header now, so that a bad file is refused before work starts.
+        check_headers: refuse a bad header now, before work starts.
 
     Raises:
-        CaseError: when dataset.json is missing or not JSON, lists nothing, or a case's file is missing or unreadable,
-            is not three-dimensional, or its image and label lie on different grids; when two cases share a name.
+        CaseError: when dataset.json is missing or not JSON, lists nothing, or a case twice; see `check_item`.
     """
-    index = Path(folder) / "dataset.json"
-    if not _read_index(index).get(section):
-        raise CaseError(f"{index} must list cases under '{section}', got none")
-    items = load_decathlon_datalist(index, data_list_key=section)
-    cases = [{"case": case_name(item["image"]), **{key: str(path) for key, path in item.items()}} for item in items]
-    for name, times in Counter(case["case"] for case in cases).items():
+    root = Path(folder).resolve()
+    cases = with_distinct_names(_decathlon(root, [section]))
+    for files, times in Counter(case.files for case in cases if case.files).items():
         if times > 1:
-            raise CaseError(f"{index} must list each case once under '{section}', got {name} {times} times")
-    if check_headers:
-        for case in cases:
-            check_grids(case)
-    return cases
+            name = stem(files[0].name)
+            raise CaseError(f"{root / INDEX} must list each case once under '{section}', got {name} {times} times")
+    items = [case.item() for case in cases]
+    for item in items if check_headers else ():
+        check_item(item)
+    return items
 
 
-def find_images(path: str | Path) -> list[Case]:
-    """The images to explain: one file, every volume of a folder, or a Decathlon folder's unlabelled cases.
-
-    A Decathlon folder without unlabelled cases gives its labelled ones. The DICOM files of a folder are one series,
-    named after the folder. Hidden files, such as the ``._`` copies in the Decathlon's archives, are none.
-
-    Raises:
-        CaseError: when there is no such file or folder, no volume in it, or its dataset.json is not JSON.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [{"case": case_name(path), "image": str(path)}]
-    if not path.is_dir():
-        raise CaseError(f"images must be a file or a folder, got {path}, which does not exist")
-    if (path / "dataset.json").is_file():
-        tests = _read_index(path / "dataset.json").get("test")
-        return list_cases(path, "test" if tests else "training", check_headers=False)
-    files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(EXTENSIONS)]
-    volumes = [file for file in files if not file.name.startswith(".")]
-    if not volumes:
-        raise CaseError(f"folder {path} must hold volumes ({', '.join(EXTENSIONS)}), got none")
-    # The slices of a series are one volume, their folder.
-    volumes = list(dict.fromkeys(path if file.name.lower().endswith(DICOM) else file for file in volumes))
-    cases = [{"case": case_name(file), "image": str(file)} for file in volumes]
-    for name, times in Counter(case["case"] for case in cases).items():
-        if times > 1:
-            raise CaseError(f"folder {path} must hold one volume a case name, got {times} named {name}")
-    return cases
-
-
-def _read_index(index: Path) -> dict[str, Any]:
-    if not index.is_file():
-        raise CaseError(f"{index.parent} must be a Decathlon task folder with a dataset.json, got none")
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CaseError(f"{index} must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def download_task(task: SegmentationTask, root: str | Path) -> Path:
-    """Fetch a task's archive to ``root`` where a network is, and return its folder; nothing is fetched twice."""
-    folder = Path(root) / task.name
-    if not (folder / "dataset.json").is_file():
+def download_task(name: str, root: str | Path) -> Path:
+    """Fetch a task's archive (``Task04_Hippocampus``) to ``root``, and return its folder; nothing is fetched twice."""
+    folder = Path(root) / name
+    if not (folder / INDEX).is_file():
         Path(root).mkdir(parents=True, exist_ok=True)
-        DecathlonDataset(root_dir=str(root), task=task.name, section="training", download=True, cache_rate=0.0)
+        DecathlonDataset(root_dir=str(root), task=name, section="training", download=True, cache_rate=0.0)
     return folder
 
 
 COLUMNS = ("case", "image")
-NO_PICTURE = "must hold a picture, got a DICOM file without one"
 
 
-def read_table(path: Path) -> list[CohortCase]:
-    """The cases of a table with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
+def read_table(path: Path) -> list[Case]:
+    """The cases of a CSV with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
 
     Paths are relative to the table, and may lead anywhere. An image is a volume, or a folder with one DICOM series.
 
@@ -136,20 +106,16 @@ def read_table(path: Path) -> list[CohortCase]:
     except (csv.Error, UnicodeDecodeError) as error:
         raise CaseError(f"table {path.name} must be CSV in UTF-8: {error}") from error
     cases = [_case_of_row(path.absolute().parent, row, number) for number, row in enumerate(rows, 1)]
-    # What is shown of a path may be too little to tell rows apart, but for their order.
-    names = distinct_names([case.name for case in cases], [row["image"] for row in rows])
-    return [
-        replace(case, name=name, shown=name if case.shown == case.name else case.shown)
-        for case, name in zip(cases, names, strict=True)
-    ]
+    # By whole paths: what is shown of them may be alike.
+    return with_distinct_names(cases, [row["image"] for row in rows])
 
 
-def _case_of_row(home: Path, row: dict[str, str], number: int) -> CohortCase:
+def _case_of_row(home: Path, row: dict[str, str], number: int) -> Case:
     image = PurePath(os.path.relpath(os.path.normpath(home / row["image"]), home))
-    # Folders of slices, there or not, and slices tend to bear names.
+    # The names of slices and their folders tend to be patients'.
     file = image.name if image.name.lower().endswith((*VOLUMES, ".img")) else ""
     name = safe_name(row["case"] or stem(file) or f"row {number}")
-    case = CohortCase(name, (), shown_path(image) if file else name)
+    case = Case(name, (), shown_path(image) if file else name)
     if not row["image"]:
         return replace(case, shown=f"of row {number}", problem="must be named, got an empty column image")
     label, organs = (home / row[key] if row.get(key) else None for key in ("label", "organs"))
@@ -163,19 +129,20 @@ def _case_of_row(home: Path, row: dict[str, str], number: int) -> CohortCase:
     return replace(one_file(path, case), label=label, organs=organs)
 
 
-def one_file(path: Path, case: CohortCase) -> CohortCase:
-    """The case of a file that the user named: wherever a link of that name leads, is meant."""
+def one_file(path: Path, case: Case) -> Case:
+    """The case of a file that the user named, which may be a link to anywhere."""
     if path.suffix.lower() == ".img":
         path = path.with_suffix(".hdr")
     entry = look_at(Path(path.anchor), path.relative_to(path.anchor)) or Entry(path, path, "must be a file")
     if entry.is_slice:
-        found = find_series([entry]) or [replace(case, series=True, problem=NO_PICTURE)]
-        return replace(found[0], name=case.name, shown=case.name)
+        problem = "must hold a picture, got a DICOM file without one"
+        found, *_ = find_series([entry]) or [replace(case, series=True, problem=problem)]
+        return replace(found, name=case.name, shown=case.name)
     return replace(case, files=entry.files, problem=entry.problem)
 
 
-def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str]) -> list[CohortCase]:
-    """The cases with their label maps; one without keeps what it has.
+def attach(cases: Sequence[Case], kind: str, path: str | os.PathLike[str]) -> list[Case]:
+    """The cases with the maps of a folder or file; one without keeps what it has.
 
     Args:
         cases: with their safe names.
@@ -183,14 +150,14 @@ def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str])
         path: a folder with ``<case>.nii.gz`` or another extension, or the file of the only case.
 
     Raises:
-        CaseError: when there is no such folder or file, it has a map for none of the cases or two for one, or one file
-            is given for many cases.
+        CaseError: when ``path`` is not there, has a map for none of the cases or two for one, or is one file for many
+            cases.
     """
     maps = Path(path).absolute()
     if maps.is_file():
         if len(cases) != 1:
             raise CaseError(f"{kind} must be a folder where there are many cases, got a file for {len(cases)}")
-        return [_with(cases[0], kind, Entry(maps, Path(maps.name)))]
+        return [with_map(cases[0], kind, Entry(maps, Path(maps.name)))]
     if not maps.is_dir():
         raise CaseError(f"{kind} must be a folder or a file, got {os.fspath(path)!r}, which is not there")
     found: dict[str, Entry] = {}
@@ -204,49 +171,45 @@ def attach(cases: Sequence[CohortCase], kind: str, path: str | os.PathLike[str])
     if not found.keys() & {case.name for case in cases}:
         example = f"{cases[0].name}{VOLUMES[0]}"
         raise CaseError(f"{kind} must have a map of at least one case, such as {example!r}, got none that fits")
-    return [_with(case, kind, found.get(case.name)) for case in cases]
+    return [with_map(case, kind, found.get(case.name)) for case in cases]
 
 
-def _with(case: CohortCase, kind: str, entry: Entry | None) -> CohortCase:
+def with_map(case: Case, kind: str, entry: Entry | None) -> Case:
+    """The case with a map as its ``"label"`` or ``"organs"``; with a problem where the map must not be read."""
     if entry is None:
         return case
     if entry.problem:
         problem = case.problem or f"must have a map ({kind}), which {entry.problem}"
         case = replace(case, files=case.files if entry.files else (), problem=problem)
-    if not entry.files:
-        return case
-    return replace(case, label=entry.path) if kind == "label" else replace(case, organs=entry.path)
+    maps: dict[str, Any] = {kind: entry.path} if entry.files else {}
+    return replace(case, **maps)
 
 
-WILDCARDS = "*?["
-
-
-def find_cohort(
+def find_cases(
     path: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
     organs: str | os.PathLike[str] | None = None,
     key: bytes | None = None,
-) -> list[CohortCase]:
+) -> list[Case]:
     """All cases of an input, sorted by name; a bad one among them fails when it is loaded, not here.
 
-    A case is called as its file, without the extension. Where files in different folders share a name, the parts of
-    their paths that tell them apart come before it (``P1/ct.nii.gz`` is ``P1_ct``); a DICOM series is called after a
-    hash of its UID. Names are made safe, see `safe_name`.
+    A case has the name of its file, without the extension. Where files in different folders share a name, the parts of
+    their paths that differ come before it (``P1/ct.nii.gz`` is ``P1_ct``); the name of a DICOM series is a hash of its
+    UID. Names are made safe, see `safe_name`.
 
     Args:
         path: a volume; a folder, searched with all below it; a pattern (``scans/*/ct.nii.gz``, ``**`` for any number of
-            folders); a Decathlon folder, with its labelled and its unlabelled cases; a CSV with columns ``case`` and
-            ``image``, and ``label`` and ``organs`` where there are any. Folders may hold DICOM series, one or mixed.
-        labels: a folder with ``<case>.nii.gz`` (or another extension), or the file of the only case.
-        organs: the same with label maps of organs.
+            folders); a Decathlon folder, with its labelled and its unlabelled cases; a table, see `read_table`. Folders
+            may hold DICOM series, one or mixed.
+        labels: maps of the cases, see `attach`.
+        organs: label maps of organs, likewise.
         key: makes the cases anonymous, see `anonymised`.
 
     Raises:
-        CaseError: when there is no such input, no volume in it, or it is the output of a run.
-        CaseError: when a table lacks its columns or a Decathlon folder's index is broken.
-        CaseError: when ``labels`` or ``organs`` don't exist or belong to no case, or one file is given for many cases.
+        CaseError: when there is no such input, no volume in it, or it is the output of a run; when a Decathlon folder's
+            index is broken; see `read_table` and `attach`.
     """
-    cases = _named(_found(Path(path)))
+    cases = with_distinct_names(_found(Path(path)))
     if not cases:
         raise CaseError(f"input must hold volumes ({', '.join(EXTENSIONS)}), got none in {os.fspath(path)!r}")
     cases = attach(cases, "label", labels) if labels is not None else cases
@@ -257,85 +220,88 @@ def find_cohort(
     return sorted(cases, key=lambda case: case.name)
 
 
-def _found(path: Path) -> list[CohortCase]:
+def _found(path: Path) -> list[Case]:
     """Cases with safe names, of which some may be alike."""
     if kind_of(path) == "folder":
         root = path.resolve()
         if (root / STATE).exists():
             raise CaseError(f"input must not be the output of a run, got {os.fspath(path)!r}")
-        return _decathlon(root) if (root / "dataset.json").is_file() else _volumes(walk(root))
+        return _decathlon(root) if (root / INDEX).is_file() else volumes_among(walk(root))
     if path.suffix.lower() == ".csv" and kind_of(path) == "file":
         return read_table(path)
     if os.path.lexists(path):
-        return [one_file(path.absolute(), CohortCase(safe_name(stem(path.name)), (), printable(path.name)))]
-    first = next((place for place, part in enumerate(path.parts) if any(each in part for each in WILDCARDS)), None)
+        return [one_file(path.absolute(), Case(safe_name(stem(path.name)), (), printable(path.name)))]
+    first = next((place for place, part in enumerate(path.parts) if set(part) & set("*?[")), None)
     if first is None:
         raise CaseError(f"input must be a file, folder, pattern or table, got {os.fspath(path)!r}, which is not there")
-    return _volumes(walk(Path(*path.parts[:first]).resolve(), path.parts[first:]))
+    return volumes_among(walk(Path(*path.parts[:first]).resolve(), path.parts[first:]))
 
 
-def _volumes(entries: Sequence[Entry]) -> list[CohortCase]:
+def volumes_among(entries: Iterable[Entry]) -> list[Case]:
+    """The cases among the files of a tree, with safe names, of which some may be alike."""
+    entries = list(entries)
     volumes = [entry for entry in entries if entry.is_volume or entry.folder]
-    names = _distinguishing([entry.place for entry in volumes])
-    cases = [_case(name, entry) for name, entry in zip(names, volumes, strict=True)]
+    paths = [(*entry.place.parent.parts, stem(entry.place.name)) for entry in volumes]
+    alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in paths:
+        alike[safe_name(parts[-1]).casefold()].append(parts)
+    cases = []
+    for entry, (*folders, name) in zip(volumes, paths, strict=True):
+        same = alike[safe_name(name).casefold()]
+        # Of files that share a name, the folders that they do not share are part of it.
+        if len({len(each) for each in same}) == 1:
+            folders = [part for column, part in enumerate(folders) if len({each[column] for each in same}) > 1]
+        cases.append(_case("_".join((*folders, name)), entry))
     return cases + find_series([entry for entry in entries if entry.is_slice and not entry.folder])
 
 
-def _case(name: str, entry: Entry) -> CohortCase:
-    return CohortCase(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
+def _case(name: str, entry: Entry) -> Case:
+    return Case(safe_name(name), entry.files, shown_path(entry.place), problem=entry.problem)
 
 
-def _distinguishing(places: Sequence[PurePath]) -> list[str]:
-    """Names of files: their own, and, where others share it, those parts of their paths that they don't share."""
-    alike: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    paths = [(*place.parent.parts, stem(place.name)) for place in places]
-    for parts in paths:
-        alike[safe_name(parts[-1]).casefold()].append(parts)
-    names = []
-    for parts in paths:
-        same = alike[safe_name(parts[-1]).casefold()]
-        if len({len(each) for each in same}) == 1:
-            told = [part for column, part in enumerate(parts[:-1]) if len({each[column] for each in same}) > 1]
-        else:
-            told = list(parts[:-1])
-        names.append("_".join((*told, parts[-1])) if len(same) > 1 else parts[-1])
-    return names
-
-
-def _named(cases: Sequence[CohortCase]) -> list[CohortCase]:
-    """Cases of which no two names are alike."""
-    names = distinct_names([case.name for case in cases], [case.shown for case in cases])
+def with_distinct_names(cases: Sequence[Case], sources: Sequence[str] | None = None) -> list[Case]:
+    """Cases of which no two names are alike; `distinct_names` takes their sources, by default what is shown of them."""
+    names = distinct_names([case.name for case in cases], sources or [case.shown for case in cases])
     return [
         replace(case, name=name, shown=name if case.series or case.shown == case.name else case.shown)
         for case, name in zip(cases, names, strict=True)
     ]
 
 
-def _decathlon(root: Path) -> list[CohortCase]:
+def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
+    """The cases of some sections of a Decathlon folder, of those that it has where none is given."""
+    index = root / INDEX
+    if not index.is_file():
+        raise CaseError(f"{root} must be a Decathlon task folder with a {INDEX}, got none")
     try:
-        index = json.loads((root / "dataset.json").read_text())
-    except ValueError:
-        index = None
-    sections = [name for name in ("training", "test") if isinstance(index, dict) and index.get(name)]
-    found = []
-    try:
-        # Where there is no section, the first one's absence is the error.
-        for section in sections or ["training"]:
-            found += list_cases(root, section, check_headers=False)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CaseError(f"dataset.json must list files under {sections}, got entries of another form") from error
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CaseError(f"{index} must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
+    # Where it has none, the first one's absence is the error.
+    sections = sections or [name for name in SECTIONS if content.get(name)] or SECTIONS[:1]
     cases = []
-    for item in found:
-        image = _inside(root, item["image"])
-        label = _inside(root, item["label"]) if "label" in item else None
-        case = _case(item["case"], image)
-        if label is not None and label.problem:
-            files = case.files if label.files else ()
-            case = replace(case, files=files, problem=case.problem or f"must have a label, which {label.problem}")
-        cases.append(case if label is None else replace(case, label=next(iter(label.files), None)))
+    for section in sections:
+        if not content.get(section):
+            raise CaseError(f"{index} must list cases under '{section}', got none")
+        entries = content[section] if isinstance(content[section], list) else [None]
+        cases += [_listed(root, section, entry) for entry in entries]
     return cases
 
 
+def _listed(root: Path, section: str, entry: Any) -> Case:
+    """The case of an entry of a Decathlon folder's index: a path, or paths under ``image`` and ``label``."""
+    item = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(item, dict) or not all(isinstance(item.get(key, ""), str) for key in ("image", "label")):
+        item = {}
+    if "image" not in item:
+        raise CaseError(f"{root / INDEX} must list files under '{section}', got entries of another form")
+    image = _inside(root, item["image"])
+    case = _case(stem(image.place.name), image)
+    return with_map(case, "label", _inside(root, item["label"])) if "label" in item else case
+
+
 def _inside(root: Path, path: str) -> Entry:
-    place = Path(os.path.relpath(path, root))
+    place = Path(os.path.relpath(root / path, root))
     return look_at(root, place) or Entry(root / place, place, "must be a file, got a folder")

@@ -1,9 +1,10 @@
-"""The one definition of how a volume becomes a network's input."""
+"""What a segmentation task is, and the one definition of how a volume becomes a network's input."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import SimpleITK
 import torch
 from monai.config import KeysCollection
 from monai.transforms import (
+    AsDiscreted,
     EnsureTyped,
     Lambdad,
     MapTransform,
@@ -35,37 +37,91 @@ from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
 from unoise_monai.data.reading import CaseCompose, LoadCased
-from unoise_monai.data.task import SegmentationTask
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """How the volumes of one task are read in training, evaluation and inference; ``task`` of a bundle's configuration.
+
+    Intensities become a z-score on the foreground (the voxels that are not 0) unless ``ct_window_hu`` or
+    ``top_percentile`` is given. Sequences become tuples.
+
+    Args:
+        name: of a Decathlon task, its folder, as `monai.apps.DecathlonDataset` names it.
+        labels: names of the classes, background first; a label map may hold their indices only.
+        spacing_mm: voxel size that the networks work on, ``(x, y, z)`` in mm.
+        patch_size: training crops, in voxels.
+        ct_window_hu: Hounsfield range mapped linearly to [-2, 2] and clipped.
+        top_percentile: the range from the lowest intensity to this percentile of all voxels is mapped linearly to
+            [-1, 3] and clipped: for angiograms, whose soft tissue may have been removed.
+        bias_correction: N4 before the normalisation, see `N4BiasCorrectiond`.
+        merge_labels: all labels become one foreground class, as in Koker et al. 2021.
+
+    Raises:
+        ValueError: when there are fewer than two labels, a spacing or a side of the patch is not above 0, the CT
+            window is not in rising order, the percentile is not above 0 and at most 100, or both are given.
+    """
+
+    name: str
+    labels: Sequence[str]
+    spacing_mm: Sequence[float]
+    patch_size: Sequence[int]
+    ct_window_hu: Sequence[float] | None = None
+    top_percentile: float | None = None
+    bias_correction: bool = False
+    merge_labels: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "spacing_mm", "patch_size", "ct_window_hu"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
+        if len(self.labels) < 2:
+            raise ValueError(f"labels must name the background and at least one class, got {self.labels}")
+        for name, values in (("spacing_mm", self.spacing_mm), ("patch_size", self.patch_size)):
+            if not min(values) > 0:
+                raise ValueError(f"{name} must be above 0, got {values}")
+        if self.ct_window_hu is not None and not self.ct_window_hu[0] < self.ct_window_hu[1]:
+            raise ValueError(f"ct_window_hu must be in rising order, got {self.ct_window_hu}")
+        if self.top_percentile is not None and not 0 < self.top_percentile <= 100:
+            raise ValueError(f"top_percentile must be above 0 and at most 100, got {self.top_percentile}")
+        if self.ct_window_hu is not None and self.top_percentile is not None:
+            both = f"{self.ct_window_hu} and {self.top_percentile}"
+            raise ValueError(f"ct_window_hu and top_percentile must not both be given, got {both}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that a network of this task predicts, background first."""
+        return (self.labels[0], "+".join(self.labels[1:])) if self.merge_labels else tuple(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
 TISSUE_SHARE = 0.05
-"""The least share of voxels above 0 in which N4 can tell a bias field from vessels."""
+"""The least share of voxels above 0 with which N4 does not take vessels for a bias field."""
 
 
 def n4_bias_correction(
     image: NDArray[Any], shrink: int = 4, iterations: int = 50, levels: int = 4
 ) -> NDArray[np.float32]:
-    """Divide an MR volume by its bias field (N4: Tustison et al. 2010, IEEE TMI 29).
+    """Divide an MR volume ``(X, Y, Z)`` by its bias field (N4: Tustison et al. 2010, IEEE TMI 29).
 
     The field is estimated on every ``shrink``-th voxel of the head, and evaluated at full resolution. Otsu's method
-    parts the head from air by the logarithm of the intensities: without it, the fat of an angiogram would be parted
-    from the brain.
+    separates head and air by the logarithm of the intensities: by the intensities themselves it would separate the fat
+    of an angiogram from the brain.
 
     Args:
-        image: magnitudes ``(X, Y, Z)``; voxels of 0 and below are no tissue.
+        image: magnitudes; voxels of 0 and below are no tissue.
         shrink: in voxels; 1 uses them all and takes ``shrink ** 3`` times as long.
         iterations: at most, at each level.
         levels: of the field, each with twice the control points of the one before.
 
-    Returns:
-        ``(X, Y, Z)``, the intensities divided by the field.
-
     Raises:
         ValueError: when ``image`` is not 3-D, holds NaN or infinite values, one value only, or none above 0.
-        ValueError: when ``shrink``, ``iterations`` or ``levels`` is below 1.
     """
-    _check(shrink, iterations, levels)
     if image.ndim != 3:
         raise ValueError(f"image must be 3-D, got shape {image.shape}")
     if not np.isfinite(image).all():
@@ -88,8 +144,8 @@ def n4_bias_correction(
 class N4BiasCorrectiond(MapTransform):
     """`n4_bias_correction` of a case's volumes; deterministic, so data sets cache it.
 
-    A volume whose soft tissue has been removed (fewer than 5 % of its voxels above 0) stays as it is, and the log says
-    so: what is left are vessels, whose brightness follows their flow rather than the coil.
+    A volume whose soft tissue has been removed (fewer than 5 % of its voxels above 0) stays as it is, with a warning:
+    what is left are vessels, whose brightness follows their flow rather than the coil.
 
     Args:
         keys: the volumes.
@@ -97,7 +153,7 @@ class N4BiasCorrectiond(MapTransform):
         allow_missing_keys: skip a key that a case lacks.
 
     Shape:
-        each key ``(C, X, Y, Z)`` to the same; a `MetaTensor` keeps its geometry, and its intensities' type is float32.
+        each key ``(C, X, Y, Z)`` to the same, float32; a `MetaTensor` keeps its geometry.
 
     Raises:
         ValueError: when ``shrink``, ``iterations`` or ``levels`` is below 1.
@@ -111,7 +167,9 @@ class N4BiasCorrectiond(MapTransform):
         levels: int = 4,
         allow_missing_keys: bool = False,
     ) -> None:
-        _check(shrink, iterations, levels)
+        for name, value in (("shrink", shrink), ("iterations", iterations), ("levels", levels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         super().__init__(keys, allow_missing_keys)
         self.shrink, self.iterations, self.levels = shrink, iterations, levels
 
@@ -123,41 +181,31 @@ class N4BiasCorrectiond(MapTransform):
             if tissue < TISSUE_SHARE:
                 logger.warning("%s: bias not corrected, %.1f %% of its voxels show tissue", d.get("case"), 100 * tissue)
                 continue
-            corrected = np.stack(
-                [n4_bias_correction(each, self.shrink, self.iterations, self.levels) for each in channels]
-            )
-            d[key] = convert_to_dst_type(corrected, d[key], dtype=np.float32)[0]
+            corrected = [n4_bias_correction(each, self.shrink, self.iterations, self.levels) for each in channels]
+            d[key] = convert_to_dst_type(np.stack(corrected), d[key], dtype=np.float32)[0]
         return d
-
-
-def _check(shrink: int, iterations: int, levels: int) -> None:
-    for name, value in (("shrink", shrink), ("iterations", iterations), ("levels", levels)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-SAMPLINGS = ("foreground", "uniform")
 
 
 def preprocessing(task: SegmentationTask, with_label: bool = True) -> CaseCompose:
     """From a case's files to normalised volumes: RAS, the task's spacing, intensities near zero mean, unit variance.
 
     Shape:
-        a dict with paths under ``image`` (and ``label``) to one with `MetaTensor` ``(1, X, Y, Z)``, float32.
+        a dict with files or DICOM series under ``image`` (and ``label``) to one with `MetaTensor` ``(1, X, Y, Z)``,
+        float32.
 
     Raises:
         CaseError: when a volume is bad, see `LoadCased`.
     """
     keys = ["image", "label"] if with_label else ["image"]
     steps: list[Transform] = [
-        LoadCased(keys, labels=len(task.labels)),
+        LoadCased(keys, labels=len(task.labels), spacing_mm=task.spacing_mm),
         Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
         *([N4BiasCorrectiond("image")] if task.bias_correction else []),
         Spacingd(keys, pixdim=task.spacing_mm, mode=["bilinear", "nearest"][: len(keys)], allow_missing_keys=True),
         normalisation(task),
     ]
     if task.merge_labels and with_label:
-        steps.append(Lambdad("label", func=merged, allow_missing_keys=True))
+        steps.append(AsDiscreted("label", threshold=0.5, allow_missing_keys=True))
     return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, allow_missing_keys=True)])
 
 
@@ -174,17 +222,11 @@ def normalisation(task: SegmentationTask) -> Transform:
 def scaled_to_percentile(image: torch.Tensor, percentile: float) -> torch.Tensor:
     """From the lowest intensity to a percentile of all voxels, mapped linearly to [-1, 3] and clipped.
 
-    Where nearly every voxel has the lowest intensity, so that the percentile has it too, the highest stands for it;
-    where all have it, all are -1.
+    Where that percentile is the lowest intensity, too, the highest takes its place; an even image becomes -1.
     """
     low, high = float(image.min()), float(np.percentile(np.asarray(image), percentile))
     high = high if high > low else float(image.max())
     return ((image - low) * (4 / (high - low or 1)) - 1).clamp(max=3)
-
-
-def merged(label: torch.Tensor) -> torch.Tensor:
-    """All labels above 0 as one foreground."""
-    return (label > 0).to(label.dtype)
 
 
 def training_transforms(
@@ -208,11 +250,11 @@ def training_transforms(
     Raises:
         ValueError: when ``sampling`` is unknown.
     """
-    check_choice("sampling", sampling, SAMPLINGS)
+    check_choice("sampling", sampling, ("foreground", "uniform"))
     keys = ["image", "label"]
     size = task.patch_size if patch_size is None else tuple(patch_size)
     steps: list[Transform] = [
-        # Outside the volume lies what the normalisation makes of air or of the mean: the image's own edge value.
+        # The edge's values: what the normalisation makes of air differs from volume to volume.
         SpatialPadd(keys, size, mode=["edge", "constant"]),
         RandSpatialCropSamplesd(keys, size, num_samples=samples, random_size=False)
         if sampling == "uniform"
@@ -236,5 +278,5 @@ def training_transforms(
             RandAdjustContrastd("image", prob=0.3, gamma=(0.8, 1.25), retain_stats=True),
         ]
     # One flat chain: CacheDataset keeps the result of the steps before the first random one.
-    chain = [*preprocessing(task).transforms, *steps]
-    return CaseCompose([*chain, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])
+    steps = [*preprocessing(task).transforms, *steps]
+    return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,19 @@ from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.data.finding import Case, find_images, list_cases
+from unoise_monai.data.cases import Case, Entry, Item, look_at, stem, walk
+from unoise_monai.data.finding import (
+    INDEX,
+    find_images,
+    find_labelled,
+    list_cases,
+    volumes_among,
+    with_distinct_names,
+    with_map,
+)
+from unoise_monai.data.headers import EXTENSIONS, CaseError, kind_of
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.data.reading import DICOM, EXTENSIONS, CaseError, LoadCased, case_name, check_grids
+from unoise_monai.data.reading import LoadCased, Source, check_item
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +60,8 @@ def vesselness(
 
     The largest response over scales of ITK's Hessian objectness: Frangi et al. 1998, eq. 13 and 14, as Antiga 2007
     generalises it, with alpha = beta = 0.5. The Hessian is taken in mm and normalised by its scale. Its norm, S in
-    eq. 12, is measured in units of the volume's own contrast, which runs from the median to the 99.9th percentile;
-    gamma is a quarter of that: half the norm at the middle of a tube of full contrast.
+    eq. 12, is measured in units of the volume's own contrast, from the median to the 99.9th percentile; gamma is a
+    quarter of that: half the norm at the middle of a tube of full contrast.
 
     Args:
         image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
@@ -61,12 +72,23 @@ def vesselness(
         ``(X, Y, Z)`` in [0, 1].
 
     Raises:
-        ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only.
-        ValueError: when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
+        ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only;
+            when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
     """
-    _check(image, spacing_mm, sigmas_mm)
+    if image.ndim != 3:
+        raise ValueError(f"image must be 3-D, got shape {image.shape}")
+    if min(image.shape) < SMALLEST_SIDE:
+        raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
+    if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
+    if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:
+        raise ValueError(f"sigmas_mm must be two positive numbers in rising order, got {sigmas_mm}")
+    if not np.isfinite(image).all():
+        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
+    if image.min() == image.max():
+        raise ValueError(f"image must hold more than one value, got {image.min()} everywhere")
     median, bright = np.percentile(image, (50, 99.9))
-    # Where next to all of the volume is empty, its brightest voxel is the vessels'.
+    # Where the volume is almost empty, its brightest voxel is the vessels'.
     contrast = (bright if bright > median else image.max()) - median
     if contrast == 0:
         return np.zeros(image.shape, np.float32)
@@ -97,15 +119,13 @@ def vessel_label(
 ) -> NDArray[np.uint8]:
     """Segment the bright vessels of an angiogram, with or without its soft tissue, without a threshold to choose.
 
-    1. `vesselness`, whose responses Otsu's method parts in three: nothing, doubtful, clear.
-    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); small islands go.
-    3. Flanks: within ``reach_mm`` of a core, what is tube-like at all and brighter than halfway between the vessel
-       and its surroundings, both averaged nearby: the full width at half maximum, wherever the bias field has it.
+    1. `vesselness`, whose responses Otsu's method divides in three: nothing, doubtful, clear.
+    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); small islands are removed.
+    3. Flanks: within ``reach_mm`` of a core, what is tube-like at all and brighter than halfway between the local means
+       of the vessel and its surroundings: the full width at half maximum, whatever the bias field.
 
     Args:
-        image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
-        spacing_mm: voxel sizes.
-        sigmas_mm: smallest and largest scale of `vesselness`.
+        image, spacing_mm, sigmas_mm: see `vesselness`.
         reach_mm: how far a vessel's edge may lie from its core.
         island_mm3: connected parts of less volume are removed.
 
@@ -120,38 +140,23 @@ def vessel_label(
             raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
     response = vesselness(image, spacing_mm, sigmas_mm)
     least = int(np.ceil(island_mm3 / np.prod(spacing_mm)))
-    felt = response[response > ROUNDING]
-    if felt.size == 0:
+    answers = response[response > ROUNDING]
+    if answers.size == 0:
         return np.zeros(image.shape, np.uint8)
     otsu = SimpleITK.OtsuMultipleThresholdsImageFilter()
     otsu.SetNumberOfThresholds(2)
     otsu.SetNumberOfHistogramBins(512)
-    otsu.Execute(SimpleITK.GetImageFromArray(felt[None]))
+    otsu.Execute(SimpleITK.GetImageFromArray(answers[None]))
     doubtful, clear = otsu.GetThresholds()
     cores = SimpleITK.DoubleThreshold(_to_itk(response, spacing_mm), doubtful, clear, 2.0, 2.0, 1, 0, True)
     cores = _without_islands(cores, least)
     core = _from_itk(cores) > 0
     if not core.any():
-        return core.astype(np.uint8)
+        return np.zeros(image.shape, np.uint8)
     distance_mm = _from_itk(SimpleITK.SignedMaurerDistanceMap(cores, False, False, True))
     middle = (_local_mean(image, core, spacing_mm) + _local_mean(image, distance_mm > FLANK_MM, spacing_mm)) / 2
     vessel = (distance_mm <= reach_mm) & (response > FAINT * doubtful) & (image > middle)
     return _from_itk(_without_islands(_to_itk(vessel.astype(np.uint8), spacing_mm), least))
-
-
-def _check(image: NDArray[Any], spacing_mm: Sequence[float], sigmas_mm: tuple[float, float]) -> None:
-    if image.ndim != 3:
-        raise ValueError(f"image must be 3-D, got shape {image.shape}")
-    if min(image.shape) < SMALLEST_SIDE:
-        raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
-    if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
-        raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
-    if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:
-        raise ValueError(f"sigmas_mm must be two positive numbers in rising order, got {sigmas_mm}")
-    if not np.isfinite(image).all():
-        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
-    if image.min() == image.max():
-        raise ValueError(f"image must hold more than one value, got {image.min()} everywhere")
 
 
 def _without_islands(mask: SimpleITK.Image, least: int) -> SimpleITK.Image:
@@ -182,73 +187,69 @@ def _from_itk(volume: SimpleITK.Image) -> NDArray[Any]:
 SEMI_AUTOMATIC = "_desc-semiauto_mask"
 """How the name of a semi-automatic label ends, before the extension."""
 
-DESCRIPTION = "semi-automatic vessel label, not hand-made"
-"""What the header's ``descrip`` says."""
+SIDECAR = {
+    "Description": "Vessels, 1, by multi-scale Hessian vesselness, hysteresis and half the local contrast."
+    " Semi-automatic: made by a program, corrected by nobody, to be checked before use.",
+    "Type": "ROI",
+    "Manual": False,
+    "GeneratedBy": [{"Name": "unoise-monai", "Version": version("unoise-monai")}],
+    "Filter": "itk.MultiScaleHessianBasedMeasureImageFilter with itk.HessianToObjectnessMeasureImageFilter,"
+    " hysteresis between Otsu's two thresholds of its response",
+    "Parameters": {
+        **{"sigmas_mm": SIGMAS_MM, "scales": SCALES, "reach_mm": REACH_MM, "island_mm3": ISLAND_MM3},
+        **{"faint": FAINT, "local_mm": LOCAL_MM, "flank_mm": FLANK_MM},
+    },
+}
+"""What BIDS requires of a derived mask, and the settings that it was made with."""
 
 
-def label_vessels(case: Mapping[str, str]) -> Path:
-    """Write a case's semi-automatic label beside its volume, marked as such, and say where.
+def label_vessels(item: Item) -> Path:
+    """Write a case's semi-automatic label beside its volume, marked as such, and return its path.
 
-    ``<image>_desc-semiauto_mask.nii.gz`` lies on the image's grid. That it is semi-automatic stands in its name, in
-    its header's ``descrip`` and in the ``.json`` beside it, with the filter, its parameters and the version. The label
-    of a DICOM series goes beside the series' folder, not into it. A person who has corrected the label says so by its
-    name: ``<image>_desc-manual_mask.nii.gz``.
+    ``<image>_desc-semiauto_mask.nii.gz`` lies on the image's grid; its name, its header's ``descrip`` and the ``.json``
+    beside it (with the filter, its parameters and the version) mark it as semi-automatic. The label of a DICOM series
+    goes beside the series' folder, not into it. A person who has corrected the label renames it:
+    ``<image>_desc-manual_mask.nii.gz``.
 
     Args:
-        case: ``image`` (a volume's path, or a folder of DICOM files) and, where it has one, ``case`` (its name).
+        item: ``image``, see `LoadCased`, and, where it has one, ``case`` (its name).
 
     Raises:
         FileExistsError: when the label is there already: a person may have corrected it.
-        CaseError: when the volume is bad, see `LoadCased`, has one value only, or shows no vessel.
+        CaseError: when the volume is bad, see `LoadCased`, or shows no vessel.
     """
-    source, path = Path(case["image"]), semi_automatic_path(case["image"])
+    source, path = _place(item["image"]), semi_automatic_path(item["image"])
+    # A series' folder often has the patient's name.
+    name = "DICOM series" if source.is_dir() else f"image file {source}"
     if path.exists():
         raise FileExistsError(f"a semi-automatic label must not take the place of a file, got {path}")
-    loaded = LoadCased(["image"], labels=2)({key: case[key] for key in ("case", "image") if key in case})
+    loaded = LoadCased(["image"], labels=2)({key: value for key, value in item.items() if key != "label"})
     image, affine = loaded["image"].numpy()[0], np.asarray(loaded["image"].affine)
     try:
         label = vessel_label(image, voxel_sizes(affine).tolist())
     except ValueError as error:
-        raise CaseError(f"case {loaded['case']}: image file {source} cannot be labelled: {error}") from error
+        raise CaseError(f"case {loaded['case']}: {name} cannot be labelled: {error}") from error
     if not label.any():
-        raise CaseError(f"case {loaded['case']}: image file {source} must show vessels to label, got none")
+        raise CaseError(f"case {loaded['case']}: {name} must show vessels to label, got none")
     # The notice first: a label must never lie there without it.
-    with atomic_path(path.with_name(f"{case_name(path)}.json")) as temporary:
-        temporary.write_text(json.dumps(_sidecar(source), indent=2) + "\n", encoding="utf-8")
-    write_nifti(path, label, affine, DESCRIPTION)
+    note = SIDECAR | {"Sources": [source.name]}
+    with atomic_path(path.with_name(f"{stem(path.name)}.json")) as temporary:
+        temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    write_nifti(path, label, affine, "semi-automatic vessel label, not hand-made")
     return path
 
 
-def semi_automatic_path(image: str | Path) -> Path:
+def semi_automatic_path(image: Source) -> Path:
     """Where a volume's semi-automatic label lies, or would lie."""
-    source = Path(image)
+    place = _place(image)
+    return place.parent / f"{place.name if place.is_dir() else stem(place.name)}{SEMI_AUTOMATIC}.nii.gz"
+
+
+def _place(image: Source) -> Path:
+    """The file of a volume, or the folder of a series."""
+    path = Path(image) if isinstance(image, (str, os.PathLike)) else Path(image[0]).parent
     # The parent of "." is "." again, which would put the label of a series among its slices.
-    folder = (source.resolve() if source.is_dir() else source).parent
-    return folder / f"{case_name(source)}{SEMI_AUTOMATIC}.nii.gz"
-
-
-def _sidecar(source: Path) -> dict[str, object]:
-    """What BIDS asks of a derived mask, and the settings that it was made with."""
-    parameters = {
-        "sigmas_mm": SIGMAS_MM,
-        "scales": SCALES,
-        "reach_mm": REACH_MM,
-        "island_mm3": ISLAND_MM3,
-        "faint": FAINT,
-        "local_mm": LOCAL_MM,
-        "flank_mm": FLANK_MM,
-    }
-    return {
-        "Description": "Vessels, 1, by multi-scale Hessian vesselness, hysteresis and half the local contrast."
-        " Semi-automatic: made by a program, corrected by nobody, to be checked before use.",
-        "Type": "ROI",
-        "Manual": False,
-        "Sources": [source.name],
-        "GeneratedBy": [{"Name": "unoise-monai", "Version": version("unoise-monai")}],
-        "Filter": "itk.MultiScaleHessianBasedMeasureImageFilter with itk.HessianToObjectnessMeasureImageFilter,"
-        " hysteresis between Otsu's two thresholds of its response",
-        "Parameters": parameters,
-    }
+    return path.resolve() if path.is_dir() else path
 
 
 MISSING_LABELS = ("refuse", "drop", "keep", "make")
@@ -261,166 +262,145 @@ OTHER_LABEL = re.compile(r"_label-(?!vessel)|^(?!.*_label-).*_desc-(?!vessel|man
 """Labels of something else than vessels, such as ``_desc-brain_mask``."""
 ANGIOGRAM = re.compile(r"(?<![a-z])(angio|tof|mra)(?![a-z])", re.IGNORECASE)
 """What an angiogram's name has where other volumes lie beside it."""
-LABEL_FOLDER = re.compile(r"(l)abel(s?)(Tr|Ts|)", re.IGNORECASE)
-NIFTI = (".nii", ".nii.gz", ".hdr")
+LABEL_FOLDER = re.compile(r"^(l)abel(s?(?:Tr|Ts)?)$", re.IGNORECASE)
 
 
-def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_headers: bool = True) -> list[Case]:
-    """The angiograms of a folder with their vessel labels, in the order of their paths.
+def list_vessel_cases(folder: str | Path, missing_labels: str = "refuse", check_headers: bool = True) -> list[Item]:
+    """The angiograms of a folder with their vessel labels, sorted by name.
 
-    A folder with a ``dataset.json`` is a Decathlon task, see `list_cases`. Any other is searched with all its
-    subfolders:
+    A folder with a ``dataset.json`` is a Decathlon task, see `list_cases`. Any other is searched as by `find_cases`:
 
-    - Volumes are the files of `EXTENSIONS`; a folder of DICOM files is one, named after the folder. Where some names
-      say ``angio``, ``TOF`` or ``MRA``, only those are taken. Hidden files are none, nor is what is under
-      ``derivatives`` and no label.
-    - A label is named as its image, with or without the image's last part where that says ``angio``, ``TOF`` or
-      ``MRA``, followed by ``_mask``, ``_dseg``, ``_seg``, ``_label``, ``_vessel`` or ``_label-vessel``; BIDS
-      entities may stand between. It lies beside its image; or under ``derivatives/<pipeline>/``, in the same
-      subfolders; or in a folder ``labels`` (``labelsTr``) for images in ``images`` (``imagesTr``), where it may bear
-      the image's very name.
-    - A hand-made label goes before a semi-automatic one (`label_vessels`), which counts only where it is asked for.
+    - Where some names contain ``angio``, ``TOF`` or ``MRA``, only those are images; volumes under ``derivatives`` are
+      never.
+    - A label has the name of its image, with or without a last part ``angio``, ``TOF`` or ``MRA``, followed by
+      ``_mask``, ``_dseg``, ``_seg``, ``_label``, ``_vessel`` or ``_label-vessel``, with BIDS entities between. It lies
+      beside its image; or under ``derivatives/<pipeline>/``, in the same subfolders; or in a folder ``labels``
+      (``labelsTr``) for images in ``images`` (``imagesTr``), where it may have the image's very name. That of a DICOM
+      series has the name of the folder of its slices and lies beside it.
+    - A hand-made label goes before a semi-automatic one (`label_vessels`), which is used only by ``"make"``.
 
     Args:
         folder: of the volumes, or of one DICOM series.
-        missing_labels: what becomes of volumes without a hand-made label: ``"refuse"`` them all, naming the cases;
-            ``"drop"`` them; ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, which are written beside the
-            volumes and read back from there the next time.
-        check_headers: read every header now (DICOM series and other formats than NIfTI: every voxel), so that a bad
-            file is refused before work starts.
+        missing_labels: for volumes without a hand-made label: ``"refuse"`` them all, naming the cases; ``"drop"`` them;
+            ``"keep"`` them unlabelled; ``"make"`` semi-automatic labels, once, beside the volumes.
+        check_headers: refuse a bad header now, before work starts.
 
     Raises:
         ValueError: when ``missing_labels`` is unknown.
-        CaseError: when the folder does not exist or holds no volume, two volumes share a name, an image has two
-            labels or a label two images; when labels are missing that must not; as in `list_cases`.
+        CaseError: when the folder does not exist or holds no volume, an image has two labels or a label two images, or
+            labels are missing that must not; see `list_cases`.
     """
     check_choice("missing_labels", missing_labels, MISSING_LABELS)
     folder = Path(folder).resolve()
-    cases = list_cases(folder, check_headers=False) if (folder / "dataset.json").is_file() else _find_cases(folder)
-    unlabelled = [case for case in cases if "label" not in case]
+    items = list_cases(folder, check_headers=False) if (folder / INDEX).is_file() else _paired(folder)
+    unlabelled = [item for item in items if "label" not in item]
     if missing_labels == "refuse" and unlabelled:
-        names = ", ".join(case["case"] for case in unlabelled)
+        names = ", ".join(item["case"] for item in unlabelled)
         raise CaseError(f"folder {folder} must hold a hand-made label for every volume, got none for {names}")
     if missing_labels == "drop":
-        cases = [case for case in cases if "label" in case]
-        if not cases:
+        items = [item for item in items if "label" in item]
+        if not items:
             raise CaseError(f"folder {folder} must hold volumes with labels, got {len(unlabelled)} without")
-    if check_headers:
-        for case in cases:
-            _check_headers(case)
-    if missing_labels == "make":
-        for case in unlabelled:
-            path = semi_automatic_path(case["image"])
-            case["label"] = str(path if path.is_file() else label_vessels(case))
-            logger.warning("case %s: its label is semi-automatic, %s", case["case"], case["label"])
-            if check_headers:
-                _check_headers(case)
-    return cases
+    for item in items if check_headers else ():
+        check_item(item)
+    for item in unlabelled if missing_labels == "make" else ():
+        path = semi_automatic_path(item["image"])
+        item["label"] = str(path if path.is_file() else label_vessels(item))
+        logger.warning("case %s: its label is semi-automatic, %s", item["case"], item["label"])
+        if check_headers:
+            check_item(item)
+    return items
 
 
-def find_angiograms(path: str | Path) -> list[Case]:
-    """The angiograms to explain: one file, or a folder's as `list_vessel_cases` finds them, without their labels.
+def find_angiograms(path: str | Path, labelled: bool = False) -> list[Item]:
+    """The angiograms to explain: of a folder those that `list_vessel_cases` finds, of any other input all.
 
-    Of a Decathlon folder the unlabelled cases, see `find_images`.
-
-    Raises:
-        CaseError: when there is no such file or folder, or no volume in it; as in `list_vessel_cases`.
+    Args:
+        path: see `find_images`, with ``labelled`` `find_labelled`.
+        labelled: with their labels.
     """
-    path = Path(path)
-    if not path.is_dir() or (path / "dataset.json").is_file():
-        return find_images(path)
-    cases = list_vessel_cases(path, "keep", check_headers=False)
-    return [{"case": case["case"], "image": case["image"]} for case in cases]
+    if kind_of(Path(path)) != "folder" or (Path(path) / INDEX).is_file():
+        return find_labelled(path) if labelled else find_images(path)
+    items = list_vessel_cases(path, "keep", check_headers=False)
+    return items if labelled else [{key: value for key, value in item.items() if key != "label"} for item in items]
 
 
-def _find_cases(folder: Path) -> list[Case]:
-    if not folder.is_dir():
+def _paired(folder: Path) -> list[Item]:
+    """The angiograms below a folder, with their hand-made labels."""
+    if kind_of(folder) != "folder":
         raise CaseError(f"vessel data must be a folder, got {folder}, which does not exist")
     images, labels = _images_and_labels(folder)
     if not images:
         raise CaseError(f"folder {folder} must hold volumes ({', '.join(EXTENSIONS)}), got none")
-    by_name: dict[str, list[Path]] = defaultdict(list)
-    places: dict[Path, list[Path]] = defaultdict(list)
-    for image in images:
-        name = case_name(image)
-        by_name[name].append(image)
-        short = re.sub(rf"[_-]({ANGIOGRAM.pattern})$", "", name, flags=re.IGNORECASE)
-        for each in {name, short}:
-            places[image.parent / each].append(image)
-    for name, same in by_name.items():
-        if len(same) > 1:
-            raise CaseError(f"folder {folder} must hold one volume a case name, got {same[0]} and {same[1]} for {name}")
-    owned: dict[Path, list[Path]] = defaultdict(list)
+    owners: dict[Path, list[Case]] = defaultdict(list)
+    for case in images:
+        for place in _label_places(case):
+            owners[place].append(case)
+    owned: dict[str, list[Entry]] = defaultdict(list)
     for label in labels:
-        owners = places.get(_image_of(label, folder), [])
-        if len(owners) > 1:
-            raise CaseError(f"label file {label} must belong to one image, got {owners[0]} and {owners[1]}")
-        if not owners:
-            logger.warning("label file %s belongs to no image", label)
-        for image in owners:
-            owned[image].append(label)
-    cases = []
-    for image in images:
-        case = {"case": case_name(image), "image": str(image)}
-        hand_made = [label for label in owned[image] if not case_name(label).endswith(SEMI_AUTOMATIC)]
+        found = owners.get(_image_of(label, folder), [])
+        if len(found) > 1:
+            both = f"{found[0].shown} and {found[1].shown}"
+            raise CaseError(f"label file {label.path} must belong to one image, got {both}")
+        if not found:
+            logger.warning("label file %s belongs to no image", label.path)
+        for case in found:
+            owned[case.name].append(label)
+    items = []
+    for case in sorted(images, key=lambda case: case.name):
+        hand_made = [entry for entry in owned[case.name] if not stem(entry.place.name).endswith(SEMI_AUTOMATIC)]
         if len(hand_made) > 1:
-            raise CaseError(f"case {case['case']}: an image must have one label, got {hand_made[0]} and {hand_made[1]}")
-        if hand_made:
-            case["label"] = str(hand_made[0])
-        cases.append(case)
-    return cases
+            both = " and ".join(str(entry.path) for entry in hand_made[:2])
+            raise CaseError(f"case {case.name}: an image must have one label, got {both}")
+        items.append(with_map(case, "label", next(iter(hand_made), None)).item())
+    return items
 
 
-def _images_and_labels(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Volumes and vessel labels under a folder, each in the order of their paths; a series is its folder."""
-    files = [file for file in sorted(folder.rglob("*")) if _is_volume(file.relative_to(folder))]
-    # The slices of a series are one volume, their folder.
-    volumes = list(dict.fromkeys(file.parent if file.name.lower().endswith(DICOM) else file for file in files))
-    if folder in volumes:
+def _label_places(case: Case) -> set[Path]:
+    """The paths, without an extension, that a case's label is named after."""
+    if not case.files:
+        return set()
+    if case.series:
+        return {file.parent for file in case.files}
+    name = stem(case.files[0].name)
+    short = re.sub(rf"[_-]({ANGIOGRAM.pattern})$", "", name, flags=re.IGNORECASE)
+    return {case.files[0].parent / each for each in (name, short)}
+
+
+def _images_and_labels(folder: Path) -> tuple[list[Case], list[Entry]]:
+    """The angiograms and the vessel labels below a folder."""
+    entries = walk(folder)
+    labels = [entry for entry in entries if entry.is_volume and _is_label(entry)]
+    cases = with_distinct_names(
+        volumes_among(each for each in entries if each not in labels and "derivatives" not in each.place.parts[:-1])
+    )
+    if any(case.series and case.files and case.files[0].parent == folder for case in cases):
         # Beside a series means outside of this folder.
-        beside = [file for file in sorted(folder.parent.iterdir()) if _is_volume(Path(file.name))]
-        volumes += [file for file in beside if LABEL.sub("", case_name(file)) == folder.name and file != folder]
-    labels = [file for file in volumes if file != folder and _is_label(file, folder)]
-    images = [file for file in volumes if file not in labels and "derivatives" not in _parts(file, folder)]
-    angiograms = [image for image in images if ANGIOGRAM.search(case_name(image))]
-    if angiograms and len(angiograms) < len(images):
-        logger.warning("folder %s: %d volumes are no angiograms by their names", folder, len(images) - len(angiograms))
-    return angiograms or images, [label for label in labels if not OTHER_LABEL.search(case_name(label))]
+        names = (file.name for file in sorted(folder.parent.iterdir()) if LABEL.sub("", stem(file.name)) == folder.name)
+        beside = [look_at(folder.parent, Path(name)) for name in names]
+        labels += [entry for entry in beside if entry is not None and entry.is_volume]
+    angiograms = [case for case in cases if any(ANGIOGRAM.search(place.name) for place in _label_places(case))]
+    if angiograms and len(angiograms) < len(cases):
+        logger.warning("folder %s: %d volumes are no angiograms by their names", folder, len(cases) - len(angiograms))
+    return angiograms or cases, [entry for entry in labels if not OTHER_LABEL.search(stem(entry.place.name))]
 
 
-def _is_volume(path: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.name.lower().endswith(EXTENSIONS) and not hidden
+def _is_label(entry: Entry) -> bool:
+    in_folder = any(LABEL_FOLDER.fullmatch(part) for part in entry.place.parts[:-1])
+    return in_folder or LABEL.search(stem(entry.place.name)) is not None
 
 
-def _is_label(file: Path, folder: Path) -> bool:
-    named = LABEL.search(case_name(file)) is not None
-    return named or any(LABEL_FOLDER.fullmatch(part) for part in _parts(file, folder))
-
-
-def _parts(file: Path, folder: Path) -> tuple[str, ...]:
-    """The folders between a file and the folder that was asked for."""
-    return file.parent.relative_to(folder).parts if file.is_relative_to(folder) and file != folder else ()
-
-
-def _image_of(label: Path, folder: Path) -> Path:
+def _image_of(label: Entry, folder: Path) -> Path:
     """The path, without an extension, of the image that a label is named after."""
-    parts = _parts(label, folder)
+    name = LABEL.sub("", stem(label.place.name))
+    if not label.path.is_relative_to(folder):
+        return label.path.parent / name
+    parts = label.place.parts[:-1]
     if "derivatives" in parts:
         start = parts.index("derivatives")
         parts = parts[:start] + parts[start + 2 :]
-    home = folder.joinpath(*(_image_folder(part) for part in parts))
-    return (home if label.is_relative_to(folder) else label.parent) / LABEL.sub("", case_name(label))
-
-
-def _image_folder(part: str) -> str:
-    """The folder of images beside a folder of labels, in its case; any other as it is."""
-    found = LABEL_FOLDER.fullmatch(part)
-    return f"{'I' if found[1] == 'L' else 'i'}mage{found[2]}{found[3]}" if found else part
-
-
-def _check_headers(case: Case) -> None:
-    if all(case[key].lower().endswith(NIFTI) for key in ("image", "label") if key in case):
-        check_grids(case)
-    else:
-        LoadCased(["image", "label"], labels=2)({key: path for key, path in case.items()})
+    # The folder of images beside a folder of labels.
+    images = (
+        LABEL_FOLDER.sub(lambda found: f"{'I' if found[1] == 'L' else 'i'}mage{found[2]}", part) for part in parts
+    )
+    return folder.joinpath(*images, name)

@@ -1,16 +1,21 @@
 """Ignite handlers that the bundles' configurations name."""
 
-from unoise_monai.handlers.savers import ImportanceSaver, PictureSaver
+from unoise_monai.handlers.evaluator import CaseEvaluator
+from unoise_monai.handlers.savers import PICTURES, ImportanceSaver, Picture, PictureSaver, Saver
 from unoise_monai.handlers.training import BestModel, LossProgress, MetricsTable, NoiseRatioUpdater, RunCheckpoint
 from unoise_monai.handlers.visibility import VisibilityReport
 
 __all__ = [
+    "PICTURES",
     "BestModel",
+    "CaseEvaluator",
     "ImportanceSaver",
     "LossProgress",
     "MetricsTable",
     "NoiseRatioUpdater",
+    "Picture",
     "PictureSaver",
     "RunCheckpoint",
+    "Saver",
     "VisibilityReport",
 ]

@@ -7,25 +7,68 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.transforms import LoadImage
-from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice, check_sigma_range
-from unoise_monai.data.reading import case_name
-from unoise_monai.render.canvas import check_affine, check_importance, check_style, check_window, save_png, to_canonical
+from unoise_monai.data.nifti import GRID_LIMIT, is_sheared, write_nifti
+from unoise_monai.data.reading import case_name, load_again
+from unoise_monai.render.canvas import (
+    DISPLAY_PERCENTILE,
+    Rgb,
+    Spacing,
+    Volume,
+    check_importance,
+    check_style,
+    check_window,
+    display_scale,
+    save_png,
+    to_canonical,
+)
 from unoise_monai.render.mip import check_slab, mips
 from unoise_monai.render.rotation import rotating_mip, save_animation
 from unoise_monai.render.slices import check_layout, montage
 
 logger = logging.getLogger(__name__)
+
+
+class Picture(NamedTuple):
+    """One kind of picture."""
+
+    draw: Callable[..., Rgb]
+    """Called with ``(image, spacing_mm, importance, segmentation, **options)``, see ``mips``."""
+    save: Callable[[Rgb, str | os.PathLike[str]], None]
+    suffix: str
+    """Of its file."""
+    options: tuple[str, ...]
+    """Names of the options that ``draw`` takes and a bundle may set."""
+
+    def chosen(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the options of all pictures that this one takes."""
+        return {name: options[name] for name in self.options if name in options}
+
+
+def rotation(
+    image: Volume, spacing_mm: Spacing, importance: Volume | None = None, segmentation: Any = None, **options: Any
+) -> Rgb:
+    """The frames of ``rotating_mip``, which draws no outlines."""
+    return rotating_mip(image, spacing_mm, importance=importance, **options)
+
+
+LOOK = ("window", "style", "threshold", "label")
+PICTURES: Mapping[str, Picture] = MappingProxyType(
+    {
+        "montage": Picture(montage, save_png, ".png", (*LOOK, "axis", "count", "crop_mm")),
+        "mip": Picture(mips, save_png, ".png", (*LOOK, "slab_mm")),
+        "rotation": Picture(rotation, save_animation, ".gif", LOOK),
+    }
+)
+"""By name, as the file's name has it: ``<case>_<name><suffix>``."""
+
 
 LARGEST_LABEL = 2**24
 """Up to which float32 holds every whole number."""
@@ -46,7 +89,7 @@ def output_items(engine: Engine) -> list[dict[str, Any]]:
     return output
 
 
-def item_volume(item: dict[str, Any], key: str) -> Tensor:
+def item_volume(item: Mapping[Any, Any], key: str) -> Tensor:
     """The item's map under ``key``, ``(1, X, Y, Z)``, with its geometry (a MetaTensor).
 
     Raises:
@@ -93,31 +136,6 @@ def label_voxels(volume: Tensor, key: str) -> NDArray[Any]:
         raise ValueError(f"{rule}, got fractions")
     # Signed types reach one further below 0 than above it.
     return voxels.astype(np.min_scalar_type(int(high) if low >= 0 else min(int(low), -1 - int(high))))
-
-
-class CaseFolders:
-    """Gives every source image its own folder, and refuses a second image of the same name.
-
-    Args:
-        output_dir: the folder that holds the cases' folders.
-    """
-
-    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
-        self.output_dir = Path(output_dir)
-        self._sources: dict[str, Path] = {}
-
-    def claim(self, volume: Tensor) -> tuple[str, Path, Path]:
-        """The case's name, its folder and its source image, for a MetaTensor that knows its file.
-
-        Raises:
-            ValueError: when another source image of this run has the same name.
-        """
-        source = Path(str(volume.meta["filename_or_obj"]))  # type: ignore[attr-defined]
-        name = case_name(source)
-        known = self._sources.setdefault(name, source.resolve())
-        if known != source.resolve():
-            raise ValueError(f"case names must differ within a run, got {name!r} from {known} and {source.resolve()}")
-        return name, self.output_dir / name, source
 
 
 QUANTITIES: Mapping[str, str] = MappingProxyType(
@@ -186,113 +204,71 @@ def _percentile_rank(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return rank
 
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-SHEAR_LIMIT = 1e-4
-"""Largest error of a direction cosine in the q-form; SimpleITK and 3D Slicer refuse a file above it."""
-GRID_LIMIT = 1e-3
-"""Largest difference to the source's affine: readers differ by less, a forgotten inverse transform by more."""
+class Saver:
+    """Writes files of a case into its folder: what a bundle's ``savers`` are made of, and an ignite handler.
 
-
-def save_nifti(
-    array: NDArray[Any],
-    affine: NDArray[Any],
-    path: str | os.PathLike[str],
-    source: str | os.PathLike[str] | None = None,
-    description: str = "",
-) -> None:
-    """Write one volume as 3-D NIfTI, whole or not at all.
-
-    Floats are stored as float32, whole numbers as uint8 or, where they do not fit, int16. The q-form and the s-form
-    are equal, both with code 1, in mm. Of the source's header only the encoding axes (``dim_info``) are taken over:
-    its value range, scaling, texts and extensions would be wrong for this map, or private.
-
-    A sheared affine fits no q-form: it is written as s-form alone, and a warning is logged.
+    `unoise explain` asks for the names of the files first, so that none is left of a run that is killed; a bundle's own
+    run calls it after each iteration of an evaluator with ``decollate=True``, whose output holds the maps on the input
+    file's grid (``Invertd`` ran).
 
     Args:
-        array: ``(X, Y, Z)``.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
-        path: ends in ``.nii`` or ``.nii.gz``; missing folders are created.
-        source: the image that the volume belongs to. When it is a NIfTI file, the volume must lie on its grid.
-        description: free text for the header, cut at 79 bytes.
-
-    Raises:
-        ValueError: when ``array`` is not 3-D, is empty, or holds values that are not finite.
-        ValueError: when ``array`` holds whole numbers beyond int16.
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
-        ValueError: when ``path`` does not end in ``.nii`` or ``.nii.gz``.
-        ValueError: when ``source`` is a NIfTI file of another shape or affine.
+        output_dir: folder for the cases' folders, in a bundle's own run.
     """
-    if not os.fspath(path).endswith(NIFTI_SUFFIXES):
-        raise ValueError(f"path must end in .nii or .nii.gz, got {os.fspath(path)!r}")
-    data = _stored(array)
-    matrix = check_affine(affine)
-    header = nib.Nifti1Header()
-    if source is not None and Path(source).is_file() and os.fspath(source).lower().endswith(NIFTI_SUFFIXES):
-        header.set_dim_info(*_checked_source(source, data.shape, matrix))
-    header.set_data_dtype(data.dtype)
-    image = nib.Nifti1Image(data, matrix, header)
-    image.set_sform(matrix, code=1)
-    image.set_qform(matrix, code=1, update_affine=False)
-    spacing_mm = voxel_sizes(matrix)
-    if np.abs((image.get_qform()[:3, :3] - matrix[:3, :3]) / spacing_mm).max() > SHEAR_LIMIT:
-        image.set_qform(None, code=0, update_affine=False)
-        logger.warning("%s has a sheared affine: SimpleITK and 3D Slicer will refuse it", Path(path).name)
-    image.header.set_xyzt_units(xyz="mm")
-    image.header["descrip"] = description.encode()[:79].decode(errors="ignore").encode()
-    if data.dtype.kind == "f":
-        image.header["cal_min"] = min(0.0, float(data.min()))
-        image.header["cal_max"] = max(1.0, float(data.max()))
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+
+    def __init__(self, output_dir: str | os.PathLike[str] = ".") -> None:
+        self.output_dir = Path(output_dir)
+        self._sources: dict[str, Path] = {}
+
+    def files(self, case: str, method: str = "") -> list[str]:
+        """The names of the files that `save` writes for a case, or for an attribution method's map of it."""
+        raise NotImplementedError
+
+    def save(
+        self, item: Mapping[Any, Any], case: str, folder: Path, scan: Tensor | None = None, method: str = ""
+    ) -> None:
+        """Write the files of a case.
+
+        Args:
+            item: the maps by their keys, MetaTensors ``(1, X, Y, Z)``; an attribution map under the method's name.
+            case: its name, with which all files begin.
+            folder: where to; made where it is missing.
+            scan: ``(1, X, Y, Z)`` with the intensities of its file; read from there where it is None.
+            method: write the map of this attribution method instead of the importance.
+        """
+        raise NotImplementedError
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every iteration of ``engine``."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for item in output_items(engine):
+            case = self._claim(item)
+            self.save(item, case, self.output_dir / case)
+            logger.info("%s: wrote %s", case, ", ".join(self.files(case)))
+
+    def _claim(self, item: Mapping[Any, Any]) -> str:
+        """The case's name, which no other source image of this run may have."""
+        source = _source(item)
+        case = str(item.get("case") or _meta(item).get("case") or case_name(source))
+        known = self._sources.setdefault(case, source.resolve())
+        if known != source.resolve():
+            raise ValueError(f"case names must differ within a run, got {case!r} from {known} and {source.resolve()}")
+        return case
 
 
-def _stored(array: NDArray[Any]) -> NDArray[Any]:
-    if array.ndim != 3 or array.size == 0:
-        raise ValueError(f"array must be 3-D and not empty, got shape {array.shape}")
-    if array.dtype.kind == "f":
-        # A value beyond float32 turns infinite here and is refused below, so numpy need not warn of it.
-        with np.errstate(over="ignore"):
-            data = array.astype(np.float32)
-        bad = int((~np.isfinite(data)).sum())
-        if bad:
-            raise ValueError(f"array must hold finite values only, got {bad} NaN or infinite of {array.size}")
-        return data
-    if array.dtype.kind not in "bui":
-        raise ValueError(f"array must hold real numbers, got dtype {array.dtype}")
-    low, high = int(array.min()), int(array.max())
-    for dtype in (np.uint8, np.int16):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return array.astype(dtype)
-    raise ValueError(f"array must hold whole numbers within int16, got {low} to {high}")
+class ImportanceSaver(Saver):
+    """Write a case's importance and segmentation beside each other.
 
-
-def _checked_source(
-    source: str | os.PathLike[str], shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> tuple[int | None, int | None, int | None]:
-    image = nib.load(source)
-    rule = f"array must lie on the grid of its source {Path(source).name}"
-    if image.shape[:3] != shape:
-        raise ValueError(f"{rule}, of shape {image.shape[:3]}, got shape {shape}")
-    difference = np.abs(image.affine - affine).max()
-    if difference > GRID_LIMIT:
-        raise ValueError(f"{rule}, got an affine that differs by {difference}")
-    axes: tuple[int | None, int | None, int | None] = image.header.get_dim_info()
-    return axes
-
-
-class ImportanceSaver:
-    """Write every case's importance and segmentation beside each other: an ignite handler.
-
-    After each iteration of an evaluator with ``decollate=True`` whose output holds the two maps on the input file's
-    grid (``Invertd`` ran), writes ``OUTPUT/<case>/<case>_<quantity>.nii.gz`` (float32) and
-    ``OUTPUT/<case>/<case>_seg.nii.gz`` (class indices).
+    ``<case>_<quantity>.nii.gz`` (float32) and ``<case>_seg.nii.gz`` (class indices); of an attribution method its raw
+    values as ``<case>_<method>.nii.gz``.
 
     Args:
-        output_dir: folder for the cases' folders.
+        output_dir: see `Saver`.
         quantity: what is written of the importance, one of ``QUANTITIES``.
         sigma_min: noise scale at tolerance 0, in units of normalised intensity, for ``quantity="sigma"``.
         sigma_max: noise scale at tolerance 1, in units of normalised intensity, for ``quantity="sigma"``.
-        importance_key: where the engine's output holds the importance, ``(1, X, Y, Z)`` in [0, 1].
+        importance_key: where the item holds the importance, ``(1, X, Y, Z)`` in [0, 1].
         segmentation_key: where it holds the segmentation, ``(1, X, Y, Z)`` class indices.
 
     Raises:
@@ -301,70 +277,53 @@ class ImportanceSaver:
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str] = ".",
         quantity: str = "importance",
         sigma_min: float = 1.0,
         sigma_max: float = 5.0,
         importance_key: str = "importance",
         segmentation_key: str = "seg",
     ) -> None:
+        super().__init__(output_dir)
         check_choice("quantity", quantity, tuple(QUANTITIES))
         check_sigma_range(sigma_min, sigma_max)
-        self.folders = CaseFolders(output_dir)
-        self.quantity = quantity
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
-        self.importance_key = importance_key
-        self.segmentation_key = segmentation_key
+        self.quantity, self.sigma_min, self.sigma_max = quantity, sigma_min, sigma_max
+        self.importance_key, self.segmentation_key = importance_key, segmentation_key
 
-    def attach(self, engine: Engine) -> None:
-        """Run after every iteration of ``engine``."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+    def files(self, case: str, method: str = "") -> list[str]:
+        names = [method] if method else [self.quantity, "seg"]
+        return [f"{case}_{name}.nii.gz" for name in names]
 
-    def __call__(self, engine: Engine) -> None:
-        for item in output_items(engine):
-            importance = item_volume(item, self.importance_key)
+    def save(
+        self, item: Mapping[Any, Any], case: str, folder: Path, scan: Tensor | None = None, method: str = ""
+    ) -> None:
+        volumes: list[tuple[NDArray[Any], NDArray[np.float64], str]] = []
+        if method:
+            volumes.append((*to_numpy(item_volume(item, method)), f"attribution by {method}, raw values"))
+        else:
             segmentation = item_volume(item, self.segmentation_key)
-            name, folder, source = self.folders.claim(importance)
-            voxels, affine = to_numpy(importance)
+            voxels, affine = to_numpy(item_volume(item, self.importance_key))
             values = map_quantity(voxels, self.quantity, self.sigma_min, self.sigma_max)
+            volumes.append((values, affine, f"U-Noise {QUANTITIES[self.quantity]}"))
             labels = label_voxels(segmentation, self.segmentation_key)
-            _, label_affine = to_numpy(segmentation)
-            described = f"U-Noise {QUANTITIES[self.quantity]}"
-            save_nifti(values, affine, folder / f"{name}_{self.quantity}.nii.gz", source, described)
-            save_nifti(labels, label_affine, folder / f"{name}_seg.nii.gz", source, "segmentation, class indices")
-            logger.info("%s: wrote %s and segmentation", name, self.quantity)
+            volumes.append((labels, to_numpy(segmentation)[1], "segmentation, class indices"))
+        for name, (array, affine, description) in zip(self.files(case, method), volumes, strict=True):
+            if is_sheared(affine):
+                logger.warning("%s has a sheared affine: SimpleITK and 3D Slicer will refuse it", name)
+            write_nifti(folder / name, array, affine, description, _source(item))
 
 
-def rotation(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
-    importance: NDArray[Any],
-    segmentation: NDArray[Any] | None = None,
-    **options: Any,
-) -> NDArray[np.uint8]:
-    """The frames of ``rotating_mip``, which draws no outlines."""
-    return rotating_mip(image, spacing_mm, importance=importance, **options)
+class PictureSaver(Saver):
+    """Draw a case's importance over its scan.
 
-
-PICTURES: Mapping[str, Callable[..., NDArray[np.uint8]]] = MappingProxyType(
-    {"montage": montage, "mip": mips, "rotation": rotation}
-)
-
-
-class PictureSaver:
-    """Write importance over the patient's scan as pictures: an ignite handler.
-
-    ``OUTPUT/<case>/<case>_montage.png`` shows slices, ``<case>_mip.png`` maximum intensity projections along the three
-    axes, ``<case>_rotation.gif`` one that turns (``render.montage``, ``render.mips``, ``render.rotating_mip``, the same
-    however the file is stored).
-
-    Runs after each iteration of an evaluator with ``decollate=True`` whose output holds the maps on the input
-    file's grid. The scan is read again from its file, a DICOM series from its folder, so that the pictures show the
-    intensities that the clinic knows, not the normalised ones; of several channels the first.
+    ``<case>_montage.png`` shows slices, ``<case>_mip.png`` maximum intensity projections along the three axes,
+    ``<case>_rotation.gif`` one that turns (``render.montage``, ``render.mips``, ``render.rotating_mip``, the same
+    however the file is stored); of an attribution method ``<case>_<method>_montage.png`` and so on, from 0 to the
+    map's 99.9th percentile. Pictures show the intensities that the clinic knows, not the normalised ones; of several
+    channels the first.
 
     Args:
-        output_dir: folder for the cases' folders.
+        output_dir: see `Saver`.
         pictures: which to write, of ``montage``, ``mip`` and ``rotation``.
         window: intensities that turn black and white (HU in CT); found in what each picture shows where it is None.
         style: ``colour``, a perceptually uniform colour map, or ``red``, as Chatterjee et al., ISMRM 2021.
@@ -374,7 +333,7 @@ class PictureSaver:
         crop_mm: margin around the foreground that slices are cropped to, mm; None for whole slices.
         slab_mm: thickness of the slab around the segmentation that is projected, mm; None for the whole volume, in
             which bone hides the organs of a CT.
-        importance_key: where the engine's output holds the importance, ``(1, X, Y, Z)`` in [0, 1].
+        importance_key: where the item holds the importance, ``(1, X, Y, Z)`` in [0, 1].
         segmentation_key: where it holds the segmentation, ``(1, X, Y, Z)`` class indices; None for no outline.
 
     Raises:
@@ -384,7 +343,7 @@ class PictureSaver:
 
     def __init__(
         self,
-        output_dir: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str] = ".",
         pictures: Sequence[str] = ("montage", "mip"),
         window: tuple[float, float] | None = None,
         style: str = "colour",
@@ -396,6 +355,7 @@ class PictureSaver:
         importance_key: str = "importance",
         segmentation_key: str | None = "seg",
     ) -> None:
+        super().__init__(output_dir)
         for picture in pictures:
             check_choice("picture", picture, tuple(PICTURES))
         check_style(style, threshold)
@@ -403,48 +363,58 @@ class PictureSaver:
         check_layout(count, crop_mm)
         if slab_mm is not None:
             check_slab(slab_mm)
-        window = None if window is None else check_window(window)
-        self.folders = CaseFolders(output_dir)
-        self.options: dict[str, dict[str, Any]] = {
-            "montage": {
-                "axis": axis,
-                "count": count,
-                "crop_mm": crop_mm,
-                "window": window,
-                "style": style,
-                "threshold": threshold,
-            },
-            "mip": {"slab_mm": slab_mm, "window": window, "style": style, "threshold": threshold},
-            "rotation": {"window": window, "style": style, "threshold": threshold},
+        self.options: dict[str, Any] = {
+            "window": None if window is None else check_window(window),
+            "style": style,
+            "threshold": threshold,
+            "axis": axis,
+            "count": count,
+            "crop_mm": crop_mm,
+            "slab_mm": slab_mm,
         }
         self.pictures = tuple(pictures)
-        self.importance_key = importance_key
-        self.segmentation_key = segmentation_key
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.importance_key, self.segmentation_key = importance_key, segmentation_key
 
-    def attach(self, engine: Engine) -> None:
-        """Run after every iteration of ``engine``."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+    def files(self, case: str, method: str = "") -> list[str]:
+        start = f"{case}_{method}" if method else case
+        return [f"{start}_{name}{PICTURES[name].suffix}" for name in self.pictures]
 
-    def __call__(self, engine: Engine) -> None:
-        for item in output_items(engine):
-            importance = item_volume(item, self.importance_key)
-            name, folder, source = self.folders.claim(importance)
-            scan = self.load(source)
-            image, spacing_mm = to_canonical(*to_numpy(scan))
-            voxels, _ = to_numpy(importance)
-            volumes = {"importance": on_scan_grid(voxels, importance, scan, self.importance_key, source)}
-            if self.segmentation_key is not None:
-                segmentation = item_volume(item, self.segmentation_key)
-                labels = label_voxels(segmentation, self.segmentation_key)
-                volumes["segmentation"] = on_scan_grid(labels, segmentation, scan, self.segmentation_key, source)
-            for picture in self.pictures:
-                rgb = PICTURES[picture](image, spacing_mm, **volumes, **self.options[picture])
-                if picture == "rotation":
-                    save_animation(rgb, folder / f"{name}_{picture}.gif")
-                else:
-                    save_png(rgb, folder / f"{name}_{picture}.png")
-            logger.info("%s: wrote %s", name, " and ".join(self.pictures))
+    def save(
+        self, item: Mapping[Any, Any], case: str, folder: Path, scan: Tensor | None = None, method: str = ""
+    ) -> None:
+        if not self.pictures:
+            return
+        source = _source(item)
+        scan = load_again(_meta(item))[None] if scan is None else scan
+        image, spacing_mm = to_canonical(*to_numpy(scan))
+        importance = item_volume(item, method or self.importance_key)
+        values = on_scan_grid(to_numpy(importance)[0], importance, scan, method or self.importance_key, source)
+        volumes: dict[str, Any] = {"importance": display_scale(values) if method else values}
+        if self.segmentation_key is not None:
+            segmentation = item_volume(item, self.segmentation_key)
+            labels = label_voxels(segmentation, self.segmentation_key)
+            volumes["segmentation"] = on_scan_grid(labels, segmentation, scan, self.segmentation_key, source)
+        label = {"label": f"{method}, share of its {DISPLAY_PERCENTILE:g}th percentile"} if method else {}
+        for kind, name in zip((PICTURES[each] for each in self.pictures), self.files(case, method), strict=True):
+            kind.save(kind.draw(image, spacing_mm, **volumes, **kind.chosen({**self.options, **label})), folder / name)
+
+
+def _meta(item: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """What the maps of an item know of the image that they belong to.
+
+    Raises:
+        TypeError: when none knows its file.
+    """
+    for value in item.values():
+        if "filename_or_obj" in getattr(value, "meta", {}):
+            return dict(value.meta)
+    keys = sorted(map(str, item))
+    raise TypeError(f"items must hold a MetaTensor whose meta holds 'filename_or_obj', got none under keys {keys}")
+
+
+def _source(item: Mapping[Any, Any]) -> Path:
+    """The file, or the folder of a DICOM series, that the maps of an item belong to."""
+    return Path(str(_meta(item)["filename_or_obj"]))
 
 
 def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:

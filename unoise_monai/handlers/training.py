@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import ProgressBar, Timer
 from monai.engines import SupervisedTrainer
 from monai.utils import evenly_divisible_all_gather
 from torch import Tensor, nn
@@ -30,9 +29,8 @@ logger = logging.getLogger(__name__)
 class RunCheckpoint:
     """Save the state of a run after every epoch, continue from it when started again, remove it when the run is done.
 
-    MONAI's `CheckpointSaver` writes in place and forgets the best score when it starts again, so a kill at the wrong
-    moment costs the run, or a worse model replaces the best. Here files appear whole or not at all. Attach it after the
-    validation, whose best metric belongs to the epoch. Of several ranks all continue from it, and rank 0 writes.
+    Unlike MONAI's `CheckpointSaver`, it writes files whole or not at all and keeps the best score over a restart.
+    Attach it after the validation, whose best metric belongs to the epoch. All ranks continue from it, rank 0 writes.
 
     Args:
         path: the run's checkpoint; it exists while the run is unfinished.
@@ -41,14 +39,11 @@ class RunCheckpoint:
 
     Raises:
         ValueError: on start, when the checkpoint lacks one of the objects, or is of a run of another length, whose
-            learning rate follows another schedule.
-        ValueError: on start, when the ranks would continue after different epochs.
+            learning rate follows another schedule; or when the ranks would continue after different epochs.
     """
 
     def __init__(self, path: str | Path, objects: Mapping[str, Any], evaluator: Engine | None = None) -> None:
-        self.path = Path(path)
-        self.objects = dict(objects)
-        self.evaluator = evaluator
+        self.path, self.objects, self.evaluator = Path(path), dict(objects), evaluator
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.resume)
@@ -77,8 +72,7 @@ class RunCheckpoint:
             )
         for name, target in self.objects.items():
             target.load_state_dict(state["objects"][name])
-        engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         if self.evaluator is not None and state["best_metric"] is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -87,14 +81,12 @@ class RunCheckpoint:
     def save(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
-        best = self.evaluator.state if self.evaluator is not None else None
+        best = None if self.evaluator is None else self.evaluator.state
         state = {
             "objects": {name: source.state_dict() for name, source in self.objects.items()},
-            "epoch": engine.state.epoch,
-            "iteration": engine.state.iteration,
-            "max_epochs": engine.state.max_epochs,
-            "best_metric": float(best.best_metric) if best is not None else None,
-            "best_metric_epoch": best.best_metric_epoch if best is not None else None,
+            **{name: getattr(engine.state, name) for name in ("epoch", "iteration", "max_epochs")},
+            "best_metric": None if best is None else float(best.best_metric),
+            "best_metric_epoch": None if best is None else best.best_metric_epoch,
         }
         with atomic_path(self.path) as temporary:
             torch.save(state, temporary)
@@ -119,8 +111,7 @@ class BestModel:
     """
 
     def __init__(self, path: str | Path, network: nn.Module) -> None:
-        self.path = Path(path)
-        self.network = network
+        self.path, self.network = Path(path), network
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -130,9 +121,8 @@ class BestModel:
             return
         with atomic_path(self.path) as temporary:
             torch.save(self.network.state_dict(), temporary)
-        logger.info(
-            "best %s so far, %.4f, saved as %s", engine.state.key_metric_name, engine.state.best_metric, self.path.name
-        )
+        state = engine.state
+        logger.info("best %s so far, %.4f, saved as %s", state.key_metric_name, state.best_metric, self.path.name)
 
 
 class LossProgress(ProgressBar):
@@ -142,10 +132,8 @@ class LossProgress(ProgressBar):
     """
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
-        if idist.get_rank() > 0:
-            return
-        kwargs.setdefault("output_transform", last_loss)
-        super().attach(engine, *args, **kwargs)
+        if idist.get_rank() == 0:
+            super().attach(engine, *args, **{"output_transform": last_loss, **kwargs})
 
 
 def last_loss(output: Any) -> dict[str, float]:
@@ -157,8 +145,7 @@ def last_loss(output: Any) -> dict[str, float]:
 class MetricsTable:
     """One CSV row an epoch: its seconds, the trainer's metrics, and the evaluator's of the same epoch where it ran.
 
-    Started again after a kill, the table goes on: rows of epochs that are run anew are replaced. Of several ranks, rank
-    0 writes.
+    Of a run that continues, rows of epochs that are run anew are replaced. Of several ranks, rank 0 writes.
 
     Args:
         path: the CSV file.
@@ -167,50 +154,40 @@ class MetricsTable:
     """
 
     def __init__(self, path: str | Path, evaluator: Engine | None = None, noise_ratio: Any = None) -> None:
-        self.path = Path(path)
-        self.evaluator = evaluator
-        self.noise_ratio = noise_ratio
-        self._time = time.perf_counter()
+        self.path, self.evaluator, self.noise_ratio = Path(path), evaluator, noise_ratio
+        self._timer = Timer()
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, lambda: self._lap())
+        engine.add_event_handler(Events.STARTED, lambda: self._timer.reset())
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def _lap(self) -> float:
-        """Seconds since the last call."""
-        now = time.perf_counter()
-        last, self._time = self._time, now
-        return round(now - last, 2)
 
     def __call__(self, engine: Engine) -> None:
         if idist.get_rank() > 0:
             return
-        row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": self._lap(), **scalars(engine)}
+        row: dict[str, Any] = {"epoch": engine.state.epoch, "seconds": round(self._timer.value(), 2), **scalars(engine)}
+        self._timer.reset()
         if self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch:
             row |= scalars(self.evaluator)
         if self.noise_ratio is not None:
             row["noise_ratio"] = float(self.noise_ratio)
-        rows = [old for old in self._rows() if int(old["epoch"]) < engine.state.epoch]
+        rows: list[dict[str, Any]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < engine.state.epoch]
         columns = list(dict.fromkeys(name for each in [*rows, row] for name in each))
         with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows([*rows, row])
 
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
 
 def scalars(engine: Engine) -> dict[str, float]:
     """The engine's metrics that are single numbers."""
-    return {name: round(float(value), 6) for name, value in engine.state.metrics.items() if _is_scalar(value)}
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float) or getattr(value, "numel", lambda: 0)() == 1
+    return {
+        name: round(float(value), 6)
+        for name, value in engine.state.metrics.items()
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+    }
 
 
 class NoiseRatioUpdater:
@@ -221,15 +198,12 @@ class NoiseRatioUpdater:
 
     Args:
         unoise: the network in training.
-        noise_ratio: the loss's `DualNoiseRatio`; a plain number is left alone, so that a configuration can switch
-            between both by one key.
+        noise_ratio: the loss's `DualNoiseRatio`; a plain number is left alone.
         every: update at every so many batches.
     """
 
     def __init__(self, unoise: UNoise, noise_ratio: DualNoiseRatio | float, every: int = 1) -> None:
-        self.unoise = unoise
-        self.noise_ratio = noise_ratio
-        self.every = every
+        self.unoise, self.noise_ratio, self.every = unoise, noise_ratio, every
 
     def attach(self, engine: Engine) -> None:
         if isinstance(self.noise_ratio, DualNoiseRatio):
@@ -251,16 +225,12 @@ def _mean(scores: Tensor) -> float:
     return float(evenly_divisible_all_gather(scores.reshape(-1)).nanmean())
 
 
-RUNNING_STATISTICS = ("running_mean", "running_var")
-
-
 def parallelise(trainer: SupervisedTrainer) -> None:
     """Let a trainer's network learn from the batches of all ranks at once.
 
     Gradients are averaged over the ranks (`DistributedDataParallel`), so that all keep the same weights, which are rank
     0's from the start. With a loss that is a mean over items, each step is that of one process with the global batch.
-    ``trainer.network`` is wrapped; the networks inside, which the checkpoints and the validation hold, stay plain, and
-    no weight's name gets a ``module.``.
+    ``trainer.network`` is wrapped; the networks inside, which checkpoints and validation hold, stay as they are.
 
     Batch norm in training mode takes its statistics over the global batch where the network lies on a GPU
     (`SyncBatchNorm`). That layer has no CPU version: there each rank normalises its own part, and the running
@@ -281,22 +251,20 @@ def parallelise(trainer: SupervisedTrainer) -> None:
     # name is deprecated from torch 2.13 on, and what takes its place is new there; the attribute is in all versions.
     trainer.network.broadcast_buffers = False
 
-    def average(engine: Engine) -> None:
-        average_running_statistics(trainer.network)
+    def ends_epoch(engine: Engine, iteration: int) -> bool:
+        return iteration % int(engine.state.epoch_length or 1) == 0
 
     # Before everything that listens to the end of the epoch.
-    trainer.add_event_handler(Events.ITERATION_COMPLETED(event_filter=_ends_epoch), average)
+    @trainer.on(Events.ITERATION_COMPLETED(event_filter=ends_epoch))
+    def average() -> None:
+        average_running_statistics(trainer.network)
 
 
 def average_running_statistics(network: nn.Module) -> None:
     """The mean over the ranks, for the layers in training mode; a frozen network's stay what they are, to the bit."""
     for module in network.modules():
-        for name in RUNNING_STATISTICS:
+        for name in ("running_mean", "running_var"):
             buffer = getattr(module, name, None)
             if module.training and buffer is not None:
                 dist.all_reduce(buffer)
                 buffer /= dist.get_world_size()
-
-
-def _ends_epoch(engine: Engine, iteration: int) -> bool:
-    return iteration % int(engine.state.epoch_length or 1) == 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 
@@ -33,7 +33,7 @@ class VisibilityReport:
     """Write the visibility curves of an evaluation, and pictures of single volumes: an ignite handler.
 
     ``<curve>.csv`` with one row a level, ``visibility.png`` with all curves (Koker et al., "U-Noise", 2021, Fig. 3a),
-    ``evaluation.json`` with the figures to quote, and for the first volumes ``<case>_deciles.png`` and
+    ``evaluation.json`` with the numbers to quote, and for the first volumes ``<case>_deciles.png`` and
     ``<case>_thresholds.png`` (Fig. 3b).
 
     Args:
@@ -61,12 +61,8 @@ class VisibilityReport:
             raise ValueError(f"pictures must be at least 0, got {pictures}")
         for share in picture_shares:
             check_fraction("picture_shares", share)
-        self.output_dir = Path(output_dir)
-        self.curves = tuple(curves)
-        self.class_names = tuple(class_names)
-        self.pictures = pictures
-        self.mip = mip
-        self.picture_shares = tuple(picture_shares)
+        self.output_dir, self.curves, self.class_names = Path(output_dir), tuple(curves), tuple(class_names)
+        self.pictures, self.mip, self.picture_shares = pictures, mip, tuple(picture_shares)
         self._drawn = 0
 
     def attach(self, engine: Engine) -> None:
@@ -86,7 +82,7 @@ class VisibilityReport:
         images, maps = decollate_batch(output["image"]), decollate_batch(output["pred"][:, -1:])
         for image, importance in list(zip(images, maps, strict=True))[:left]:
             self._drawn += 1
-            case = case_name(image.meta["filename_or_obj"])
+            case = image.meta.get("case") or case_name(image.meta["filename_or_obj"])
             grey, spacing_mm = to_canonical(*to_numpy(image[:1]))
             values, _ = to_canonical(*to_numpy(importance))
             rgb = decile_pictures(grey, values, spacing_mm, shares=self.picture_shares, mip=self.mip)
@@ -95,7 +91,7 @@ class VisibilityReport:
             save_png(rgb, self.output_dir / f"{case}_thresholds.png")
 
     def write(self, engine: Engine) -> None:
-        """Write the tables, the plot and the figures to quote."""
+        """Write the tables, the plot and the numbers to quote."""
         curves = {name: engine.state.metrics[name] for name in self.curves}
         for name, curve in curves.items():
             write_curve(curve, self.class_names[1:], self.output_dir / f"{name}.csv")
@@ -113,7 +109,7 @@ class VisibilityReport:
 
 
 def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
-    """The figures of a curve that are quoted: Dice at fixed shares, the area, each class's Dice with all visible."""
+    """The numbers to quote of a curve: Dice at fixed shares, the area, each class's Dice with all visible."""
     small = [share for share in SMALL_SHARES if np.isclose(curve.share, share, rtol=0.02).any()]
     values = {f"dice_at_{share:.0%}": curve.at(share) for share in (*small, *QUOTED_SHARES)}
     values["area"] = curve.area
@@ -131,16 +127,7 @@ def shows_all(curve: VisibilityCurve) -> bool:
 
 def write_curve(curve: VisibilityCurve, classes: Sequence[str], path: Path) -> None:
     """One row a level: level, share visible, mean Dice, Dice of every class."""
-    rows: list[Mapping[str, float]] = [
-        {
-            "level": float(curve.level[row]),
-            "share_visible": float(curve.share[row]),
-            "dice_mean": float(curve.mean_score[row]),
-            **{f"dice_{name}": float(curve.score[row, column]) for column, name in enumerate(classes)},
-        }
-        for row in range(len(curve.level))
-    ]
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({key: f"{value:.6f}" for key, value in row.items()} for row in rows)
+    columns = ["level", "share_visible", "dice_mean", *(f"dice_{name}" for name in classes)]
+    rows = torch.column_stack([curve.level, curve.share, curve.mean_score, curve.score])
+    with atomic_path(path) as temporary:
+        np.savetxt(temporary, rows.numpy(), "%.6f", ",", header=",".join(columns), comments="")

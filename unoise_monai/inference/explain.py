@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureTyped, Invertd, MapTransform
 from monai.utils import convert_to_tensor
+from torch import Tensor
 
 from unoise_monai.data.reading import case_name
-from unoise_monai.data.task import SegmentationTask
-from unoise_monai.data.transforms import preprocessing
 from unoise_monai.inference.tiling import TiledInferer
 from unoise_monai.networks.modes import evaluating
+from unoise_monai.types import VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter
 
 
@@ -74,23 +74,31 @@ class Explanation(NamedTuple):
 
 
 class Explainer:
-    """Explains the segmentation of volumes, one file at a time.
+    """Explains the segmentation of volumes, one file at a time: a bundle's pipeline without its savers.
 
     Args:
-        segmenter: the trained network and its noise model; it runs on the device that it is on, in evaluation mode, and
+        network: the trained network and its noise model; it runs on the device that it is on, in evaluation mode, and
             comes back in the mode that it had.
-        task: how volumes are read; the same definition that the networks were trained with.
+        preprocess: a dictionary chain with the key ``image``, from a file to the network's input, invertible by its
+            own transforms; the same that the networks were trained with.
         inferer: how the network runs over the volume; exact tiles in the fastest precision by default.
+        postprocess: from ``pred`` to ``importance`` and ``seg`` on the file's grid; `postprocessing` by default.
     """
 
-    def __init__(self, segmenter: ExplainedSegmenter, task: SegmentationTask, inferer: Inferer | None = None) -> None:
-        self.segmenter = segmenter
+    def __init__(
+        self,
+        network: ExplainedSegmenter,
+        preprocess: Compose,
+        inferer: Inferer | None = None,
+        postprocess: Callable[[Mapping[Any, Any]], Any] | None = None,
+    ) -> None:
+        self.network = network
         self.inferer = TiledInferer() if inferer is None else inferer
-        self.preprocess = preprocessing(task, with_label=False)
-        self.postprocess = postprocessing(self.preprocess)
+        self.preprocess = preprocess
+        self.postprocess = postprocessing(preprocess) if postprocess is None else postprocess
 
     def __call__(self, image: str | Path) -> Explanation:
-        """Explain the segmentation of one file.
+        """Explain the segmentation of one file, or of a folder with one DICOM series.
 
         Raises:
             CaseError: when the file is missing, unreadable, not three-dimensional or holds NaN or infinite voxels.
@@ -101,7 +109,16 @@ class Explainer:
 
     def predict(self, image: MetaTensor) -> MetaTensor:
         """The network's output ``(K + 1, *spatial)``, on its device, for a preprocessed image ``(C, *spatial)``."""
-        device = next(self.segmenter.parameters()).device
-        with evaluating(self.segmenter):
-            pred = self.inferer(image[None].to(device), self.segmenter)
+        device = next(self.network.parameters()).device
+        with evaluating(self.network):
+            pred = self.inferer(image[None].to(device), self.network)
         return MetaTensor(convert_to_tensor(pred[0]), meta=image.meta)
+
+    def on_file_grid(self, values: VoxelMap, item: Mapping[Any, Any]) -> MetaTensor:
+        """A map ``(1, 1, *spatial)`` of a preprocessed item, interpolated to the grid of its file, ``(1, X, Y, Z)``."""
+        plain = MetaTensor(values[0].detach().as_subclass(Tensor).cpu(), meta=item["image"].meta)
+        undo = Invertd("map", self.preprocess, orig_keys="image", nearest_interp=False, to_tensor=True)
+        restored: MetaTensor = undo({**item, "map": plain})["map"]
+        # The file's own affine to the bit, not the one that inverting every step in turn rounded.
+        restored.affine = restored.meta["original_affine"]
+        return restored

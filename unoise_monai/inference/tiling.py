@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -16,11 +16,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unoise_monai.checks import check_choice
-from unoise_monai.inference.memory import PassCost, default_budget, fitting_tile, measure_pass
-from unoise_monai.inference.precision import (
+from unoise_monai.inference.memory import (
     PRECISIONS,
+    PassCost,
     autocast,
+    default_budget,
     differentiable,
+    fitting_tile,
+    measure_pass,
     resolve_precision,
     to_fast_layout,
     to_float32,
@@ -35,7 +38,7 @@ PROBE_SIDE = 16
 
 
 class TilingRule(NamedTuple):
-    """How a network is tiled, and why. ``stride`` and ``halo`` are in voxels, None where it doesn't tell them."""
+    """How a network is tiled, and why; ``stride`` and ``halo`` in voxels, None where the network has none."""
 
     exact: bool
     stride: int | None
@@ -44,10 +47,10 @@ class TilingRule(NamedTuple):
 
 
 def tiling_rule(network: object) -> TilingRule:
-    """Tiles are exact where the network tells its ``stride`` and ``halo`` and no layer of it sees further.
+    """Tiles are exact where the network has a ``stride`` and a ``halo`` and no layer of it sees the whole tile.
 
-    Layers that see the whole tile: instance and batch norm that compute the statistics of what they see, group and
-    layer norm, attention, adaptive pooling, circular padding, and upsampling with aligned corners.
+    Such layers are norms that compute the statistics of what they see, attention, adaptive pooling, circular padding,
+    and upsampling with aligned corners.
     """
     if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         network = network.module
@@ -63,9 +66,13 @@ def tiling_rule(network: object) -> TilingRule:
     return TilingRule(True, stride, halo, f"exact: stride {stride}, halo {halo}, and no layer sees further")
 
 
+Slices: TypeAlias = tuple[Any, ...]
+Tiles: TypeAlias = list[tuple[Slices, Slices, Slices]]
+
+
 def tiles_of(
     size: Sequence[int], tile: Sequence[int], stride: int, halo: int
-) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], tuple[slice, ...]]]:
+) -> Iterator[tuple[Slices, Slices, Slices]]:
     """The tiles of a volume (the overlap-tile strategy, Ronneberger et al. 2015, Fig. 2).
 
     Yields a window, the core of it whose values are right, and that core's place in the window. The cores cover the
@@ -81,147 +88,14 @@ def tiles_of(
         )
 
 
-class TiledInferer(Inferer):
-    """Runs a network on whole volumes, in as few passes as the memory allows.
-
-    Where `tiling_rule` says exact, the volume is padded at the end of each side to a multiple of the stride, repeating
-    its last voxels so that no edge appears, and goes through in one pass, or in the fewest tiles that fit: in fp32 both
-    are equal to rounding. Otherwise MONAI's `SlidingWindowInferer` blends windows with Gaussian weights. The rule is
-    logged once, at level INFO. Gradients flow where the caller enables them; ``memory_gb`` does not cover their graph.
-
-    Args:
-        memory_gb: what an exact pass may take, in 1e9 bytes; None for 80% of the free CUDA memory or half the free RAM.
-        precision: ``"auto"``, ``"fp32"``, ``"bf16"`` or ``"fp16"``, see `resolve_precision`.
-        roi_size: window for blending, in voxels; where the network tells its stride, cut to the volume and rounded up.
-        overlap: share of a window that the next one covers again, for blending.
-        sw_batch_size: windows a pass, for blending.
-        progress: show a bar.
-
-    Shape:
-        ``(B, C, *spatial)`` to float32 ``(B, K, *spatial)``, 2D and 3D; a MetaTensor keeps its affine and metadata.
-
-    Raises:
-        ValueError: when ``memory_gb`` is not above 0, ``precision`` is unknown, ``overlap`` is not in [0, 1) or
-            ``sw_batch_size`` is below 1; in the call, when the network's output is not one tensor on the input's grid.
-        MemoryError: in the call, when the smallest tile exceeds the memory; it names the ``memory_gb`` that would do.
-    """
-
-    def __init__(
-        self,
-        memory_gb: float | None = None,
-        precision: str = "auto",
-        roi_size: Sequence[int] | int = 96,
-        overlap: float = 0.5,
-        sw_batch_size: int = 1,
-        progress: bool = False,
-    ) -> None:
-        super().__init__()
-        check_choice("precision", precision, PRECISIONS)
-        if memory_gb is not None and not memory_gb > 0:
-            raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
-        if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
-        if sw_batch_size < 1:
-            raise ValueError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
-        self.memory_gb, self.precision, self.progress = memory_gb, precision, progress
-        self.roi_size, self.overlap, self.sw_batch_size = roi_size, overlap, sw_batch_size
-        self._logged: set[TilingRule] = set()
-
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
-        rule = tiling_rule(network)
-        if rule not in self._logged:
-            self._logged.add(rule)
-            logger.info("%s: %s", type(network).__name__, rule.reason)
-        image = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
-
-        def predict(window: Tensor) -> Tensor:
-            with autocast(image.device, self.precision) as dtype:
-                output = network(to_fast_layout(window, dtype), *args, **kwargs)
-            if not isinstance(output, Tensor):
-                raise ValueError(f"network must give one tensor (B, K, *spatial), got {type(output).__name__}")
-            return output
-
-        if rule.exact and rule.stride is not None and rule.halo is not None:
-            output = self._exact(image, network, predict, rule.stride, rule.halo)
-        else:
-            output = self._blended(image, predict, rule.stride)
-        return to_float32(output, inputs)
-
-    def _exact(
-        self, image: Tensor, network: nn.Module, predict: Callable[[Tensor], Tensor], stride: int, halo: int
-    ) -> Tensor:
-        batch, channels, *size = image.shape
-        block = (1, channels, *[stride * -(-PROBE_SIDE // stride)] * len(size))
-        cost = measure_pass(network, predict, block, image.device, resolve_precision(image.device, self.precision))
-        ends = [-side % stride for side in size]
-        padded = F.pad(image, [n for end in reversed(ends) for n in (0, end)], "replicate") if any(ends) else image
-        grid = padded.shape[2:]
-        budget = default_budget(image.device) if self.memory_gb is None else self.memory_gb * 1e9
-        tile = fitting_tile(cost, padded.shape, stride, halo, budget)
-        if tile == tuple(grid):
-            output = predict(padded)
-        else:
-            output = image.new_empty((batch, cost.out_channels, *grid))
-            tiles = list(tiles_of(grid, tile, stride, halo))
-            for window, core, inner in tqdm(tiles, disable=not self.progress):
-                output[(..., *core)] = predict(padded[(..., *window)])[(..., *inner)].float()
-        for axis, side in enumerate(size):
-            output = output.narrow(axis + 2, 0, side)
-        return output
-
-    def _blended(self, image: Tensor, predict: Callable[[Tensor], Tensor], stride: int | None) -> Any:
-        size = image.shape[2:]
-        roi: tuple[int, ...] = ensure_tuple_rep(self.roi_size, len(size))
-        if stride is not None:
-            cut = [min(side, length) if side > 0 else length for side, length in zip(roi, size, strict=True)]
-            roi = tuple(-(-side // stride) * stride for side in cut)
-
-        inferer = SlidingWindowInferer(
-            roi, self.sw_batch_size, self.overlap, "gaussian", padding_mode="replicate", progress=self.progress
-        )
-        # The sliding window multiplies in place what the network gives.
-        return inferer(image, lambda window: predict(window).to(torch.float32, copy=True))
-
-
-def _whole_number(network: object, name: str, least: int) -> int | None:
-    value = getattr(network, name, None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= least else None
-
-
-def _sees_whole_tile(name: str, module: nn.Module) -> bool:
-    if "BatchNorm" in name or "InstanceNorm" in name:
-        return module.training or getattr(module, "running_mean", None) is None
-    return (
-        any(part in name for part in _WHOLE_TILE_LAYERS)
-        or getattr(module, "padding_mode", None) == "circular"
-        or bool(getattr(module, "align_corners", False))
-    )
-
-
-def _side_tiles(side: int, extent: int, margin: int) -> list[tuple[int, int, int]]:
-    tiles = []
-    last = 0
-    while last < side:
-        first = last
-        start = min(max(first - margin, 0), side - extent)
-        last = side if start + extent == side else start + extent - margin
-        tiles.append((start, first, last))
-    return tiles
-
-
-Slices: TypeAlias = tuple[Any, ...]
-Tiles: TypeAlias = list[tuple[Slices, Slices, Slices]]
-
-
 class VolumeNetwork(nn.Module):
     """A segmentation network over volumes of any size, differentiable, within a bound of memory.
 
-    Where the network tells its ``stride``, the volume is padded at the end of each side to a multiple of it, repeating
-    its last voxels, and the output cut back. Where a pass forward and back does not fit ``memory_gb``, it goes through
-    in tiles with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
-    made again on the way back. Logits and gradients equal those of one pass to rounding, whatever scalar is made of the
-    logits. A network that does not tell its stride goes through in one pass, whatever it takes; where ``memory_gb`` is
-    given, a warning is logged.
+    Where the network has a ``stride``, the volume is padded at the end of each side to a multiple of it, repeating its
+    last voxels, and the output cut back. Where a pass does not fit ``memory_gb``, it goes through in the fewest tiles
+    that do, with their true context (`tiling_rule`): the logits are computed without a graph, and each tile's graph is
+    made again on the way back. Logits and the image's gradients equal those of one pass to rounding. A network without
+    a stride goes through in one pass, whatever it takes; where ``memory_gb`` is given, a warning is logged.
 
     Args:
         network: a network from images to logits, on its device.
@@ -245,10 +119,13 @@ class VolumeNetwork(nn.Module):
         self, network: nn.Module, memory_gb: float | None = None, precision: str = "fp32", clips: bool = False
     ) -> None:
         super().__init__()
-        check_choice("precision", precision, PRECISIONS)
-        if memory_gb is not None and not memory_gb > 0:
-            raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
+        _check_options(memory_gb, precision)
         self.network, self.memory_gb, self.precision, self.clips = network, memory_gb, precision, clips
+        self.progress = False
+        """Show a bar over the tiles."""
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        """What the network takes beside the image."""
         self._warned = False
         self.stride = tiling_rule(network).stride or 1
         """The grid, in voxels, that volumes are padded to."""
@@ -256,7 +133,7 @@ class VolumeNetwork(nn.Module):
     def forward(self, image: Image) -> Logits:
         padded = self.pad(image)
         tiles = self.tiles(padded)
-        logits = self.predict(padded) if tiles is None else _InTiles.apply(padded, self.predict, tiles, self.clips)
+        logits = self.predict(padded) if tiles is None else _InTiles.apply(padded, self, tiles)
         for axis, side in enumerate(image.shape[2:]):
             logits = logits.narrow(axis + 2, 0, side)
         return logits
@@ -274,7 +151,7 @@ class VolumeNetwork(nn.Module):
     def predict(self, window: Image) -> Logits:
         """One pass over a window whose sides are multiples of the stride; float32 out."""
         with autocast(window.device, self._precision(window.device)) as dtype:
-            output = self.network(to_fast_layout(window, dtype))
+            output = self.network(to_fast_layout(window, dtype), *self.args, **self.kwargs)
         if not isinstance(output, Tensor) or output.shape[2:] != window.shape[2:]:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"network must give one tensor on its input's grid {tuple(window.shape)}, got {got}")
@@ -288,8 +165,7 @@ class VolumeNetwork(nn.Module):
     def copies(self, image: Image, gradient: bool = True) -> int:
         """How many copies of one volume a pass may take: one on a CPU that is given no bound, where more are slower.
 
-        What passes over such an image take, forward and (``gradient``) back, is measured here where it is not known
-        yet, so that no later pass has to, among a method's hooks.
+        Measures passes over such an image, forward and (``gradient``) back, before a method sets its hooks.
         """
         if self.rule.stride is None:
             return 1
@@ -345,36 +221,133 @@ class _InTiles(torch.autograd.Function):
     """Logits tile by tile without a graph; on the way back each tile's graph is made again."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, predict: Callable[[Tensor], Tensor], tiles: Tiles, clips: bool) -> Tensor:
+    def forward(ctx: Any, image: Tensor, volume: VolumeNetwork, tiles: Tiles) -> Tensor:
         ctx.save_for_backward(image)
-        ctx.predict, ctx.tiles, ctx.clips = predict, tiles, clips
-        output: Tensor | None = None
-        for window, core, inner in tiles:
+        ctx.volume, ctx.tiles = volume, tiles
+        output = image.new_empty(0)
+        for window, core, inner in tqdm(tiles, disable=not volume.progress):
             # A method's hooks ask for tensors with gradients also on the way forward.
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                part = predict(image[(..., *window)].detach().requires_grad_(ctx.needs_input_grad[0])).detach()
-            if output is None:
+                part = image[(..., *window)].detach().requires_grad_(ctx.needs_input_grad[0])
+                part = volume.predict(part).detach()
+            if not output.numel():
                 output = part.new_empty((*part.shape[:2], *image.shape[2:]))
             output[(..., *core)] = part[(..., *inner)]
-        if output is None:
-            raise ValueError(f"image must hold at least one voxel, got {tuple(image.shape)}")
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (image,), (gradient,) = ctx.saved_tensors, gradients
         total = torch.zeros_like(image)
         for window, core, inner in ctx.tiles:
             upstream = gradient[(..., *window)]
-            if not ctx.clips:
+            if not ctx.volume.clips:
                 # Gradients of outputs add up, so each output counts in one tile.
                 upstream = torch.zeros_like(upstream)
                 upstream[(..., *inner)] = gradient[(..., *core)]
             with torch.enable_grad(), without_tf32():
                 part = image[(..., *window)].detach().requires_grad_()
-                (back,) = torch.autograd.grad(ctx.predict(part), part, upstream)
-            if ctx.clips:
+                (back,) = torch.autograd.grad(ctx.volume.predict(part), part, upstream)
+            if ctx.volume.clips:
                 total[(..., *core)] = back[(..., *inner)]
             else:
                 total[(..., *window)] += back
-        return total, None, None, None
+        return total, None, None
+
+
+class TiledInferer(Inferer):
+    """Runs a network on whole volumes, in as few passes as the memory allows: MONAI's interface to `VolumeNetwork`.
+
+    Where `tiling_rule` says exact, `VolumeNetwork` runs the network; otherwise MONAI's `SlidingWindowInferer` blends
+    windows with Gaussian weights. The rule is logged once, at level INFO. Gradients for the image flow where the caller
+    enables them; tiles give none for the weights, which `AutocastInferer` trains.
+
+    Args:
+        memory_gb: as in `VolumeNetwork`, for an exact pass.
+        precision: as in `VolumeNetwork`.
+        roi_size: window for blending, in voxels; where the network tells its stride, cut to the volume and rounded up.
+        overlap: share of a window that the next one covers again, for blending.
+        sw_batch_size: windows a pass, for blending.
+        progress: show a bar.
+
+    Shape:
+        ``(B, C, *spatial)`` to float32 ``(B, K, *spatial)``, 2D and 3D; a MetaTensor keeps its affine and metadata.
+
+    Raises:
+        ValueError: when ``memory_gb`` is not above 0, ``precision`` is unknown, ``overlap`` is not in [0, 1) or
+            ``sw_batch_size`` is below 1; in the call, when the network's output is not one tensor on the input's grid.
+        MemoryError: in the call, when the smallest tile exceeds the memory; it names the ``memory_gb`` that would do.
+    """
+
+    def __init__(
+        self,
+        memory_gb: float | None = None,
+        precision: str = "auto",
+        roi_size: Sequence[int] | int = 96,
+        overlap: float = 0.5,
+        sw_batch_size: int = 1,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_options(memory_gb, precision)
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}")
+        if sw_batch_size < 1:
+            raise ValueError(f"sw_batch_size must be at least 1, got {sw_batch_size}")
+        self.memory_gb, self.precision, self.progress = memory_gb, precision, progress
+        self.roi_size, self.overlap, self.sw_batch_size = roi_size, overlap, sw_batch_size
+        self._logged: set[TilingRule] = set()
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        rule = tiling_rule(network)
+        if rule not in self._logged:
+            self._logged.add(rule)
+            logger.info("%s: %s", type(network).__name__, rule.reason)
+        image = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
+        volume = VolumeNetwork(network, self.memory_gb, self.precision)
+        volume.progress, volume.args, volume.kwargs = self.progress, args, kwargs
+        return to_float32(volume(image) if rule.exact else self._blended(image, volume, rule.stride), inputs)
+
+    def _blended(self, image: Tensor, volume: VolumeNetwork, stride: int | None) -> Any:
+        size = image.shape[2:]
+        roi: tuple[int, ...] = ensure_tuple_rep(self.roi_size, len(size))
+        if stride is not None:
+            cut = [min(side, length) if side > 0 else length for side, length in zip(roi, size, strict=True)]
+            roi = tuple(-(-side // stride) * stride for side in cut)
+        inferer = SlidingWindowInferer(
+            roi, self.sw_batch_size, self.overlap, "gaussian", padding_mode="replicate", progress=self.progress
+        )
+        # The sliding window multiplies in place what the network gives.
+        return inferer(image, lambda window: volume.predict(window).clone())
+
+
+def _check_options(memory_gb: float | None, precision: str) -> None:
+    check_choice("precision", precision, PRECISIONS)
+    if memory_gb is not None and not memory_gb > 0:
+        raise ValueError(f"memory_gb must be above 0, got {memory_gb}")
+
+
+def _whole_number(network: object, name: str, least: int) -> int | None:
+    value = getattr(network, name, None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= least else None
+
+
+def _sees_whole_tile(name: str, module: nn.Module) -> bool:
+    if "BatchNorm" in name or "InstanceNorm" in name:
+        return module.training or getattr(module, "running_mean", None) is None
+    return (
+        any(part in name for part in _WHOLE_TILE_LAYERS)
+        or getattr(module, "padding_mode", None) == "circular"
+        or bool(getattr(module, "align_corners", False))
+    )
+
+
+def _side_tiles(side: int, extent: int, margin: int) -> list[tuple[int, int, int]]:
+    tiles = []
+    last = 0
+    while last < side:
+        first = last
+        start = min(max(first - margin, 0), side - extent)
+        last = side if start + extent == side else start + extent - margin
+        tiles.append((start, first, last))
+    return tiles

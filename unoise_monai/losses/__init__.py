@@ -1,7 +1,14 @@
 """Losses that train the noise model, and those that train the utility."""
 
-from unoise_monai.losses.deformation import DeformationAware, DeformationAwareLoss, RandomDeformation
-from unoise_monai.losses.segmentation import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
+from unoise_monai.losses.segmentation import (
+    BCEIoUDiceLoss,
+    DeformationAware,
+    DeformationAwareLoss,
+    FocalTverskyLoss,
+    MultiScaleLoss,
+    RandomDeformation,
+    full_resolution,
+)
 from unoise_monai.losses.unoise import DualNoiseRatio, UNoiseLoss
 from unoise_monai.losses.visibility import VisibleShare, VisibleShareLoss
 

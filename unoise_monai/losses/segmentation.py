@@ -1,4 +1,4 @@
-"""Losses that train a utility network, for labels that may be soft."""
+"""Losses that train the utility: segmentation, several scales, deformation-aware learning."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from monai.losses import DiceLoss, TverskyLoss
+from monai.networks.blocks import DVF2DDF, Warp
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.networks.modes import probabilities
-from unoise_monai.types import LabelMap, Logits
+from unoise_monai.types import Image, LabelMap, Logits
 
 SMALLEST_LOSS = 1e-6
 """The power of a loss of 0 has an infinite slope; below this the slope is 0."""
@@ -73,9 +74,9 @@ class FocalTverskyLoss(nn.Module):
         self, false_negatives: float = 0.7, false_positives: float = 0.3, power: float = 0.75, smooth: float = 1.0
     ) -> None:
         super().__init__()
-        values = {"false_negatives": false_negatives, "false_positives": false_positives}
-        for name, value in {**values, "power": power, "smooth": smooth}.items():
-            if not (math.isfinite(value) and value > 0):
+        weights = {"false_negatives": false_negatives, "false_positives": false_positives}
+        for name, value in {**weights, "power": power, "smooth": smooth}.items():
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
         self.power = power
         # MONAI's alpha weighs the false positives. With soft labels the loss of a label against itself is 0.
@@ -139,8 +140,7 @@ class MultiScaleLoss(nn.Module):
         super().__init__()
         if not weights or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise ValueError(f"weights must be finite numbers of at least 0, one or more, got {list(weights)}")
-        self.loss = loss
-        self.weights = tuple(weights)
+        self.loss, self.weights = loss, tuple(weights)
 
     def forward(self, pred: Logits | Sequence[Logits], target: LabelMap | Tensor) -> Tensor:
         scales = [pred] if isinstance(pred, Tensor) else list(pred)
@@ -157,3 +157,147 @@ class MultiScaleLoss(nn.Module):
 
 def _foreground(*maps: Tensor) -> tuple[Tensor, ...]:
     return tuple(each[:, 1:] if each.shape[1] > 1 else each for each in maps)
+
+
+FIXED_PLANES = 2
+"""Planes at each end of the first two axes that stay where they are."""
+
+
+class RandomDeformation(nn.Module):
+    """Draws smooth random deformations that do not fold.
+
+    A velocity field, cubic B-splines on control points, is integrated by scaling and squaring (Arsigny et al. 2006), so
+    that the deformation is a diffeomorphism. Each call draws the spacing of the control points and the bound of their
+    displacements anew, as Chatterjee et al., "DS6", 2022 do. Towards the fixed planes the velocity falls to 0.
+
+    Args:
+        control_spacing: lowest and highest distance of the control points, in voxels, whole numbers.
+        max_displacement: lowest and highest bound of the displacements, as a share of half the extent of an axis.
+        steps: squarings.
+
+    Shape:
+        an image ``(B, C, *spatial)`` to its displacement field ``(B, D, *spatial)``, D axes, in voxels, float32; the
+        same for all channels, another for each item.
+
+    Raises:
+        ValueError: when a range is not in rising order, a spacing is below 2, or a displacement is negative or above 1;
+            in ``forward``, when the image is so large that the bound, in voxels, exceeds the lowest spacing.
+    """
+
+    def __init__(
+        self,
+        control_spacing: tuple[int, int] = (5, 7),
+        max_displacement: tuple[float, float] = (0.01, 0.03),
+        steps: int = 10,
+    ) -> None:
+        super().__init__()
+        if not 2 <= control_spacing[0] <= control_spacing[1]:
+            raise ValueError(f"control_spacing must be a rising range of at least 2, got {tuple(control_spacing)}")
+        if not 0 <= max_displacement[0] <= max_displacement[1] <= 1:
+            raise ValueError(f"max_displacement must be a rising range inside [0, 1], got {tuple(max_displacement)}")
+        self.control_spacing, self.max_displacement = control_spacing, max_displacement
+        self.integrate = DVF2DDF(num_steps=steps, padding_mode="border")
+
+    @torch.no_grad()
+    def forward(self, x: Image) -> Tensor:
+        # Half precision would round displacements of a few voxels.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.integrate(self.velocity(x))
+
+    def velocity(self, x: Image) -> Tensor:
+        """The stationary velocity that is integrated, ``(B, D, *spatial)``, in voxels."""
+        size, device = x.shape[2:], x.device
+        low, high = self.control_spacing
+        most_voxels = self.max_displacement[1] * (max(size) - 1) / 2
+        if most_voxels > low:
+            raise ValueError(
+                f"max_displacement must be at most control_spacing, {low} voxels, got {most_voxels:.3g} voxels on an"
+                f" image of {tuple(size)}"
+            )
+        spacing = int(torch.randint(low, high + 1, ()))
+        least, most = self.max_displacement
+        share = least + (most - least) * float(torch.rand(()))
+        bases = [spline_basis(side, spacing).to(device) for side in size]
+        velocity = 2 * torch.rand(x.shape[0], len(size), *(basis.shape[1] for basis in bases), device=device) - 1
+        for axis, basis in enumerate(bases):
+            velocity = torch.movedim(torch.tensordot(velocity, basis, ([axis + 2], [1])), -1, axis + 2)
+        half_extent = torch.tensor([(side - 1) / 2 for side in size], device=device)
+        velocity = velocity * share * half_extent.view(1, -1, *[1] * len(size))
+        for axis in (0, 1):
+            ramp = _ramp(size[axis], spacing).to(device)
+            velocity = velocity * ramp.view(1, 1, *(-1 if other == axis else 1 for other in range(len(size))))
+        return velocity
+
+
+class DeformationAware(nn.Module):
+    """Segments an image and a random deformation of it: the training wrapper of a segmentation network.
+
+    Args:
+        network: it is trained in place.
+        deformation: gives the displacement field.
+
+    Shape:
+        ``(B, C, *spatial)`` to three: what the network gives for the image, what it gives for the warped image, and the
+        displacement field ``(B, D, *spatial)``, in voxels.
+    """
+
+    def __init__(self, network: nn.Module, deformation: RandomDeformation | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.deformation = RandomDeformation() if deformation is None else deformation
+        self.warp = Warp(padding_mode="border")
+
+    def forward(self, x: Image) -> tuple[Any, Any, Tensor]:
+        field = self.deformation(x)
+        with torch.autocast(x.device.type, enabled=False):
+            # In the memory layout of x, which says how fast convolutions are.
+            warped = torch.empty_like(x).copy_(self.warp(x.float(), field))
+        return self.network(x), self.network(warped), field
+
+
+class DeformationAwareLoss(nn.Module):
+    """``L(U(x), y) + L(U(warp x), warp y) + consistency(U(warp x), warp(sigmoid(U(x))))``.
+
+    Chatterjee et al., "DS6", 2022. Their published code warps raw logits for the target of the consistency, which has
+    no meaning for a loss of probabilities; here it is probabilities that are warped. The consistency is the focal
+    Tversky loss at full resolution, with gradients through both sides. Labels are warped as shares of their classes.
+
+    Args:
+        loss: of what the network gives and a label, which may be soft.
+
+    Shape:
+        ``pred`` is what `DeformationAware` returns, ``target`` class indices ``(B, 1, *spatial)``. A scalar.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.consistency = FocalTverskyLoss()
+        self.warp = Warp(padding_mode="border")
+
+    def forward(self, pred: tuple[Any, Any, Tensor], target: LabelMap) -> Tensor:
+        plain, warped, field = pred
+        logits = full_resolution(plain)
+        label = self.warp(soft_labels(target, logits.shape[1]), field)
+        expected = self.warp(probabilities(logits), field)
+        consistency = self.consistency(full_resolution(warped), expected)
+        return self.loss(plain, target) + self.loss(warped, label) + consistency
+
+
+def spline_basis(side: int, spacing: int) -> Tensor:
+    """The weight of each control point of a uniform cubic B-spline in each voxel, ``(side, control points)``.
+
+    The control points lie at ``-spacing, 0, spacing, ...``, in voxels, one beyond either end at least.
+    """
+    count = math.ceil((side - 1) / spacing) + 3
+    distance = (torch.arange(side)[:, None] / spacing - (torch.arange(count) - 1)).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    far = (2 - distance).clamp_min(0) ** 3 / 6
+    return torch.where(distance < 1, near, far)
+
+
+def _ramp(side: int, width: int) -> Tensor:
+    """0 in the fixed planes at both ends of an axis, rising to 1 over ``width`` voxels."""
+    index = torch.arange(side)
+    inwards = torch.minimum(index, side - 1 - index) - (FIXED_PLANES - 1)
+    return (inwards / width).clamp(0, 1)

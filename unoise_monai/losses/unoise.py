@@ -17,9 +17,8 @@ QUANTITIES = ("dice", "loss")
 class DualNoiseRatio(nn.Module):
     """The noise ratio as the multiplier of a constraint: so much of the clean image's Dice or loss must survive.
 
-    The noise model shall add as much noise as it can while the survival, noised Dice / clean Dice (or clean loss /
-    noised loss), stays at ``keep``. Dual ascent on the logarithm of lambda: with room to spare lambda grows, below the
-    share it shrinks. The survival is averaged over the steps, because one batch says little.
+    Dual ascent on the logarithm of lambda: while the survival, noised Dice / clean Dice (or clean loss / noised loss),
+    averaged over the steps, is above ``keep`` lambda grows, below it shrinks.
 
     Args:
         keep: the share that must survive, above 0 and below 1.
@@ -54,7 +53,7 @@ class DualNoiseRatio(nn.Module):
             raise ValueError(f"start must lie inside bounds, above 0, got {start} and {tuple(bounds)}")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
-        if not (math.isfinite(rate) and rate > 0):
+        if not 0 < rate < math.inf:
             raise ValueError(f"rate must be a finite number above 0, got {rate}")
         self.keep, self.of, self.rate, self.smoothing = keep, of, rate, smoothing
         self.log_bounds = (math.log(bounds[0]), math.log(bounds[1]))
@@ -66,13 +65,9 @@ class DualNoiseRatio(nn.Module):
         return math.exp(float(self.log_ratio))
 
     def update(self, noised: float, clean: float) -> float:
-        """Move lambda by one step, from the same batch's score with and without noise; returns lambda.
+        """Move lambda by one step, from one batch's Dice or loss with and without noise; returns lambda.
 
-        A batch that says nothing (clean Dice 0, either loss 0, NaN) moves nothing.
-
-        Args:
-            noised: Dice or loss of the noised image.
-            clean: Dice or loss of the clean image.
+        A batch without information (clean Dice 0, either loss 0, NaN) moves nothing.
         """
         numerator, denominator = (noised, clean) if self.of == "dice" else (clean, noised)
         if not (clean > 0 and denominator > 0 and math.isfinite(numerator)):

@@ -18,8 +18,8 @@ from unoise_monai.unoise import ExplainedSegmenter, tolerance_logits
 class VisibleShare(nn.Module):
     """Hides all but a random share of the voxels, the least tolerant ones, and segments what is left.
 
-    A training wrapper in the place of `UNoise`, for `VisibleShareLoss`. The noise model learns the order of an item's
-    voxels: its tolerance is not noise that a voxel can bear. Not from the papers.
+    A training wrapper in the place of `UNoise`, for `VisibleShareLoss`, not from the papers: the noise model learns the
+    order of an item's voxels, not the noise that a voxel can bear.
 
     Args:
         segmenter: the utility and the noise model; it is trained in place.
@@ -53,9 +53,7 @@ class VisibleShare(nn.Module):
             raise ValueError(f"sigma must be a finite number above 0, got {sigma}")
         if len(shares) != 2 or not 0 <= shares[0] <= shares[1] <= 1:
             raise ValueError(f"shares must be two numbers in order between 0 and 1, got {tuple(shares)}")
-        self.segmenter = segmenter
-        self.value = value
-        self.sigma = sigma
+        self.segmenter, self.value, self.sigma = segmenter, value, sigma
         self.shares = (float(shares[0]), float(shares[1]))
 
     def forward(self, x: Image) -> tuple[Logits, VoxelMap]:
@@ -63,12 +61,8 @@ class VisibleShare(nn.Module):
         z = tolerance_logits(self.segmenter, x)
         low, high = self.shares
         shown = visible(z.float(), low + (high - low) * torch.rand(len(x), device=x.device))
-        return self.segmenter.utility(self.hidden(x, shown)), z
-
-    def hidden(self, x: Image, shown: VoxelMap) -> Image:
-        """The image where ``shown`` is 1, filled where it is 0; differentiable in ``shown``."""
         fill = self.fill(x)
-        return fill + shown.to(x.dtype) * (x - fill)
+        return self.segmenter.utility(fill + shown.to(x.dtype) * (x - fill)), z
 
     def fill(self, x: Image) -> Image:
         """What each voxel becomes when it is hidden."""
@@ -83,9 +77,9 @@ class VisibleShare(nn.Module):
 class VisibleShareLoss(nn.Module):
     """The utility loss of what stays visible, and a pull of each voxel's tolerance to its rank.
 
-    The utility's loss knows the order of the voxels alone: any scale is as good. The pull, the mean of
-    ``(z - logit(r))^2`` over the voxels with ``r`` the share of the item's voxels of lower tolerance, sets one. Alone
-    it would make ``B = sigmoid(z)`` that share; weak, it leaves the order alone and keeps maps from saturating.
+    The utility's loss depends on the order of the voxels alone. The pull, the mean of ``(z - logit(r))^2`` over the
+    voxels with ``r`` the share of the item's voxels of lower tolerance, sets the scale: alone it would make
+    ``B = sigmoid(z)`` that share; weak, it leaves the order alone and keeps maps from saturating.
 
     Args:
         calibration: the weight of the pull, at least 0.

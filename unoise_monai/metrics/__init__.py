@@ -1,11 +1,12 @@
-"""What a map is worth, in numbers."""
+"""Scores of maps, and the metrics that they are made of."""
 
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.cost import Cost, measure_cost
-from unoise_monai.metrics.faithfulness import Infidelity, infidelities, infidelity, max_sensitivity
-from unoise_monai.metrics.overlap import foreground_dice, segmentation_pair
-from unoise_monai.metrics.randomisation import Randomisation, randomisation
+from unoise_monai.metrics.faithfulness import InfidelityResult, infidelities, infidelity, max_sensitivity
+from unoise_monai.metrics.overlap import dice_per_class, foreground_dice, segmentation_pair
+from unoise_monai.metrics.randomisation import RandomisationResult, randomisation
 from unoise_monai.metrics.regions import (
+    MeanTolerance,
     RegionRow,
     TruthScores,
     average_precision,
@@ -13,7 +14,17 @@ from unoise_monai.metrics.regions import (
     regions_over_cases,
     truth_scores,
 )
-from unoise_monai.metrics.tolerance import MeanTolerance
+from unoise_monai.metrics.scores import (
+    Infidelity,
+    MapScore,
+    MapScorer,
+    PhantomTruth,
+    Randomisation,
+    ScoredMap,
+    Sensitivity,
+    Visibility,
+    direction,
+)
 from unoise_monai.metrics.visibility import (
     Hiding,
     VisibilityCurve,
@@ -21,18 +32,25 @@ from unoise_monai.metrics.visibility import (
     VisibilityScores,
     VisibleDice,
     distance_map,
-    random_map,
 )
 
 __all__ = [
     "Cost",
     "Hiding",
     "Infidelity",
+    "InfidelityResult",
     "Interval",
+    "MapScore",
+    "MapScorer",
     "MeanTolerance",
+    "PhantomTruth",
     "Randomisation",
+    "RandomisationResult",
     "RegionRow",
+    "ScoredMap",
+    "Sensitivity",
     "TruthScores",
+    "Visibility",
     "VisibilityCurve",
     "VisibilityScorer",
     "VisibilityScores",
@@ -40,13 +58,14 @@ __all__ = [
     "average_precision",
     "bootstrap_difference",
     "bootstrap_mean",
+    "dice_per_class",
+    "direction",
     "distance_map",
     "foreground_dice",
     "infidelities",
     "infidelity",
     "max_sensitivity",
     "measure_cost",
-    "random_map",
     "randomisation",
     "region_importance",
     "regions_over_cases",

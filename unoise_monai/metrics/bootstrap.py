@@ -1,4 +1,4 @@
-"""How sure a mean over cases is: percentile bootstrap intervals, whole patients drawn where cases belong together."""
+"""Percentile bootstrap intervals of means over cases; whole patients are drawn where cases belong together."""
 
 from __future__ import annotations
 
@@ -29,17 +29,13 @@ class Interval:
 
 
 def bootstrap_mean(
-    values: ArrayLike,
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    groups: Sequence[Hashable] | None = None,
+    values: ArrayLike, level: float = 0.95, draws: int = 2000, seed: int = 0, groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """The mean over cases and its percentile interval (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993).
 
     Each draw takes as many cases as there are, with replacement. Cases of one patient are no independent evidence: with
     ``groups``, each draw takes whole patients, and its mean is that of all their cases. NaN values (a class that a case
-    lacks) are left out first. The bounds are NaN of fewer than two cases or patients: they say nothing of the spread.
+    lacks) are left out first. With fewer than two cases or patients the bounds are NaN.
 
     Args:
         values: one number a case, ``(N,)``.
@@ -49,15 +45,15 @@ def bootstrap_mean(
         groups: the patient of each case, ``(N,)``; by default each case is its own.
 
     Raises:
-        ValueError: when ``values`` is empty, not one-dimensional, or holds infinite numbers.
-        ValueError: when ``groups`` is not one for each value.
+        ValueError: when ``values`` is empty, not one-dimensional, or holds infinite numbers, or ``groups`` is not one
+            for each value.
         ValueError: when ``level`` is not above 0 and at most 1, or ``draws`` is below 1.
     """
     cases = _numbers("values", values)
     if groups is not None and len(groups) != len(cases):
         raise ValueError(f"groups must be one for each of the {len(cases)} values, got {len(groups)}")
-    owners = range(len(cases)) if groups is None else groups
     numbers: dict[Hashable, int] = {}
+    owners = range(len(cases)) if groups is None else groups
     unit = np.array([numbers.setdefault(group, len(numbers)) for group in owners])
     there = ~np.isnan(cases)
     # A patient without a value is no unit, or draws could come out empty.
@@ -84,10 +80,10 @@ def bootstrap_difference(
     Args:
         first: one number a case, ``(N,)``.
         second: of the same cases, ``(N,)``.
-        level: as in `bootstrap_mean`, like the rest.
+        level: as in `bootstrap_mean`, like ``draws``, ``seed`` and ``groups``.
         draws: how many means are drawn.
         seed: of the draws.
-        groups: the patient of each case, ``(N,)``.
+        groups: the patient of each case.
 
     Raises:
         ValueError: when the two are not of one shape, or as `bootstrap_mean` does.
@@ -99,11 +95,7 @@ def bootstrap_difference(
 
 
 def resampled_sums(units: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    """Column sums over units drawn with replacement, ``(N, columns)`` to ``(draws, columns)``.
-
-    Raises:
-        ValueError: when ``draws`` is below 1.
-    """
+    """Column sums over units drawn with replacement, ``(N, columns)`` to ``(draws, columns)``."""
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
     rng, count = np.random.default_rng(seed), len(units)
@@ -120,11 +112,7 @@ def resampled_sums(units: NDArray[np.float64], draws: int, seed: int) -> NDArray
 
 
 def bounds(numerator: NDArray[np.float64], denominator: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The interval that holds the middle ``level`` of the ratios drawn; draws over a denominator of 0 are left out.
-
-    Raises:
-        ValueError: when ``level`` is not above 0 and at most 1.
-    """
+    """The interval that holds the middle ``level`` of the ratios drawn; draws over a denominator of 0 are left out."""
     check_fraction("level", level)
     there = denominator != 0
     if not there.any():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from unoise_monai.attribution.base import Call, watching
 from unoise_monai.inference.memory import LiveTensors
 from unoise_monai.types import Image
 
@@ -27,7 +28,7 @@ class Cost:
     """Of one item of the image."""
     seconds: float = math.nan
     peak_bytes: int | None = None
-    """The most memory at once, beyond what was there before; None where it was not asked for."""
+    """The most memory at once, beyond what was there before; None where it is not measured."""
     forward_voxels: int = 0
     """That went through the network, all items and tiles together."""
     backward_voxels: int = 0
@@ -48,17 +49,16 @@ class Cost:
 def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iterator[Cost]:
     """Measure what is done with a network in a ``with`` block, whoever does it: own code, Captum or MONAI.
 
-    Passes are counted by a hook on the network's call and one on the gradient of its output, all gone when the block
-    ends. Padding counts as voxels. Blocks may be nested, each counts by itself.
+    Passes are counted by hooks on the network's call and on the gradient of its output, removed when the block ends.
+    Padding counts as voxels. Blocks may be nested, each counts by itself.
 
     Memory is that of PyTorch's allocator on CUDA, where it costs nothing, but restarts the device's peak statistics.
     Elsewhere it is the peak of the tensors alive at once (`LiveTensors`), without what single operations take for
-    themselves: the process's resident memory depends on what its allocator held on to before. Watching every operation
-    takes time, so ``seconds`` are honest only without ``memory``; measure the two in runs of their own.
+    themselves. Watching every operation takes time, so measure ``seconds`` in a run without ``memory``.
 
     Args:
         network: whose passes are counted; it comes back as it was.
-        image: ``(B, C, *spatial)``, tells the voxels of a pass, and the device.
+        image: ``(B, C, *spatial)``; its size is that of a pass, its device the one that is watched.
         memory: whether to measure it.
 
     Yields:
@@ -71,15 +71,14 @@ def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iter
     cost = Cost(math.prod(image.shape[2:]))
     handles: list[RemovableHandle] = []
 
-    def forward(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        taken = next(_tensors((args, kwargs)), None)
+    def forward(call: Call) -> None:
+        taken = next((leaf for leaf in tree_leaves((call.inputs, call.options)) if isinstance(leaf, Tensor)), None)
         if taken is None:
-            raise ValueError(
-                f"network must be called with an image, got no tensor in a call of {type(module).__name__}"
-            )
+            name = type(call.module).__name__
+            raise ValueError(f"network must be called with an image, got no tensor in a call of {name}")
         voxels = len(taken) * math.prod(taken.shape[2:])
         cost.forward_voxels += voxels
-        given = [tensor for tensor in _tensors(output) if tensor.requires_grad]
+        given = [leaf for leaf in tree_leaves(call.output) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if given:
             # Several outputs are one pass back, whichever gradient comes first.
             handles.append(register_multi_grad_hook(given, partial(backward, voxels), mode="any"))
@@ -87,9 +86,8 @@ def measure_cost(network: nn.Module, image: Image, memory: bool = False) -> Iter
     def backward(voxels: int, _: Tensor) -> None:
         cost.backward_voxels += voxels
 
-    handles.append(network.register_forward_hook(forward, with_kwargs=True))
     try:
-        with _peak_memory(network, image, cost) if memory else nullcontext():
+        with watching({"": network}, forward), _peak_memory(network, image, cost) if memory else nullcontext():
             _wait(image.device)
             start = time.perf_counter()
             try:
@@ -110,8 +108,7 @@ _PEAKS: list[tuple[torch.device, list[int]]] = []
 def _peak_memory(network: nn.Module, image: Tensor, cost: Cost) -> Iterator[None]:
     device = image.device
     if device.type != "cuda":
-        existing = (image, *network.parameters(), *network.buffers())
-        with LiveTensors(existing=existing) as tensors:
+        with LiveTensors(existing=(image, *network.parameters(), *network.buffers())) as tensors:
             try:
                 yield
             finally:
@@ -137,15 +134,6 @@ def _note_peaks(device: torch.device) -> None:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has done what it was told, or the clock would stop too early."""
+    """Until all queued work is done, or the clock would stop too early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list, Mapping)):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)

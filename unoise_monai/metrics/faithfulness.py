@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-import captum.metrics
 import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_finite
+from unoise_monai.metrics.overlap import check_grid, check_positive
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, VoxelMap
 
@@ -29,8 +28,8 @@ class GaussianPerturbation:
         box: None, or the voxels a side of the box; cut to shorter sides of the volume.
 
     Shape:
-        called with images ``(items * copies, C, *spatial)``, the copies of an item in a row as Captum has them, to
-        the perturbation ``I`` and ``images - I``.
+        ``(items * copies, C, *spatial)``, the copies of an item in a row, to the perturbation ``I`` and ``images - I``,
+        as Captum wants them.
 
     Raises:
         ValueError: when ``sigma`` is not above 0, or ``box`` below 1.
@@ -47,57 +46,23 @@ class GaussianPerturbation:
             raise ValueError(f"box must be at least 1, got {self.box}")
 
     def __call__(self, images: Image) -> tuple[Tensor, Image]:
-        if self.box is None:
-            perturbation = draw_copies(images, self.items, self.noise)
-        else:
-            noise, inside = draw_copies(images, self.items, self.noise_in_box).unbind(1)
-            perturbation = torch.where(inside > 0, images - noise, 0.0)
+        noise, inside = draw_copies(images, self.items, self.draw).unbind(1)
+        perturbation = noise if self.box is None else torch.where(inside > 0, images - noise, 0.0)
         return perturbation, images - perturbation
 
-    def noise(self, shape: torch.Size) -> Tensor:
-        return self.sigma * torch.randn(shape, generator=self.generator, device=self.generator.device)
-
-    def noise_in_box(self, shape: torch.Size) -> Tensor:
+    def draw(self, shape: torch.Size) -> Tensor:
         """Noise, and 1 where the box is, ``(2, C, *spatial)``."""
-        noise = self.noise(shape)
+        device = self.generator.device
+        noise = self.sigma * torch.randn(shape, generator=self.generator, device=device)
         inside = torch.zeros_like(noise)
-        place = [slice(None)]
-        for side in shape[1:]:
-            length = min(self.box or side, side)
-            first = torch.randint(side - length + 1, (), generator=self.generator, device=self.generator.device)
-            place.append(slice(int(first), int(first) + length))
-        inside[tuple(place)] = 1
+        if self.box is not None:
+            place = [slice(None)]
+            for side in shape[1:]:
+                length = min(self.box, side)
+                first = int(torch.randint(side - length + 1, (), generator=self.generator, device=device))
+                place.append(slice(first, first + length))
+            inside[tuple(place)] = 1
         return torch.stack([noise, inside])
-
-
-@dataclass(frozen=True)
-class UniformPerturbation:
-    """Noise drawn evenly from ``[-radius, radius]``, the ball of the maximum norm, on every voxel.
-
-    Args:
-        items: of the batch.
-        radius: in units of normalised intensity.
-        generator: draws, whatever the device of the images.
-
-    Shape:
-        called with images ``(items * copies, C, *spatial)`` to perturbed ones.
-
-    Raises:
-        ValueError: when ``radius`` is not above 0.
-    """
-
-    items: int
-    radius: float
-    generator: torch.Generator
-
-    def __post_init__(self) -> None:
-        check_positive("radius", self.radius)
-
-    def __call__(self, images: Image) -> Image:
-        return images + draw_copies(images, self.items, self.noise)
-
-    def noise(self, shape: torch.Size) -> Tensor:
-        return self.radius * (2 * torch.rand(shape, generator=self.generator, device=self.generator.device) - 1)
 
 
 def draw_copies(images: Image, items: int, draw: Callable[[torch.Size], Tensor]) -> Tensor:
@@ -106,20 +71,10 @@ def draw_copies(images: Image, items: int, draw: Callable[[torch.Size], Tensor])
     return drawn.repeat(items, *[1] * (drawn.ndim - 1))
 
 
-def check_positive(name: str, value: float) -> None:
-    """Refuse what is no distance.
-
-    Raises:
-        ValueError: when ``value`` is not finite and above 0.
-    """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0, got {value}")
-
-
 Score: TypeAlias = Callable[[Image], Tensor]
 
 
-class Infidelity(NamedTuple):
+class InfidelityResult(NamedTuple):
     """Of one map, for each item."""
 
     value: Tensor
@@ -131,8 +86,7 @@ class Infidelity(NamedTuple):
     def unexplained(self) -> Tensor:
         """``value / squared_change``, ``(B,)`` in [0, 1]: 0 predicts every change, 1 none; NaN where none happened.
 
-        Without the score's unit, so it may be averaged over volumes. A map that has nothing to do with the score is
-        expected at ``1 - 1 / samples``, since its scale is fitted.
+        A map that has nothing to do with the score is expected at ``1 - 1 / samples``, since its scale is fitted.
         """
         return self.value / self.squared_change
 
@@ -147,20 +101,19 @@ def infidelity(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> Infidelity:
-    """Infidelity of one map: ``E[(scale * I . map - (score(x) - score(x - I)))^2]``, by Captum.
+) -> InfidelityResult:
+    """Infidelity of one map: ``E[(scale * I . map - (score(x) - score(x - I)))^2]``.
 
     Yeh et al., "On the (in)fidelity and sensitivity of explanations", 2019, Definition 2.1; Fazel et al.,
     "Interpretability of U-Net model in the segmentation of medical images", Eq. 3. The scale is the one that fits best,
     so maps of any unit compare. It may be negative: a map is not judged by its overall sign. A map of zeros predicts
     nothing: its ``unexplained`` is 1; a constant map predicts by the sum of ``I``.
 
-    The perturbations go up and down, the score with them. A map without signs, such as the absolute gradient, Grad-CAM
-    or a learned importance, cannot tell the two apart: it comes near 1, however right its places are, unless the score
-    answers nearly everywhere in one direction. Contributions against a baseline have to be divided by the voxel's
-    distance to it (`Attributor.contributes`).
-    As ``sigma`` goes to 0, the gradient comes to predict all: a small one favours gradients by construction. A large
-    one leaves the range in which a map, whose prediction is linear in ``I``, could tell much.
+    The perturbations go up and down. A map without signs, such as the absolute gradient, Grad-CAM or a learned
+    importance, comes near 1, however right its places are, unless the score answers nearly everywhere in one direction.
+    Contributions against a baseline have to be divided by the voxel's distance to it (`Attributor.contributes`). A
+    small ``sigma`` favours gradients by construction; a large one leaves the range in which a map, whose prediction is
+    linear in ``I``, could predict much.
 
     Args:
         score: from images ``(n, C, *spatial)`` to one number an item, ``(n,)``. Where it is not a module, its network
@@ -171,9 +124,8 @@ def infidelity(
         sigma: of the Gaussian noise, in units of normalised intensity.
         samples: perturbations of an item, the same ones for each; with one clean pass, all that is run.
         generator: draws them, so one generator state means the same perturbations, whatever ``copies``.
-        box: None perturbs every voxel: ``I`` is the noise. A number sets a random box with that many voxels a side (cut
-            to shorter sides of the volume) to noise, since what is drawn for each voxel alone averages out over a
-            volume.
+        box: None adds noise to every voxel. A number sets a random box with that many voxels a side to noise, since
+            what is drawn for each voxel alone averages out over a volume.
         copies: perturbed copies of an item in one pass. A score made for the items of a batch, such as a target with a
             region for each, serves with 1.
 
@@ -196,12 +148,8 @@ def infidelities(
     generator: torch.Generator,
     box: int | None = None,
     copies: int = 1,
-) -> dict[str, Infidelity]:
-    """Infidelity of several maps of one image against the same perturbations, in the passes of one. See `infidelity`.
-
-    Raises:
-        ValueError: as `infidelity`.
-    """
+) -> dict[str, InfidelityResult]:
+    """`infidelity` of several maps of one image against the same perturbations, in the passes of one."""
     for name, value, least in (("samples", samples, 2), ("copies", copies, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -209,70 +157,43 @@ def infidelities(
     maps = {name: checked_map(attribution, image) for name, attribution in attributions.items()}
     check_finite(image, "image")
     image = image.detach().as_subclass(Tensor)
-    start = generator.get_state()
-    results = {}
+    changes: list[Tensor] = []
+    predictions: dict[str, list[Tensor]] = {name: [] for name in maps}
     with evaluating(score) if isinstance(score, nn.Module) else torch.no_grad():
-        scores = _Scores(score, image)
-        for name, values in maps.items():
-            generator.set_state(start)
-            scores.position = 0
-            found = captum.metrics.infidelity(
-                scores,
-                perturb,
-                image,
-                values.expand_as(image),
-                n_perturb_samples=samples,
-                max_examples_per_batch=min(copies, samples) * len(image),
-                normalize=True,
-            )
-            change = scores.squared_change()
-            # Captum expands the square, which rounding may take a little out of what is possible.
-            results[name] = Infidelity(found.clamp_min(0).minimum(change), change)
+        clean = _scores(score, image)[:, None]
+        for first in range(0, samples, copies):
+            count = min(copies, samples - first)
+            perturbation, perturbed = perturb(image.repeat_interleave(count, dim=0))
+            changes.append(clean - _scores(score, perturbed).view(-1, count))
+            perturbation = perturbation.double().sum(dim=1, keepdim=True).unflatten(0, (len(image), count))
+            for name, values in maps.items():
+                predictions[name].append((perturbation * values[:, None]).flatten(2).sum(dim=2))
+    change = torch.cat(changes, dim=1)
+    squared_change = change.square().mean(dim=1)
+    results = {}
+    for name, parts in predictions.items():
+        predicted = torch.cat(parts, dim=1)
+        # By least squares; 0 of a map of zeros.
+        scale = (predicted * change).sum(dim=1, keepdim=True) / predicted.square().sum(dim=1, keepdim=True)
+        error = (scale.nan_to_num(0.0) * predicted - change).square().mean(dim=1)
+        results[name] = InfidelityResult(error.minimum(squared_change), squared_change)
     return results
 
 
-def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") -> VoxelMap:
-    """A map as a plain float64 tensor.
+def _scores(score: Score, images: Image) -> Tensor:
+    scores = score(images)
+    if scores.shape != images.shape[:1]:
+        raise ValueError(f"score must give one number an item, ({len(images)},), got {tuple(scores.shape)}")
+    check_finite(scores, "score")
+    return scores.detach().as_subclass(Tensor).double()
 
-    Raises:
-        ValueError: when it is not one channel on the image's grid, or holds NaN or infinite values.
-    """
-    expected = (image.shape[0], 1, *image.shape[2:])
-    if tuple(attribution.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(attribution.shape)}")
+
+def checked_map(attribution: VoxelMap, image: Image, name: str = "attribution") -> VoxelMap:
+    """A map as a plain float64 tensor; a ValueError when it is not finite or not one channel on the image's grid."""
+    check_grid(name, attribution, image)
     check_finite(attribution, name)
     # Squares of small values, and differences of large ones, need the digits.
     return attribution.detach().as_subclass(Tensor).double()
-
-
-class _Scores:
-    """Scores of the clean image and of its perturbed copies; a further map gets what the first one had computed."""
-
-    def __init__(self, score: Score, image: Image) -> None:
-        self.score, self.image = score, image
-        self.clean = self.ask(image)
-        self.passes: list[Tensor] = []
-        self.position = 0
-
-    def __call__(self, images: Image) -> Tensor:
-        # Captum asks for the clean image again with every pass.
-        if images is self.image:
-            return self.clean
-        if self.position == len(self.passes):
-            self.passes.append(self.ask(images))
-        self.position += 1
-        return self.passes[self.position - 1]
-
-    def ask(self, images: Image) -> Tensor:
-        scores = self.score(images)
-        if scores.shape != images.shape[:1]:
-            raise ValueError(f"score must give one number an item, ({len(images)},), got {tuple(scores.shape)}")
-        check_finite(scores, "score")
-        return scores.detach().as_subclass(Tensor).double()
-
-    def squared_change(self) -> Tensor:
-        perturbed = torch.cat([scores.view(len(self.image), -1) for scores in self.passes], dim=1)
-        return (self.clean[:, None] - perturbed).square().mean(dim=1)
 
 
 def max_sensitivity(
@@ -284,21 +205,19 @@ def max_sensitivity(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """The largest change of the map over random small changes of the image, relative to the map, by Captum; ``(B,)``.
+    """The largest change of the map over random small changes of the image, relative to the map, ``(B,)``.
 
     Yeh et al., "On the (in)fidelity and sensitivity of explanations", 2019, Definition 3.1; Fazel et al.,
     "Interpretability of U-Net model in the segmentation of medical images", Eq. 4: ``max |map(y) - map(x)|`` over ``y``
     with ``|y - x| <= radius``, divided by ``|map(x)|``, so that maps of any unit compare. The norm of the maps is the
     Euclidean one, that of the images the maximum, whose ball the ``y`` are drawn from evenly: the maximum over samples
-    is a lower bound of the one over the ball. 0 is a map that does not change, and so is a constant one; of a map of
-    zeros there is nothing to be relative to: NaN.
+    is a lower bound of the one over the ball. 0 is a map that does not change; NaN is a map of zeros.
 
-    The target stays the one that it is, made from the unperturbed image. A method that draws from the global random
-    state adds its own noise to the score; give it a seed.
+    The target stays that of the unperturbed image. A method that draws from the global random state adds its own noise
+    to the score; give it a seed.
 
     Args:
-        attributor: from an image and a target to a map. It is called once more than ``samples``, with images that lie
-            where ``image`` does.
+        attributor: from an image and a target to a map; called ``samples + 1`` times, with the geometry of ``image``.
         image: ``(B, C, *spatial)``.
         target: what the map explains.
         radius: in units of normalised intensity.
@@ -309,31 +228,24 @@ def max_sensitivity(
         ValueError: when ``radius`` is not above 0, ``samples`` below 1, or a map not one channel on the image's grid;
             when image or map hold NaN or infinite values.
     """
+    check_positive("radius", radius)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    perturb = UniformPerturbation(len(image), radius, generator)
     check_finite(image, "image")
-    nothing: list[Tensor] = []
+    plain = image.detach().as_subclass(Tensor)
 
-    # Captum hands the image itself over in a tuple and wants its map in one, and calls without gradients, which a
-    # method may need.
-    def explain(images: Image | tuple[Image]) -> VoxelMap | tuple[VoxelMap]:
-        if isinstance(images, tuple):
-            original = plain_map(images[0])
-            nothing.append(~original.flatten(1).any(dim=1))
-            return (original,)
-        return plain_map(images)
-
-    def plain_map(images: Image) -> VoxelMap:
+    def explain(images: Image) -> VoxelMap:
         placed = MetaTensor(images).copy_meta_from(image) if isinstance(image, MetaTensor) else images
         with torch.enable_grad():
-            return checked_map(attributor(placed, target), images, "the attributor's map").contiguous()
+            return checked_map(attributor(placed, target), images, "the attributor's map")
 
-    found = captum.metrics.sensitivity_max(
-        explain,
-        image.detach().as_subclass(Tensor),
-        perturb,
-        n_perturb_samples=samples,
-        max_examples_per_batch=len(image),
-    )
-    return found.masked_fill(nothing[0], torch.nan)
+    def noise(shape: torch.Size) -> Tensor:
+        return radius * (2 * torch.rand(shape, generator=generator, device=generator.device) - 1)
+
+    original = explain(plain)
+    norm = original.flatten(1).norm(dim=1)
+    largest = torch.zeros_like(norm)
+    for _ in range(samples):
+        change = explain(plain + draw_copies(plain, len(plain), noise)) - original
+        largest = largest.maximum(change.flatten(1).norm(dim=1))
+    return (largest / norm).masked_fill(norm == 0, torch.nan)

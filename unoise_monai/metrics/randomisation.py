@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from unoise_monai.attribution.base import watching
 from unoise_monai.attribution.targets import Target
 from unoise_monai.metrics.faithfulness import checked_map
 from unoise_monai.metrics.overlap import rank_correlation, structural_similarity
@@ -23,7 +24,7 @@ def weighted_layers(network: nn.Module, called: Mapping[str, None]) -> list[Laye
     """The layers of a network, the last first.
 
     Args:
-        network: the network.
+        network: a network.
         called: names of its modules in the order of the pass. What has parameters and is not called itself, such as a
             projection within an attention, goes with the first layers.
 
@@ -36,11 +37,10 @@ def weighted_layers(network: nn.Module, called: Mapping[str, None]) -> list[Laye
     for name in names:
         module = modules[name]
         own = list(module.parameters(recurse=False))
-        if not own and not (list(module.buffers(recurse=False)) and hasattr(module, "reset_parameters")):
-            continue
-        if not layers or any(parameter.ndim > 1 for parameter in own):
-            layers.append([])
-        layers[-1].append((name, module))
+        if own or (list(module.buffers(recurse=False)) and hasattr(module, "reset_parameters")):
+            if not layers or any(parameter.ndim > 1 for parameter in own):
+                layers.append([])
+            layers[-1].append((name, module))
     if not layers:
         raise ValueError(f"network must have weights to randomise, got none in {type(network).__name__}")
     return layers[::-1]
@@ -50,15 +50,8 @@ def weighted_layers(network: nn.Module, called: Mapping[str, None]) -> list[Laye
 def order_of_calls(network: nn.Module) -> Iterator[dict[str, None]]:
     """The names of its modules, in the order in which they are first called within the block."""
     called: dict[str, None] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.setdefault(name))
-        for name, module in network.named_modules()
-    ]
-    try:
+    with watching(dict(network.named_modules()), lambda call: None, lambda name, _: called.setdefault(name)):
         yield called
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -87,21 +80,20 @@ def randomise(layer: Layer, seed: int) -> None:
             if hasattr(module, "reset_parameters"):
                 fresh: Any = copy.deepcopy(module).cpu()
                 fresh.reset_parameters()
-                values = dict(_own(fresh))
-                for name, tensor in _own(module):
-                    tensor.copy_(values[name])
+                for tensor, value in zip(_own(module), _own(fresh), strict=True):
+                    tensor.copy_(value)
             else:
                 for parameter in module.parameters(recurse=False):
                     scale = parameter.square().mean().sqrt().cpu()
                     parameter.copy_(scale * torch.randn(parameter.shape))
 
 
-def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
+def _own(module: nn.Module) -> list[Tensor]:
     """A module's own parameters and buffers, without those of its children."""
-    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
-class Randomisation(NamedTuple):
+class RandomisationResult(NamedTuple):
     """The map of a network that is random from its last layer down, compared with the map of the trained one."""
 
     layers: tuple[str, ...]
@@ -124,19 +116,18 @@ def randomisation(
     network: nn.Module | None = None,
     steps: int | None = None,
     limit: float = 0.5,
-) -> Randomisation:
+) -> RandomisationResult:
     """Compare a map with those of the same network, its weights made random layer by layer, from the last to the first.
 
     Adebayo et al., "Sanity checks for saliency maps", 2018, section 3.1, cascading randomisation. A map that stays as
     it was shows the image, not the network.
 
-    In a segmentation, a target that lies in one place makes maps alike whatever the weights: far from it every
-    network's gradient fades. Over the whole volume that alone can keep the correlation above 0.5, so it is taken
-    ``where`` the target lies, such as in the segmented voxels. SSIM is of the whole volume, which its windows need.
+    Far from the target of a segmentation every network's gradient fades. Over the whole volume that alone can keep the
+    correlation above 0.5, so it is taken ``where`` the target lies, such as in the segmented voxels. SSIM is of the
+    whole volume, which its windows need.
 
-    A layer is a convolution with the norms and activations that follow it in the pass (`weighted_layers`); random is
-    what its modules' own initialisation gives (`randomise`). A map without contrast counts as correlated by 0, two such
-    by 1.
+    A layer is a convolution with the norms and activations that follow it in the pass (`weighted_layers`); its modules'
+    own initialisation makes it random (`randomise`). A map without contrast counts as correlated by 0, two such by 1.
 
     Args:
         attributor: from an image and a target to a map.
@@ -144,8 +135,7 @@ def randomisation(
         target: what the map explains, made from the logits of the trained network.
         where: the voxels whose ranks are compared, ``(B, 1, *spatial)``, bool; None for all.
         seed: of the random weights; those of a layer don't depend on ``steps`` or the device.
-        network: whose weights count: the attributor's ``network`` by default. For a learned attributor, its noise
-            model.
+        network: whose weights are made random; the attributor's ``network`` by default.
         steps: how many maps to make, of about equally many layers each; None for one a layer.
         limit: of the rank correlation, above which a map is called unchanged.
 
@@ -179,4 +169,6 @@ def randomisation(
             names.append(layers[step[-1]][0][0] or type(network).__name__)
             correlations.append(rank_correlation(original, changed, where))
             similarities.append(structural_similarity(original, changed))
-    return Randomisation(tuple(names), torch.stack(correlations), torch.stack(similarities), correlations[-1] > limit)
+    return RandomisationResult(
+        tuple(names), torch.stack(correlations), torch.stack(similarities), correlations[-1] > limit
+    )

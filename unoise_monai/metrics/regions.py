@@ -1,16 +1,18 @@
-"""Importance within regions, and against the truth of a phantom."""
+"""Importance and tolerance within regions, and importance against the truth of a phantom."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +21,55 @@ from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean, bounds, res
 from unoise_monai.metrics.overlap import check_spacing
 from unoise_monai.phantoms.abdomen import Truth
 from unoise_monai.types import LabelMap, VoxelMap
+
+SUFFIXES = ("", "_foreground", "_background")
+"""Of the metric's name, for the mean over all voxels, those with a label above 0, and the others."""
+
+
+class MeanTolerance(Metric):
+    """Means of the tolerance map ``B``, as an ignite metric: three of one pass over the voxels.
+
+    A noise model that has learned something tolerates less on the foreground than on the background. NaN where no voxel
+    of a region was seen: an empty foreground is no reason to stop. Over the voxels that all ranks saw.
+
+    Attached as ``tolerance``, it gives an engine the metrics ``tolerance``, ``tolerance_foreground`` and
+    ``tolerance_background``; `compute` gives the three in that order.
+
+    Args:
+        output_transform: from the engine's output to the pair ``(tolerance, label)``, each ``(B, 1, *spatial)``.
+        device: where the sums are kept.
+
+    Raises:
+        NotComputableError: on ``compute`` before any volume was seen.
+    """
+
+    def __init__(self, output_transform: Callable = lambda x: x, device: str | torch.device = "cpu") -> None:
+        super().__init__(output_transform=output_transform, device=device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        self._sums = torch.zeros(len(SUFFIXES), dtype=torch.float64, device=self._device)
+        self._counts = torch.zeros(len(SUFFIXES), dtype=torch.float64, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        tolerance, label = output[0].detach(), output[1]
+        regions = (tolerance, tolerance[label > 0], tolerance[label == 0])
+        for index, values in enumerate(regions):
+            self._sums[index] += values.sum(dtype=torch.float64).to(self._device)
+            self._counts[index] += values.numel()
+
+    @sync_all_reduce("_sums", "_counts")
+    def compute(self) -> Any:
+        if self._counts[0] == 0:
+            raise NotComputableError("MeanTolerance needs at least one volume, got none")
+        return tuple((self._sums / self._counts).tolist())
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """One scalar a region, so that tables, logs and TensorBoard take each as any other metric."""
+        for suffix, mean in zip(SUFFIXES, self.compute(), strict=True):
+            engine.state.metrics[f"{name}{suffix}"] = mean
+
 
 ELSEWHERE = "elsewhere"
 ORDERS = ("ratio", "importance_share")
@@ -60,14 +111,13 @@ def region_importance(
     region without a voxel has no row. Of a map that is 0 everywhere, shares and ratios are NaN.
 
     The intervals are a block bootstrap (Künsch, "The jackknife and the bootstrap for general stationary observations",
-    1989; here of disjoint blocks): neighbouring voxels are alike, so whole cubes of ``block`` voxels a side are drawn,
-    not voxels. They say how much a figure depends on single places of *this* map, nothing of other patients; they are
-    too narrow where the map is smooth over more than a block, and of a region in few blocks (``count`` tells how many
-    it touches; of a single one the bounds are NaN).
+    1989; here of disjoint blocks): neighbouring voxels are alike, so whole cubes of ``block`` voxels a side are drawn.
+    They show how much a result depends on single places of *this* map, not how it varies over patients. They are too
+    narrow where the map is smooth over more than a block, and of a region in few blocks (``count`` is the number it
+    touches; with a single one the bounds are NaN).
 
     Args:
-        importance: ``(1, 1, *spatial)``, at least 0: signed values would cancel out, so take what is meant, their
-            magnitude or their positive part, before.
+        importance: ``(1, 1, *spatial)``, at least 0, such as the magnitude or the positive part of signed values.
         labels: whole numbers, ``(1, 1, *spatial)``.
         names: of the labels; their keys may be text, as JSON has them.
         spacing_mm: voxel sizes, for volumes in ml, which only three axes have.
@@ -78,32 +128,44 @@ def region_importance(
         order: by what the rows are sorted, ``"ratio"`` or ``"importance_share"``, NaN last.
 
     Raises:
-        ValueError: when the two are not one item of one channel on one grid, or ``labels``, or the keys of
-            ``names``, are not whole numbers.
-        ValueError: when ``importance`` holds a negative, NaN or infinite value.
-        ValueError: when ``spacing_mm`` is not one positive number an axis, ``block`` below 1 or ``order`` unknown.
-        ValueError: when ``level`` or ``draws`` are refused as in `bootstrap_mean`.
+        ValueError: when the two are not one item of one channel on one grid, ``importance`` holds a negative, NaN or
+            infinite value, or ``labels``, or the keys of ``names``, are not whole numbers.
+        ValueError: when ``spacing_mm`` is not one positive number an axis, ``block`` below 1, ``order`` unknown, or
+            ``level`` or ``draws`` are refused as in `bootstrap_mean`.
     """
     check_choice("order", order, ORDERS)
-    _check_maps(importance, labels)
-    size = tuple(importance.shape[2:])
+    importance, labels = _checked("labels", importance, labels, one_item=True)
+    if bool((importance < 0).any()):
+        least = float(importance.min())
+        raise ValueError(f"importance must be at least 0, got {least}: take its magnitude or its positive part")
+    if labels.is_floating_point() and bool((broken := labels != labels.round()).any()):
+        raise ValueError(f"labels must be whole numbers, got {float(labels[broken][0])}")
+    axes = importance.ndim - 2
     if spacing_mm is not None:
-        check_spacing(spacing_mm, len(size))
+        check_spacing(spacing_mm, axes)
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    voxel_ml = math.nan if spacing_mm is None or len(size) != 3 else math.prod(spacing_mm) / 1000
+    voxel_ml = math.nan if spacing_mm is None or axes != 3 else math.prod(spacing_mm) / 1000
 
     regions = list(dict.fromkeys([ELSEWHERE, *names.values()]))
-    sums, voxels = _block_sums(importance, _region_of(labels, regions, names), len(regions), block)
+    named = {int(label): regions.index(name) for label, name in names.items()}
+    present, inverse = np.unique(labels[0, 0].cpu().numpy(), return_inverse=True)
+    index = np.array([named.get(int(label), 0) for label in present])
+    region = index[inverse].reshape(labels.shape[2:])
+    sums, voxels = _block_sums(importance[0, 0].double().cpu().numpy(), region, len(regions), block)
     touched = (voxels > 0).sum(axis=0)
-    case = _figures(sums.sum(axis=0), voxels.sum(axis=0))
-    drawn = _figures(*np.split(resampled_sums(np.concatenate([sums, voxels], axis=1), draws, seed), 2, axis=1))
+    case = _fractions(sums.sum(axis=0), voxels.sum(axis=0))
+    drawn = _fractions(*np.split(resampled_sums(np.concatenate([sums, voxels], axis=1), draws, seed), 2, axis=1))
     rows = []
     for k in np.flatnonzero(touched):
-        share, ratio, density = (
-            _interval(float(over[k]), float(under[k]), bounds(overs[:, k], unders[:, k], level), int(touched[k]))
-            for (over, under), (overs, unders) in zip(case, drawn, strict=True)
-        )
+        found = []
+        for (over, under), (overs, unders) in zip(case, drawn, strict=True):
+            mean = float(over[k]) / float(under[k]) if under[k] else math.nan
+            low, high = bounds(overs[:, k], unders[:, k], level)
+            if touched[k] < 2:
+                low = high = math.nan
+            found.append(Interval(mean, low, high, int(touched[k])))
+        share, ratio, density = found
         room = int(voxels[:, k].sum())
         per_ml = Interval(density.mean / voxel_ml, density.low / voxel_ml, density.high / voxel_ml, density.count)
         rows.append(RegionRow(regions[k], room / labels.numel(), room * voxel_ml, share, ratio, density, per_ml))
@@ -114,62 +176,37 @@ def sorted_rows(rows: Sequence[RegionRow], order: str) -> list[RegionRow]:
     """The largest ratio or share of the importance first, NaN last."""
 
     def key(row: RegionRow) -> float:
-        value = (row.ratio if order == "ratio" else row.importance_share).mean
+        value = getattr(row, order).mean
         return math.inf if math.isnan(value) else -value
 
     return sorted(rows, key=key)
 
 
-def _region_of(labels: Tensor, regions: list[str], names: Mapping[Any, str]) -> NDArray[np.int64]:
-    """The index of every voxel's region, ``(X, Y, Z)``."""
-    named = {int(label): name for label, name in names.items()}
-    values = _array(labels)
-    present, inverse = np.unique(values, return_inverse=True)
-    index = np.array([regions.index(named.get(int(label), ELSEWHERE)) for label in present])
-    return index[inverse].reshape(values.shape)
-
-
-def _block_sums(importance: Tensor, region: NDArray[np.int64], regions: int, block: int) -> tuple[NDArray, NDArray]:
+def _block_sums(importance: NDArray, region: NDArray, regions: int, block: int) -> tuple[NDArray, NDArray]:
     """Importance and voxels of every region in every block of voxels, ``(blocks, regions)`` each."""
-    values = _array(importance.double())
-    cell = np.zeros(values.shape, np.int64)
-    for axis, side in enumerate(values.shape):
-        place = np.arange(side) // block
-        cell = cell * (place[-1] + 1) + np.expand_dims(place, [other for other in range(values.ndim) if other != axis])
-    cell = cell * regions + region
-    count = (cell.max() // regions + 1) * regions
-    sums = np.bincount(cell.ravel(), values.ravel(), minlength=count)
-    voxels = np.bincount(cell.ravel(), minlength=count).astype(np.float64)
+    places = [np.arange(side) // block for side in importance.shape]
+    size = (*(int(place[-1]) + 1 for place in places), regions)
+    cell = np.ravel_multi_index((*np.ix_(*places), region), size).ravel()
+    sums = np.bincount(cell, importance.ravel(), minlength=math.prod(size))
+    voxels = np.bincount(cell, minlength=math.prod(size)).astype(np.float64)
     return sums.reshape(-1, regions), voxels.reshape(-1, regions)
 
 
-def _figures(sums: NDArray, voxels: NDArray) -> list[tuple[NDArray, NDArray]]:
+def _fractions(sums: NDArray, voxels: NDArray) -> list[tuple[NDArray, NDArray]]:
     """Numerator and denominator of the share of importance, of its ratio to the volume's, and of the density."""
     total, room = (np.broadcast_to(part.sum(axis=-1, keepdims=True), part.shape) for part in (sums, voxels))
     return [(sums, total), (sums * room, voxels * total), (sums, voxels)]
 
 
-def _interval(over: float, under: float, edges: tuple[float, float], count: int) -> Interval:
-    return Interval(over / under if under else math.nan, *(edges if count > 1 else (math.nan, math.nan)), count)
-
-
-def _array(volume: Tensor) -> NDArray:
-    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-    return plain.detach().cpu().numpy()[0, 0]
-
-
-def _check_maps(importance: Tensor, labels: Tensor) -> None:
-    if importance.ndim < 3 or importance.shape[:2] != (1, 1) or labels.shape != importance.shape:
-        raise ValueError(
-            f"importance and labels must be one item (1, 1, *spatial) on one grid, got {tuple(importance.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
+def _checked(name: str, importance: Tensor, other: Tensor, one_item: bool = False) -> tuple[Tensor, Tensor]:
+    """Plain tensors; a ValueError when the two are not one channel on one grid, or the importance is not finite."""
+    shape = importance.shape
+    if importance.ndim < 3 or shape[1] != 1 or other.shape != shape or (one_item and len(importance) != 1):
+        kind = "one item (1, 1, *spatial)" if one_item else "(B, 1, *spatial)"
+        got = f"{tuple(shape)} and {tuple(other.shape)}"
+        raise ValueError(f"importance and {name} must be {kind} on one grid, got {got}")
     check_finite(importance, "importance")
-    if bool((importance < 0).any()):
-        least = float(importance.min())
-        raise ValueError(f"importance must be at least 0, got {least}: take its magnitude or its positive part")
-    if labels.is_floating_point() and bool((broken := labels != labels.round()).any()):
-        raise ValueError(f"labels must be whole numbers, got {float(labels[broken][0])}")
+    return importance.detach().as_subclass(Tensor), other.detach().as_subclass(Tensor)
 
 
 def regions_over_cases(
@@ -180,7 +217,7 @@ def regions_over_cases(
     seed: int = 0,
     order: str = "ratio",
 ) -> list[RegionRow]:
-    """The mean over cases of each region's figures, with intervals over cases, the region that matters most first.
+    """The mean over cases of each region's results, with intervals over cases, the region that matters most first.
 
     A case without the region, or whose map is 0 everywhere, is left out of that region's means and counted as missing.
     Densities average only where all maps are on one scale, as those of a noise model are.
@@ -202,33 +239,28 @@ def regions_over_cases(
     tables = [{row.name: row for row in rows} for rows in cases]
     result = []
     for name in dict.fromkeys(name for table in tables for name in table):
-        rows = [table.get(name) for table in tables]
-        there = [row for row in rows if row is not None]
-
-        def mean(figure: Callable[[RegionRow], Interval], rows: list[RegionRow | None] = rows) -> Interval:
-            values = [math.nan if row is None else figure(row).mean for row in rows]
-            return bootstrap_mean(values, level, draws, seed, groups)
-
-        result.append(
-            RegionRow(
-                name,
-                volume_share=sum(row.volume_share for row in there) / len(there),
-                volume_ml=sum(row.volume_ml for row in there) / len(there),
-                importance_share=mean(attrgetter("importance_share")),
-                ratio=mean(attrgetter("ratio")),
-                density=mean(attrgetter("density")),
-                density_per_ml=mean(attrgetter("density_per_ml")),
+        there = [table[name] for table in tables if name in table]
+        means = {
+            part: bootstrap_mean(
+                [getattr(table[name], part).mean if name in table else math.nan for table in tables],
+                level,
+                draws,
+                seed,
+                groups,
             )
-        )
+            for part in ("importance_share", "ratio", "density", "density_per_ml")
+        }
+        share, volume_ml = np.mean([(row.volume_share, row.volume_ml) for row in there], axis=0).tolist()
+        result.append(RegionRow(name, share, volume_ml, **means))
     return sorted_rows(result, order)
 
 
 DECIDING = (Truth.TARGET, Truth.LANDMARK)
-"""What tells the target: itself, and the landmarks beside it."""
+"""What a network recognises the target by: itself, and the landmarks beside it."""
 
 
 class TruthScores(NamedTuple):
-    """What `truth_scores` says of each item, float64."""
+    """The results of `truth_scores` for each item, float64."""
 
     tissues: tuple[int, ...]
     """Of the T columns."""
@@ -251,10 +283,10 @@ def truth_scores(
 ) -> TruthScores:
     """Compare a map with what every voxel is known to mean.
 
-    Only the order of the values counts, so that maps of any scale compare; large is important, whatever the sign.
-    Equal values share what they get: the cut through the top voxels takes the same part of each voxel at its level, the
-    average precision has one step for them, and their ranks are their mean. A map that is the same everywhere thus has
-    every tissue's share of the volume in its top, rank 0.5, and the prevalence as its average precision.
+    Only the order of the values counts; large is important, whatever the sign. Equal values share what they get: the
+    cut through the top voxels takes the same part of each voxel at its level, the average precision has one step for
+    them, and their ranks are their mean. A map that is the same everywhere thus has every tissue's share of the volume
+    in its top, rank 0.5, and the prevalence as its average precision.
 
     Args:
         importance: ``(B, 1, *spatial)``.
@@ -264,28 +296,26 @@ def truth_scores(
         tissues: all values that ``truth`` may hold; by default those of `Truth`.
 
     Raises:
-        ValueError: when the two are not one channel on one grid, or ``importance`` holds NaN or infinite values.
-        ValueError: when ``truth`` holds a value that is not in ``tissues``, or ``deciding`` names one that is not.
-        ValueError: when ``share`` is not above 0 and at most 1.
+        ValueError: when the two are not one channel on one grid, ``importance`` holds NaN or infinite values, ``truth``
+            or ``deciding`` a value that is not in ``tissues``, or ``share`` is not above 0 and at most 1.
     """
-    _check_truth(importance, truth)
+    importance, truth = _checked("truth", importance, truth)
     if share is not None:
         check_fraction("share", share)
     if not deciding or not set(deciding) <= set(tissues):
-        raise ValueError(f"deciding must be some of the tissues {_plain(tissues)}, got {_plain(deciding)}")
+        plain = tuple(map(int, tissues)), tuple(map(int, deciding))
+        raise ValueError(f"deciding must be some of the tissues {plain[0]}, got {plain[1]}")
     columns = [index for index, tissue in enumerate(tissues) if tissue in deciding]
-    precisions, prevalences, tops, ranks = [], [], [], []
-    for values, meaning in zip(_flat(importance), _flat(truth), strict=True):
+    items = []
+    for values, meaning in zip(importance.flatten(1), truth.flatten(1), strict=True):
         steps = _steps(values, _column_of(meaning, tissues), len(tissues))
-        wanted = steps[:, columns].sum(dim=1)
+        wanted, voxels = steps[:, columns].sum(dim=1), steps.sum(dim=1)
+        above = voxels.cumsum(dim=0) - voxels
         count = float(wanted.sum()) if share is None else max(1, round(share * len(values)))
-        precisions.append(_average_precision(wanted, steps.sum(dim=1)))
-        prevalences.append(wanted.sum() / len(values))
-        tops.append(_top(steps, count))
-        ranks.append(_mean_ranks(steps))
-    return TruthScores(
-        _plain(tissues), torch.stack(precisions), torch.stack(prevalences), torch.stack(tops), torch.stack(ranks)
-    )
+        top = ((count - above) / voxels).clamp(0, 1) @ steps / count
+        rank = (1 - (above + voxels / 2) / len(values)) @ steps / steps.sum(dim=0)
+        items.append((_average_precision(wanted, voxels), wanted.sum() / len(values), top, rank))
+    return TruthScores(tuple(map(int, tissues)), *map(torch.stack, zip(*items, strict=True)))
 
 
 def average_precision(importance: VoxelMap, wanted: VoxelMap) -> Tensor:
@@ -300,10 +330,9 @@ def average_precision(importance: VoxelMap, wanted: VoxelMap) -> Tensor:
     Raises:
         ValueError: when the two are not one channel on one grid, or ``importance`` holds NaN or infinite values.
     """
-    _check_truth(importance, wanted)
-    steps = [
-        _steps(values, found.long(), 2) for values, found in zip(_flat(importance), _flat(wanted != 0), strict=True)
-    ]
+    importance, wanted = _checked("wanted", importance, wanted)
+    pairs = zip(importance.flatten(1), (wanted != 0).long().flatten(1), strict=True)
+    steps = [_steps(values, found, 2) for values, found in pairs]
     return torch.stack([_average_precision(item[:, 1], item.sum(dim=1)) for item in steps])
 
 
@@ -319,40 +348,11 @@ def _average_precision(wanted: Tensor, voxels: Tensor) -> Tensor:
     return (precision * wanted).sum() / wanted.sum()
 
 
-def _top(steps: Tensor, count: float) -> Tensor:
-    voxels = steps.sum(dim=1)
-    before = voxels.cumsum(dim=0) - voxels
-    taken = ((count - before) / voxels).clamp(0, 1)
-    return (steps * taken[:, None]).sum(dim=0) / count
-
-
-def _mean_ranks(steps: Tensor) -> Tensor:
-    voxels = steps.sum(dim=1)
-    above = (voxels.cumsum(dim=0) - voxels / 2) / voxels.sum()
-    return (steps * (1 - above)[:, None]).sum(dim=0) / steps.sum(dim=0)
-
-
 def _column_of(truth: Tensor, tissues: Sequence[int]) -> Tensor:
     column = torch.full_like(truth, -1, dtype=torch.long)
     for index, tissue in enumerate(tissues):
         column[truth == tissue] = index
     if bool((column < 0).any()):
-        raise ValueError(f"truth must hold the values {_plain(tissues)} only, got {truth[column < 0][0].item()}")
+        plain = tuple(map(int, tissues))
+        raise ValueError(f"truth must hold the values {plain} only, got {truth[column < 0][0].item()}")
     return column
-
-
-def _check_truth(importance: Tensor, truth: Tensor) -> None:
-    if importance.ndim < 3 or importance.shape[1] != 1 or truth.shape != importance.shape:
-        raise ValueError(
-            f"importance and truth must be (B, 1, *spatial) on one grid, got {tuple(importance.shape)} and "
-            f"{tuple(truth.shape)}"
-        )
-    check_finite(importance, "importance")
-
-
-def _flat(volume: Tensor) -> Tensor:
-    return (volume.as_tensor() if isinstance(volume, MetaTensor) else volume).detach().flatten(1)
-
-
-def _plain(values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)

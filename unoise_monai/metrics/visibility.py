@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK
 import torch
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils import evenly_divisible_all_gather
+from scipy.ndimage import binary_dilation, distance_transform_edt
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import baseline
 from unoise_monai.checks import check_choice, check_finite
-from unoise_monai.metrics.overlap import MEASURES, check_measures, check_spacing
+from unoise_monai.metrics.overlap import MEASURES, check_grid, check_measures, check_positive, check_spacing
 from unoise_monai.networks.modes import evaluating
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
@@ -30,7 +30,7 @@ class VisibilityCurve(NamedTuple):
     """Dice, or another measure, against the visible share, averaged over volumes."""
 
     level: Tensor
-    """What was asked for, ``(N,)``: the share, or the threshold of the tolerance."""
+    """Shares, or thresholds of the tolerance, ``(N,)``."""
     share: Tensor
     """Share of the voxels that stayed visible, mean over volumes, ``(N,)``."""
     score: Tensor
@@ -44,11 +44,7 @@ class VisibilityCurve(NamedTuple):
     def at(self, share: float) -> float:
         """Mean score at a visible share, linear between the points measured."""
         order = self.share.argsort()
-        x, y = self.share[order], self.mean_score[order]
-        right = int(torch.searchsorted(x, torch.tensor(share, dtype=x.dtype)).clamp(1, len(x) - 1))
-        width = x[right] - x[right - 1]
-        weight = (share - x[right - 1]) / width if width > 0 else torch.ones(())
-        return float(torch.lerp(y[right - 1], y[right], weight.clamp(0, 1).to(y.dtype)))
+        return float(np.interp(share, self.share[order].numpy(), self.mean_score[order].numpy()))
 
     @property
     def area(self) -> float:
@@ -60,12 +56,12 @@ class VisibilityCurve(NamedTuple):
 
 
 class VisibilityScores(NamedTuple):
-    """Every measure of every volume at every level."""
+    """Every measure of every volume at every level, as in `VisibilityCurve`."""
 
     level: Tensor
-    """Shares, or thresholds of the tolerance, ``(N,)``."""
+    """``(N,)``."""
     share: Tensor
-    """Share of the voxels that stayed visible, ``(B, N)``."""
+    """``(B, N)``."""
     score: dict[str, Tensor]
     """By measure, ``(B, N, classes)``."""
 
@@ -117,26 +113,12 @@ def visible_voxels(
     return visible
 
 
-def random_map(image: Image, generator: torch.Generator | None = None) -> VoxelMap:
-    """A map that knows nothing, uniform in [0, 1): the floor of a scoreboard.
-
-    Args:
-        image: ``(B, C, *spatial)``.
-        generator: on any device; the global state of the CPU where None.
-
-    Returns:
-        ``(B, 1, *spatial)`` float32, on the image's device.
-    """
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.rand((len(image), 1, *image.shape[2:]), generator=generator, device=device).to(image.device)
-
-
 def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
     """A map that knows the answer, minus the distance to the foreground: the ceiling of a scoreboard.
 
     Outside, minus the distance in mm to the nearest foreground voxel; inside, the distance to the nearest one that
-    touches the background, so that the middle of a structure comes first. The context that a network needs is not in
-    it: a good map may exceed this ceiling.
+    touches the background, so that the middle of a structure comes first. A map that shows the context that the network
+    needs may exceed this ceiling.
 
     Args:
         label: class indices, ``(B, 1, *spatial)``; the foreground is what is above 0.
@@ -149,21 +131,17 @@ def distance_map(label: LabelMap, spacing_mm: Sequence[float]) -> VoxelMap:
         ValueError: when ``spacing_mm`` is not one finite number above 0 an axis.
     """
     check_spacing(spacing_mm, label.ndim - 2)
-    foreground = (label.as_subclass(Tensor) > 0)[:, 0]
-    return torch.stack([_depth(item, spacing_mm) for item in foreground])[:, None].to(label.device)
+    foreground = (label.as_subclass(Tensor) > 0)[:, 0].cpu().numpy()
+    depths = np.zeros(foreground.shape, np.float32)
+    for depth, mask in zip(depths, foreground, strict=True):
+        if mask.any() and not mask.all():
+            rim = mask & binary_dilation(~mask, np.ones((3,) * mask.ndim, bool))
+            inside, outside = (distance_transform_edt(~seeds, list(spacing_mm)) for seeds in (rim, mask))
+            depth[:] = np.where(mask, inside, -outside)
+    return torch.from_numpy(depths)[:, None].to(label.device)
 
 
-def _depth(mask: Tensor, spacing_mm: Sequence[float]) -> Tensor:
-    if not bool(mask.any()) or bool(mask.all()):
-        return torch.zeros(mask.shape)
-    # SimpleITK counts the axes from the last.
-    volume = SimpleITK.GetImageFromArray(mask.cpu().numpy().astype(np.uint8).T)
-    volume.SetSpacing([float(size) for size in spacing_mm])
-    distance_mm = SimpleITK.SignedMaurerDistanceMap(volume, False, False, True)
-    return torch.from_numpy(-np.ascontiguousarray(SimpleITK.GetArrayFromImage(distance_mm).T))
-
-
-OPERATORS = ("zero", "mean", "value", "noise", "blur")
+OPERATORS = ("zero", "mean", "minimum", "value", "noise", "blur")
 _NEEDS = {"noise": "sigma", "blur": "sigma", "value": "value"}
 
 
@@ -172,13 +150,13 @@ class Hiding:
     """Hides voxels of an image; hashable, so that results can be kept by it.
 
     - ``"zero"``: 0 of normalised intensity. Koker et al., "U-Noise", 2021, section 4.3.
-    - ``"mean"``: each item's and channel's own mean intensity.
+    - ``"mean"``, ``"minimum"``: each item's and channel's own mean or lowest intensity.
     - ``"value"``: a constant, such as the -1 of tasks whose background is -1.
     - ``"noise"``: ``x + sigma * eps``, eps ~ N(0, 1), as U-Noise noises (Eq. 1); the voxel's own value shines through.
     - ``"blur"``: the Gaussian mean around the voxel, of the voxels inside the volume; coarse structure stays.
 
-    The noise comes from a seed of its own, one volume of it for all items: every share, every map and every size of the
-    batch meets the same noise.
+    All but the noise are the images that attribution methods take as their `baseline`. One volume of noise is drawn
+    from the seed for all items: every share, every map and every size of the batch meets the same.
 
     Args:
         operator: one of these.
@@ -187,8 +165,8 @@ class Hiding:
         seed: of the noise.
 
     Raises:
-        ValueError: when ``operator`` is unknown, what it needs is missing, or it is given what it has no use for.
-        ValueError: when ``sigma`` is not a finite number above 0, or ``value`` is not finite.
+        ValueError: when ``operator`` is unknown, what it needs is missing or not finite (``sigma``: not above 0), or it
+            is given what it has no use for.
     """
 
     operator: str = "zero"
@@ -203,8 +181,8 @@ class Hiding:
             if needed != (given is not None):
                 rule = "given" if needed else "left out"
                 raise ValueError(f"{name} must be {rule} for operator {self.operator!r}, got {given}")
-        if self.sigma is not None and not 0 < self.sigma < math.inf:
-            raise ValueError(f"sigma must be a finite number above 0, got {self.sigma}")
+        if self.sigma is not None:
+            check_positive("sigma", self.sigma)
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"value must be a finite number, got {self.value}")
 
@@ -218,27 +196,24 @@ class Hiding:
         return torch.where(visible.as_subclass(Tensor), image, self.fill(image))
 
     def fill(self, image: Image) -> Image:
-        """What every voxel of the image would become, ``(B, C, *spatial)``, or of one value an item and channel."""
+        """What every voxel of the image would become, ``(B, C, *spatial)``."""
         image = image.as_subclass(Tensor)
         if self.operator == "noise":
             # Drawn on the CPU: the same noise on every device.
             eps = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(self.seed))
-            return image + float(self.sigma or 0) * eps.to(image)
-        if self.operator == "blur":
-            return baseline(image, "blurred", sigma=float(self.sigma or 0))
-        if self.operator == "mean":
-            return image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
-        return image.new_full((1,) * image.ndim, self.value or 0.0)
+            return image + (self.sigma or 0) * eps.to(image)
+        if self.value is not None:
+            return baseline(image, self.value)
+        return baseline(image, self.operator, sigma=self.sigma or 1.0)
 
 
 ZERO = Hiding("zero")
 
 
 class VisibilityScorer:
-    """Scores any number of maps of one image on equal footing: the same hiding, the same noise, the same levels.
+    """Scores any number of maps of one image, hidden voxels the same in all; all measures come from one pass a level.
 
-    All measures come from one pass a level. The passes with nothing and with everything visible are the same for every
-    map and both modes, and run once.
+    The passes with nothing and with everything visible are the same for every map and both modes, and run once.
 
     Args:
         predict: images ``(n, C, *spatial)`` to logits ``(n, K, *spatial)``. A network runs in evaluation mode and comes
@@ -252,8 +227,7 @@ class VisibilityScorer:
 
     Raises:
         ValueError: when ``batch`` is below 1, the image holds NaN or infinite voxels, the label is not one channel on
-            the image's grid, a measure is unknown, or one needs ``spacing_mm`` and it is missing or of another number
-            of axes.
+            the image's grid, or the measures or ``spacing_mm`` are refused by `check_measures`.
     """
 
     def __init__(
@@ -269,20 +243,15 @@ class VisibilityScorer:
         check_measures(measures, spacing_mm, image.ndim - 2)
         check_batch(batch)
         check_finite(image, "image")
-        _check_grid("label", label, image)
-        self.predict, self.hiding, self.measures = predict, hiding, tuple(measures)
-        self.spacing_mm, self.batch = spacing_mm, batch
+        check_grid("label", label, image)
+        self.predict, self.measures, self.spacing_mm, self.batch = predict, tuple(measures), spacing_mm, batch
         self.image = image.detach().as_subclass(Tensor)
         self.label = label.detach().as_subclass(Tensor)
         self._fill = hiding.fill(self.image)
         self._ends: dict[bool | None, dict[str, Tensor]] = {}
 
     def __call__(
-        self,
-        importance: VoxelMap,
-        levels: Sequence[float] = SHARES,
-        mode: str = "insertion",
-        order: str = "quantile",
+        self, importance: VoxelMap, levels: Sequence[float] = SHARES, mode: str = "insertion", order: str = "quantile"
     ) -> VisibilityScores:
         """The measures of what is segmented at every level; ``mode`` and ``order`` are those of `visible_voxels`.
 
@@ -295,7 +264,7 @@ class VisibilityScorer:
             ValueError: when a level lies outside [0, 1] or there is none, or ``mode`` or ``order`` is unknown.
         """
         check_levels(levels)
-        _check_grid("importance", importance, self.image)
+        check_grid("importance", importance, self.image)
         check_finite(importance, "importance")
         importance = importance.detach().as_subclass(Tensor).to(self.image.device)
         visible = visible_voxels(importance, order, mode)
@@ -307,14 +276,9 @@ class VisibilityScorer:
             part = todo[start : start + self.batch]
             scores |= dict(zip(part, self._scored([visible(levels[index]) for index in part]), strict=True))
         self._ends |= {end: scores[index] for index, end in enumerate(ends) if end is not None}
-        return VisibilityScores(
-            level=torch.tensor([float(level) for level in levels], dtype=torch.float64),
-            share=torch.stack(shares, dim=1).cpu(),
-            score={
-                name: torch.stack([scores[index][name] for index in range(len(levels))], dim=1)
-                for name in self.measures
-            },
-        )
+        rows = [scores[index] for index in range(len(levels))]
+        score = {name: torch.stack([row[name] for row in rows], dim=1) for name in self.measures}
+        return VisibilityScores(torch.tensor(levels, dtype=torch.float64), torch.stack(shares, dim=1).cpu(), score)
 
     def _scored(self, visible: Sequence[VoxelMap]) -> list[dict[str, Tensor]]:
         """The measures of each of several sets of visible voxels, ``(B, classes)``, from one pass."""
@@ -329,29 +293,15 @@ class VisibilityScorer:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse levels outside [0, 1], and none at all.
-
-    Raises:
-        ValueError: when there is no level, or one lies outside.
-    """
+    """Refuse levels outside [0, 1], and none at all, with a ValueError."""
     if not levels or not all(0 <= level <= 1 for level in levels):
         raise ValueError(f"levels must be numbers in [0, 1], at least one, got {tuple(levels)}")
 
 
 def check_batch(batch: int) -> None:
-    """Refuse a number of levels a pass that is below 1.
-
-    Raises:
-        ValueError: when it is.
-    """
+    """Refuse a number of levels a pass that is below 1, with a ValueError."""
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-
-
-def _check_grid(name: str, volume: Tensor, image: Image) -> None:
-    expected = (len(image), 1, *image.shape[2:])
-    if tuple(volume.shape) != expected:
-        raise ValueError(f"{name} must be one channel on the image's grid, {expected}, got {tuple(volume.shape)}")
 
 
 def _end(share: Tensor) -> bool | None:
@@ -362,34 +312,32 @@ def _end(share: Tensor) -> bool | None:
 class VisibleDice(Metric):
     """Hide all but the most important voxels, segment what is left, and measure Dice against the label.
 
-    Koker et al., "U-Noise", 2021, section 4.3 and Fig. 3a: the hidden voxels are zeroed (in normalised intensity), by
-    one threshold of the tolerance for all volumes (``order="threshold"``: visible where ``B <= level``), or, so that
-    maps of any scale compare, by rank within each volume (``order="quantile"``: the top share of the importance, exact
-    to the voxel; ties go in the order of the voxels). Hiding the most important ones in place of the others
-    (``mode="deletion"``) asks the reverse: how soon the segmentation breaks down. `VisibilityScorer` does the same for
-    many maps of one image. The mean is over the volumes of all ranks; each must have seen at least one.
+    Koker et al., "U-Noise", 2021, section 4.3 and Fig. 3a: voxels are hidden by one threshold of the tolerance for all
+    volumes (``order="threshold"``: visible where ``B <= level``), or, so that maps of any scale compare, by rank within
+    each volume (``order="quantile"``: the top share of the importance, exact to the voxel; ties go in the order of the
+    voxels). With ``mode="deletion"`` the most important ones are hidden in place of the others, to see how soon the
+    segmentation breaks down. `VisibilityScorer` does the same for many maps of one image. The mean is over the volumes
+    of all ranks; each must have seen at least one.
 
     Args:
         network: the utility network; it runs in evaluation mode and comes back in the mode that it had.
-        levels: shares to leave visible (to hide, in deletion), or thresholds of the tolerance, each in [0, 1].
+        levels: shares to leave visible (in deletion, to hide), or thresholds of the tolerance, in [0, 1].
         order: ``"quantile"`` or ``"threshold"``.
         value: what ``compute`` returns: ``"curve"`` (a `VisibilityCurve`), ``"area"`` under it, or a share, for the
             mean Dice there. It is the share that is visible, in deletion too.
         inferer: how the network is run; the plain call by default.
-        output_transform: from the engine's output to ``(image, importance, label)``: ``(B, C, *spatial)``,
-            ``(B, 1, *spatial)`` in [0, 1] and class indices ``(B, 1, *spatial)``.
+        output_transform: from the engine's output to ``(image, importance, label)``, as `VisibilityScorer` has them.
         device: where the results are kept.
         hiding: what hidden voxels become; zero by default.
-        measure: another name of `MEASURES` in place of Dice.
-        mode: ``"insertion"``, the top voxels stay visible, or ``"deletion"``, they are hidden.
+        measure: a name of `MEASURES`.
+        mode: ``"insertion"`` or ``"deletion"``.
         spacing_mm: voxel sizes of all volumes, one an axis, for ``measure="surface_distance"``.
         batch: how many levels a pass takes, each with all items of the batch.
 
     Raises:
         ValueError: when ``order``, ``value``, ``measure`` or ``mode`` is unknown, a level or ``value`` lies outside
-            [0, 1], ``batch`` is below 1, or the measure needs ``spacing_mm`` and it is None; in ``update``, when the
-            importance or the image holds NaN or infinite voxels, or the importance or the label is not one channel on
-            the image's grid.
+            [0, 1], ``batch`` is below 1, or the measure needs ``spacing_mm`` and it is None; in ``update``, as
+            `VisibilityScorer`.
         NotComputableError: on ``compute`` before any volume was seen.
     """
 
@@ -431,15 +379,8 @@ class VisibleDice(Metric):
     @reinit__is_reduced
     def update(self, output: tuple[Image, VoxelMap, LabelMap]) -> None:
         image, importance, label = output
-        scorer = VisibilityScorer(
-            lambda images: self.inferer(images, self.network),
-            image,
-            label,
-            hiding=self.hiding,
-            measures=(self.measure,),
-            spacing_mm=self.spacing_mm,
-            batch=self.batch,
-        )
+        options = (self.hiding, (self.measure,), self.spacing_mm, self.batch)
+        scorer = VisibilityScorer(lambda images: self.inferer(images, self.network), image, label, *options)
         with evaluating(self.network):
             result = scorer(importance, self.levels, mode=self.mode, order=self.order)
         self._shares += result.share.to(self._device).unbind()
@@ -449,13 +390,9 @@ class VisibleDice(Metric):
         if not self._scores:
             raise NotComputableError("VisibleDice needs at least one volume, got none")
         level = torch.tensor(self.levels, dtype=torch.float64)
-        scores = {self.measure: _gathered(self._scores)}
-        curve = VisibilityScores(level, _gathered(self._shares), scores).curve(self.measure)
+        # One row a volume, of all ranks, in their order.
+        shares, scores = (evenly_divisible_all_gather(torch.stack(each)).cpu() for each in (self._shares, self._scores))
+        curve = VisibilityScores(level, shares, {self.measure: scores}).curve(self.measure)
         if self.value == "curve":
             return curve
         return curve.area if self.value == "area" else curve.at(float(self.value))
-
-
-def _gathered(results: list[Tensor]) -> Tensor:
-    """One row a volume, of all ranks, in their order."""
-    return evenly_divisible_all_gather(torch.stack(results)).cpu()

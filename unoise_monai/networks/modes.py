@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,23 +53,19 @@ def attributing(network: nn.Module) -> Iterator[None]:
     parameters = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     in_place = [module for module in modules if getattr(module, "inplace", False) is True]
     hooks = [(getattr(module, name), dict(getattr(module, name))) for module in modules for name in _HOOKS]
-    with torch.inference_mode(False), ExitStack() as stack, evaluating(network):
-        stack.callback(_restore, hooks, parameters, in_place)
-        for parameter, _ in parameters:
-            parameter.requires_grad_(False)
-        for module in in_place:
-            module.inplace = False  # type: ignore[assignment]
-        with torch.enable_grad():
-            yield
-
-
-def _restore(
-    hooks: list[tuple[dict, dict]], parameters: list[tuple[nn.Parameter, bool]], in_place: list[nn.Module]
-) -> None:
-    for current, before in hooks:
-        for key in current.keys() - before.keys():
-            del current[key]
-    for parameter, needed in parameters:
-        parameter.requires_grad_(needed)
-    for module in in_place:
-        module.inplace = True  # type: ignore[assignment]
+    with torch.inference_mode(False), evaluating(network):
+        try:
+            for parameter, _ in parameters:
+                parameter.requires_grad_(False)
+            for module in in_place:
+                module.inplace = False  # type: ignore[assignment]
+            with torch.enable_grad():
+                yield
+        finally:
+            for current, before in hooks:
+                for key in current.keys() - before.keys():
+                    del current[key]
+            for parameter, needed in parameters:
+                parameter.requires_grad_(needed)
+            for module in in_place:
+                module.inplace = True  # type: ignore[assignment]

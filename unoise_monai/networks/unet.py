@@ -29,8 +29,7 @@ class UpBlock(nn.Module):
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest"),
-            ConvBlock(spatial_dims, in_channels, out_channels, repeats=1),
+            nn.Upsample(scale_factor=2.0, mode="nearest"), ConvBlock(spatial_dims, in_channels, out_channels, repeats=1)
         )
         self.conv = ConvBlock(spatial_dims, 2 * out_channels, out_channels)
 
@@ -83,12 +82,9 @@ class UNetBody(nn.Module):
         for pool, block in zip(self.pools, self.encoder):  # noqa: B905 - TorchScript knows no strict=
             x = block(pool(x))
             skips.append(x)
-        level = len(skips) - 1
-        found = [x]
+        found = [skips.pop()]
         for up in self.decoder:
-            level -= 1
-            x = up(x, skips[level])
-            found.insert(0, x)
+            found.insert(0, up(found[0], skips.pop()))
         return found
 
 
@@ -130,11 +126,10 @@ class UNet(UNetBody):
 
 
 def receptive_halo(depth: int) -> int:
-    """Voxels of context beyond the faces of a block that lies on the stride's grid, for a U-Net of this depth.
+    """Voxels that a block on the stride's grid sees beyond its faces, for a U-Net of this depth.
 
     Walks the widest path from a face, down the decoder to the coarsest level and back up the encoder: a level's two
-    convolutions take 2 voxels of its own grid, the convolution after upsampling 1. A voxel inside the block sees no
-    further beyond the face.
+    convolutions take 2 voxels of its own grid, the convolution after upsampling 1.
     """
     margin = 0
     for _ in range(depth - 1):
@@ -145,24 +140,18 @@ def receptive_halo(depth: int) -> int:
     return halo
 
 
-SIDE_HEADS = 2
-"""Extra heads, at 1/2 and 1/4 of the resolution."""
-
-
 class UNetMSS(UNetBody):
     """U-Net with multi-scale supervision: in training, heads at 1/2 and 1/4 of the resolution learn the labels, too.
 
     Chatterjee et al., "DS6, Deformation-aware semi-supervised learning: Application to small vessel segmentation with
     noisy training data", 2022, after Zeng et al. 2017 and Zhao et al. 2018. The published extra heads end in a ReLU
-    before the sigmoid, so that they never say less than 0.5, and are resized to 64x64x64; these are plain logits of
-    any size.
+    before the sigmoid, so that no probability is below 0.5, and are resized to 64x64x64; these are plain logits.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
         out_channels: channels of the logits; 1 for vessels.
-        channels: of each resolution level, the finest first; the default is the paper's. With fewer than three levels
-            there are fewer heads.
+        channels: of each resolution level, the finest first; fewer than three levels have fewer heads.
 
     Shape:
         ``(B, in_channels, *spatial)``, each side a multiple of ``stride``. In evaluation mode, and scripted, to logits
@@ -184,7 +173,7 @@ class UNetMSS(UNetBody):
         super().__init__(spatial_dims, in_channels, channels)
         convolution = Conv[Conv.CONV, spatial_dims]
         self.head = convolution(channels[0], out_channels, 1)
-        self.side_heads = nn.ModuleList(convolution(width, out_channels, 1) for width in channels[1 : SIDE_HEADS + 1])
+        self.side_heads = nn.ModuleList(convolution(width, out_channels, 1) for width in channels[1:3])
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.features(x)
@@ -194,5 +183,5 @@ class UNetMSS(UNetBody):
             return full
         if not self.training:
             return full
-        sides = [head(level) for head, level in zip(self.side_heads, features[1:], strict=False)]
-        return [full, *sides]  # type: ignore[return-value]
+        heads = zip(self.side_heads, features[1:], strict=False)
+        return [full, *(head(level) for head, level in heads)]  # type: ignore[return-value]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from monai.networks.utils import copy_model_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     """A checkpoint's state dict, on the CPU; code in a checkpoint is never run (``weights_only=True``).
 
     Args:
-        path: of a ``.safetensors`` file, or of one by ``torch.save``, whatever its suffix.
+        path: a ``.safetensors`` file, or one by ``torch.save``, whatever its suffix.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -32,13 +33,11 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights must be a checkpoint file, got {path}, which does not exist")
-    # A file that may not be read says so here; within a reader an OSError is a damaged file's, too.
+    # Raises here where the file may not be read: within a reader, an OSError is a damaged file's, too.
     path.open("rb").close()
     try:
-        if path.suffix.lower() == SAFETENSORS:
-            state = load_file(path, device="cpu")
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        packed = path.suffix.lower() == SAFETENSORS
+        state = load_file(path) if packed else torch.load(path, map_location="cpu", weights_only=True)
     # What a damaged file raises is of every kind: pickle's, struct's, safetensors' own, a KeyError, an OSError.
     except Exception as error:
         raise ValueError(f"{path} must hold a state dict, tensors only: {_reason(error)}") from error
@@ -54,16 +53,12 @@ def load_weights(network: nn.Module, path: str | Path, name: str = "network") ->
     """Load a checkpoint of exactly this network.
 
     Args:
-        network: its weights are replaced, on the device that it is on; none of them when this raises.
+        network: its weights are replaced, on its device; none of them when this raises. It is returned.
         path: the checkpoint.
         name: what errors call the network.
 
-    Returns:
-        ``network``.
-
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is no state dict (see `load_state`), or the weights do not fit; it names which.
+        ValueError: when the weights do not fit; it names which. Otherwise as `load_state`.
     """
     _fit(network, load_state(path), path, name)
     return network
@@ -73,12 +68,9 @@ def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], t
     """Load a utility network from the first of these checkpoints that is there.
 
     Args:
-        utility: the network; its weights are replaced.
+        utility: its weights are replaced, as by `load_weights`. It is returned.
         paths: checkpoints of the utility alone, or of a whole `ExplainedSegmenter`, whose utility is then taken.
         train_command: what to run where there is none; the error quotes it.
-
-    Returns:
-        ``utility``.
 
     Raises:
         FileNotFoundError: when none of the checkpoints is there.
@@ -99,7 +91,13 @@ def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], t
 
 
 def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, name: str) -> None:
-    own = network.state_dict()
+    if misfits := _misfits(network.state_dict(), state):
+        raise ValueError(f"the weights in {source} must fit the {name}, got {misfits}")
+    network.load_state_dict(dict(state))
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """How many weights of ``state`` do not fit a network's own, and the first of each kind; empty where all fit."""
     kinds = {
         "missing": [key for key in own if key not in state],
         "unexpected": [key for key in state if key not in own],
@@ -109,14 +107,11 @@ def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, na
             if key in state and state[key].shape != value.shape
         ],
     }
-    misfits = [f"{len(found)} {kind} ({_first(found)})" for kind, found in kinds.items() if found]
-    if misfits:
-        raise ValueError(f"the weights in {source} must fit the {name}, got {', '.join(misfits)}")
-    network.load_state_dict(dict(state))
-
-
-def _first(names: Sequence[str]) -> str:
-    return "; ".join(names[:SHOWN]) + ("; ..." if len(names) > SHOWN else "")
+    return ", ".join(
+        f"{len(found)} {kind} ({'; '.join(found[:SHOWN])}{'; ...' if len(found) > SHOWN else ''})"
+        for kind, found in kinds.items()
+        if found
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -124,9 +119,9 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if called := re.search(r"GLOBAL (\S+)", text):
         return f"it asks to call {called[1]}, and code in a checkpoint is never run"
-    if "legacy .tar" in text or "TorchScript" in text:
-        kind = "PyTorch's legacy .tar format" if "legacy .tar" in text else "TorchScript"
-        return f"it is in {kind}, which can run code; save the network's state dict instead"
+    for mark, kind in (("legacy .tar", "PyTorch's legacy .tar format"), ("TorchScript", "TorchScript")):
+        if mark in text:
+            return f"it is in {kind}, which can run code; save the network's state dict instead"
     if "weights_only" in text:
         return "it is a pickle of something else, or damaged; code in a checkpoint is never run"
     first = text.splitlines()[0] if text else "it ends too early"
@@ -136,10 +131,10 @@ def _reason(error: Exception) -> str:
 def copy_matching_layers(
     source: Mapping[str, Tensor], target: nn.Module, heads: Sequence[str] = ("head", "side_heads")
 ) -> list[str]:
-    """Copy every layer of a segmentation-trained network that fits into ``target``, and say which were copied.
+    """Copy every layer of a segmentation-trained network but its heads into ``target``.
 
-    All layers must fit but the heads, whose channels differ: a segmentation net has one a class, a noise model one
-    (Koker et al. 2021, section 4.4). A head that fits is not copied either, for it answers another question.
+    A segmentation network's head has one channel a class, a noise model's one (Koker et al. 2021, section 4.4); a head
+    that fits is not copied either, for it answers another question.
 
     Args:
         source: the state dict of the segmentation-trained network.
@@ -152,20 +147,14 @@ def copy_matching_layers(
     Raises:
         ValueError: when a layer other than a head is missing, extra or of another shape.
     """
-    own = target.state_dict()
     prefixes = tuple(f"{head}." for head in heads)
-    body = [name for name in own if not name.startswith(prefixes)]
-    misfits = [f"{name} is missing" for name in body if name not in source]
-    misfits += [
-        f"{name} is {tuple(source[name].shape)}, not {tuple(own[name].shape)}"
-        for name in body
-        if name in source and source[name].shape != own[name].shape
-    ]
-    misfits += [f"{name} is extra" for name in source if name not in own and not name.startswith(prefixes)]
-    if misfits:
-        shown = "; ".join(misfits[:3]) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
-        raise ValueError(f"the pretrained network must have the noise model's shape but for its head: {shown}")
-    with torch.no_grad():
-        target.load_state_dict({**own, **{name: source[name] for name in body}})
-    logger.info("copied %d of %d tensors from the pretrained network: %s", len(body), len(own), ", ".join(body))
-    return body
+    own, body = (
+        {name: value for name, value in state.items() if not name.startswith(prefixes)}
+        for state in (target.state_dict(), source)
+    )
+    if misfits := _misfits(own, body):
+        raise ValueError(f"the pretrained network must have the noise model's shape but for its head, got {misfits}")
+    copied = list(own)
+    copy_model_state(target, body)
+    logger.info("copied %d tensors from the pretrained network, all but the head: %s", len(copied), ", ".join(copied))
+    return copied

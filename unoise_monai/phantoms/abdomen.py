@@ -8,68 +8,60 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
-from unoise_monai.phantoms.shapes import LONG_MM, Array, Ellipsoid, Tube, grid_affine, paint, random_rotation, soften
+from unoise_monai.phantoms.shapes import Array, Ellipsoid, Tube, grid_affine, paint, random_rotation, soften, unit
 
+LONG_MM = 1e4
+"""An endless radius that keeps the arithmetic finite."""
 TUBE_POINTS = 64
 """Balls in a tube about 115 mm long: closer than 2 mm, so that the tube's surface is smooth to 0.1 mm."""
 
 
 class Tissue(IntEnum):
-    """What a point of the phantom is made of."""
+    """What a point of the phantom is made of, and its mean intensity in the portal-venous phase, in HU."""
 
-    AIR = 0
-    FAT = 1
-    MUSCLE = 2
-    BONE = 3
-    DISC = 4
-    LUNG = 5
-    LIVER = 6
-    SPLEEN = 7
-    KIDNEY = 8
-    STOMACH_WALL = 9
-    STOMACH_FLUID = 10
-    AORTA = 11
-    SPLENIC_VEIN = 12
-    TARGET = 13
-    BOWEL = 14
+    hounsfield: int
+
+    def __new__(cls, value: int, hounsfield: int) -> Tissue:
+        tissue = int.__new__(cls, value)
+        tissue._value_, tissue.hounsfield = value, hounsfield
+        return tissue
+
+    AIR = 0, -1000
+    FAT = 1, -100
+    MUSCLE = 2, 55
+    BONE = 3, 250
+    DISC = 4, 90
+    LUNG = 5, -820
+    LIVER = 6, 110
+    SPLEEN = 7, 125
+    KIDNEY = 8, 170
+    STOMACH_WALL = 9, 60
+    STOMACH_FLUID = 10, 30
+    AORTA = 11, 180
+    SPLENIC_VEIN = 12, 165
+    TARGET = 13, 95
+    BOWEL = 14, 95
 
 
-HOUNSFIELD = {
-    Tissue.AIR: -1000,
-    Tissue.FAT: -100,
-    Tissue.MUSCLE: 55,
-    Tissue.BONE: 250,
-    Tissue.DISC: 90,
-    Tissue.LUNG: -820,
-    Tissue.LIVER: 110,
-    Tissue.SPLEEN: 125,
-    Tissue.KIDNEY: 170,
-    Tissue.STOMACH_WALL: 60,
-    Tissue.STOMACH_FLUID: 30,
-    Tissue.AORTA: 180,
-    Tissue.SPLENIC_VEIN: 165,
-    Tissue.TARGET: 95,
-    Tissue.BOWEL: 95,
-}
-"""Mean intensity in the portal-venous phase, in HU."""
 Solid = tuple[Tissue, Ellipsoid | Tube]
-"""A shape and its tissue; in a list, each is painted over those before it."""
+"""A tissue and its shape; in a list, each is painted over those before it."""
 
 
 def random_hounsfield(rng: np.random.Generator) -> Array:
     """One patient's mean intensity of each tissue, in HU; the target and the bowel share theirs."""
-    means = np.array([HOUNSFIELD[kind] for kind in Tissue]) + rng.normal(0, 4, len(Tissue))
-    means[Tissue.AIR] = HOUNSFIELD[Tissue.AIR]
+    means = np.array([kind.hounsfield for kind in Tissue]) + rng.normal(0, 4, len(Tissue))
+    means[Tissue.AIR] = Tissue.AIR.hounsfield
     means[Tissue.BOWEL] = means[Tissue.TARGET]
     return means
 
 
 def random_gut(rng: np.random.Generator) -> Tube:
-    """The one family of curves that the target and the bowel loops are all drawn from.
+    """A curve of the one family of the target and the bowel loops, radii 7.5 to 11 mm.
 
-    It runs along x from the thick to the thin end, bows towards +y, sways along z; radii 7.5 to 11 mm.
+    It runs along x from the thick to the thin end, bows towards +y, sways along z.
     """
     u = np.linspace(-0.5, 0.5, TUBE_POINTS)
     bow, sway, calibre, thin_end = rng.uniform([14, -8, 10, 0.75], [26, 8, 11, 0.85])
@@ -79,20 +71,16 @@ def random_gut(rng: np.random.Generator) -> Tube:
 
 def target_axes(rng: np.random.Generator) -> Array:
     """How the target lies: from the right and below to the left and above, bowed to the front, a little tilted."""
-    chord = np.array([-0.96, -0.1, 0.26])
-    chord /= np.linalg.norm(chord)
-    bow = np.array([0.0, 1.0, 0.0]) - chord[1] * chord
-    bow /= np.linalg.norm(bow)
+    chord = unit(np.array([-0.96, -0.1, 0.26]))
+    bow = unit(np.array([0.0, 1.0, 0.0]) - chord[1] * chord)
     return random_rotation(rng, 8) @ np.stack([chord, bow, np.cross(chord, bow)], axis=1)
 
 
 def splenic_vein(rng: np.random.Generator, target: Tube, spleen: Ellipsoid) -> Tube:
     """A vein along the back and upper face of ``target``, from its neck to the hilum of the spleen."""
     radius = rng.uniform(4.0, 5.0)
-    tangents = np.gradient(target.points, axis=0)
-    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
-    side = np.array([0.0, -0.7, 0.7]) - (tangents @ [0.0, -0.7, 0.7])[:, None] * tangents
-    side /= np.linalg.norm(side, axis=1, keepdims=True)
+    tangents = unit(np.gradient(target.points, axis=0))
+    side = unit(np.array([0.0, -0.7, 0.7]) - (tangents @ [0.0, -0.7, 0.7])[:, None] * tangents)
     along = (target.points + (target.radii + radius)[:, None] * side)[TUBE_POINTS // 4 :]
     # The far end of this straight piece lies in the spleen, which is painted later.
     to_hilum = along[-1] + np.linspace(0, 0.7, 20)[1:, None] * (spleen.centre - along[-1])
@@ -101,11 +89,11 @@ def splenic_vein(rng: np.random.Generator, target: Tube, spleen: Ellipsoid) -> T
 
 
 def random_bowel(rng: np.random.Generator, organs: list[Ellipsoid], cavity: Ellipsoid, tubes: list[Tube]) -> list[Tube]:
-    """4 to 7 loops that keep inside ``cavity``, off ``organs``, and 6 mm off ``tubes`` (the target, its landmarks).
+    """4 to 7 loops inside ``cavity``, outside ``organs``, and 6 mm from ``tubes`` (the target, its landmarks).
 
-    A loop's shape is drawn once and only its place is drawn again on a collision, so that crowding cannot make the
-    loops shorter or thinner than the target. Every other loop lies as the target does, so that direction cannot tell,
-    and the first is looked for at the target's height or above, so that "the highest one" cannot either.
+    On a collision a loop's place is drawn again, not its shape: crowding must not make the loops shorter or thinner
+    than the target. Every other loop lies as the target does, and the first, where it can, at the target's height or
+    above, so that neither direction nor height identifies the target.
     """
     loops: list[Tube] = []
     for index in range(int(rng.integers(4, 8))):
@@ -134,11 +122,9 @@ def random_abdomen(rng: np.random.Generator) -> list[Solid]:
         Tissues and their shapes, in the order of painting, on a ground of :attr:`Tissue.FAT`.
     """
 
-    def organ(centre: tuple[float, float, float], radii: tuple[float, float, float], loose: float = 3) -> Ellipsoid:
-        shift = rng.uniform(-loose, loose, 3)
-        return Ellipsoid(
-            np.array(centre) + shift, np.array(radii) * rng.uniform(0.94, 1.06, 3), random_rotation(rng, 8)
-        )
+    def organ(centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Ellipsoid:
+        place = np.array(centre) + rng.uniform(-3, 3, 3)
+        return Ellipsoid(place, np.array(radii) * rng.uniform(0.94, 1.06, 3), random_rotation(rng, 8))
 
     def column(x: float, y: float, radii: tuple[float, float], power: float = 2, outside: bool = False) -> Ellipsoid:
         return Ellipsoid(np.array([x, y, 0.0]), np.array([*radii, LONG_MM]), power=power, outside=outside)
@@ -231,7 +217,7 @@ def abdomen_phantom(
 
     The target, a curved tube along the splenic vein and over the aorta, shares its mean intensity and its family of
     calibres and curves with 4 to 7 bowel loops elsewhere. The whole moves by up to 10 mm, turns and scales a little,
-    so that no fixed place tells the target either. A grid smaller than the body crops it around the middle.
+    so that no fixed place identifies the target. A grid smaller than the body crops it around the middle.
 
     Args:
         seed: of the anatomy and of the noise, at least 0.
@@ -242,18 +228,13 @@ def abdomen_phantom(
         noise: standard deviation of the noise in HU, part white, part correlated between neighbours.
 
     Raises:
-        ValueError: when ``seed`` is negative or no integer.
-        ValueError: when ``size`` is not three integers of at least 16.
-        ValueError: when ``spacing_mm`` is not three positive finite numbers.
-        ValueError: when ``oblique_degrees`` is not finite, or ``noise`` not finite and at least 0.
+        ValueError: when an option is not as described, negative or not finite.
     """
     check_options(seed, size, spacing_mm, oblique_degrees, noise)
     affine = grid_affine(size, spacing_mm, oblique_degrees, left_handed)
     # Two streams: the anatomy must not depend on how many voxels the noise fills.
     rng, noise_rng = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    place = np.diag([1.0, 1.0, 1.0, 1.0])
-    place[:3, :3] = rng.uniform(0.94, 1.06) * random_rotation(rng, 4)
-    place[:3, 3] = rng.uniform(-10, 10, 3)
+    place = from_matvec(rng.uniform(0.94, 1.06) * random_rotation(rng, 4), rng.uniform(-10, 10, 3))
     tissue = np.full(tuple(size), Tissue.FAT, np.uint8)
     to_body = np.linalg.inv(place) @ affine
     for kind, shape in random_abdomen(rng):

@@ -13,16 +13,14 @@ from tqdm import tqdm
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.phantoms.abdomen import Phantom, Truth, abdomen_phantom, check_integer, check_options
+from unoise_monai.phantoms.abdomen import Phantom, Truth, abdomen_phantom, check_integer
 from unoise_monai.phantoms.vessels import vessel_phantom
 
 
 class Kind(NamedTuple):
-    """One family of phantoms and what ``dataset.json`` says of it."""
+    """One family of phantoms and what ``dataset.json`` has of it."""
 
     draw: Callable[..., Phantom]
-    size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
     description: str
     modality: str
     target: str
@@ -30,20 +28,10 @@ class Kind(NamedTuple):
 
 KINDS = {
     "abdomen": Kind(
-        abdomen_phantom,
-        (96, 96, 96),
-        (3.0, 3.0, 3.0),
-        "Synthetic portal-venous CT of the abdomen, generated, of no patient",
-        "CT",
-        "pancreas",
+        abdomen_phantom, "Synthetic portal-venous CT of the abdomen, generated, of no patient", "CT", "pancreas"
     ),
     "vessels": Kind(
-        vessel_phantom,
-        (160, 192, 112),
-        (0.6, 0.6, 0.6),
-        "Synthetic time-of-flight angiograms of the head, generated, of no patient",
-        "MRA",
-        "vessel",
+        vessel_phantom, "Synthetic time-of-flight angiograms of the head, generated, of no patient", "MRA", "vessel"
     ),
 }
 
@@ -64,20 +52,17 @@ def write_phantom_cohort(
 ) -> Path:
     """Write phantoms as a Decathlon folder, with the truth maps beside it in ``truthTr`` and ``truthTs``.
 
-    A training case depends on ``seed`` and its number only, whatever ``count`` is; a test case likewise.
-    ``dataset.json`` comes last, so an interrupted run leaves none and may simply be started again.
+    A case depends on ``seed`` and its number only, whatever ``count`` is. ``dataset.json`` comes last, so that an
+    interrupted run leaves none and may simply be started again.
 
     Args:
         root: folder to write to.
         count: of labelled training cases, at least 1.
         test_count: of test cases, at least 0.
         seed: of the cohort, at least 0.
-        size: voxels along each axis, at least 16; by default 96 96 96 (abdomen) or 160 192 112 (vessels).
-        spacing_mm: voxel sizes; by default 3 (abdomen) or 0.6 (vessels) along each axis.
-        oblique_degrees: turn of the grid about a fixed oblique axis.
-        left_handed: flip the first voxel axis, so that the affine's determinant is negative.
-        noise: standard deviation in the image's own unit; by default 12 HU (abdomen) or drawn for each scan (vessels).
-        kind: "abdomen" (CT, the target a pancreas) or "vessels" (TOF-MRA of the head).
+        size, spacing_mm, oblique_degrees, left_handed, noise: as `abdomen_phantom` and `vessel_phantom` take them, by
+            default their own.
+        kind: ``"abdomen"`` (CT, the target a pancreas) or ``"vessels"`` (TOF-MRA of the head).
         name: of the data set.
         progress: show a progress bar.
 
@@ -85,19 +70,15 @@ def write_phantom_cohort(
         ``root``.
 
     Raises:
-        ValueError: when ``count`` is below 1 or ``test_count`` below 0.
-        ValueError: when ``kind`` is neither, or another option is refused as in :func:`abdomen_phantom`.
+        ValueError: when ``count`` is below 1, ``test_count`` below 0, ``kind`` neither, or as `abdomen_phantom`.
         FileExistsError: when ``root`` already holds a ``dataset.json``.
     """
-    for key, value, least in (("count", count, 1), ("test_count", test_count, 0)):
+    for key, value, least in (("count", count, 1), ("test_count", test_count, 0), ("seed", seed, 0)):
         check_integer(key, value, least)
     check_choice("kind", kind, tuple(KINDS))
-    size = KINDS[kind].size if size is None else size
-    spacing_mm = KINDS[kind].spacing_mm if spacing_mm is None else spacing_mm
-    check_options(seed, size, spacing_mm, oblique_degrees, noise)
-    options = {"size": size, "spacing_mm": spacing_mm, "oblique_degrees": oblique_degrees, "left_handed": left_handed}
-    if noise is not None:
-        options["noise"] = noise
+    given = {"size": size, "spacing_mm": spacing_mm, "noise": noise}
+    options = {key: value for key, value in given.items() if value is not None}
+    options |= {"oblique_degrees": oblique_degrees, "left_handed": left_handed}
     root = Path(root)
     index_file = root / "dataset.json"
     if index_file.exists():
@@ -126,11 +107,9 @@ def write_phantom_cohort(
         "numTraining": count,
         "numTest": test_count,
         "training": [
-            {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"}
-            for split, _, _, case in cases
-            if split == "Tr"
+            {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for *_, case in cases[:count]
         ],
-        "test": [f"./imagesTs/{case}.nii.gz" for split, _, _, case in cases if split == "Ts"],
+        "test": [f"./imagesTs/{case}.nii.gz" for *_, case in cases[count:]],
     }
     with atomic_path(index_file) as temporary:
         temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

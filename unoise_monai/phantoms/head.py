@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,35 +15,27 @@ from unoise_monai.phantoms.shapes import Array, Ellipsoid, soften
 
 
 class Tissue(IntEnum):
-    """What a point of the head is made of, vessels aside."""
+    """What a point of the head is made of, vessels aside, and the range of its brightness in units of the brain's."""
 
-    AIR = 0
-    SKIN = 1
-    FAT = 2
-    MUSCLE = 3
-    BONE = 4
-    MARROW = 5
-    FLUID = 6
-    BRAIN = 7
-    DEEP_BRAIN = 8
-    EYE = 9
-    CHOROID = 10
+    brightness: tuple[float, float]
 
+    def __new__(cls, value: int, low: float, high: float) -> Tissue:
+        tissue = int.__new__(cls, value)
+        tissue._value_, tissue.brightness = value, (low, high)
+        return tissue
 
-BRIGHTNESS = {
-    Tissue.AIR: (0.0, 0.02),
-    Tissue.SKIN: (0.8, 1.6),
-    Tissue.FAT: (1.1, 2.6),
-    Tissue.MUSCLE: (0.5, 0.9),
-    Tissue.BONE: (0.05, 0.3),
-    Tissue.MARROW: (0.7, 2.4),
-    Tissue.FLUID: (0.25, 0.7),
-    Tissue.BRAIN: (1.0, 1.0),
-    Tissue.DEEP_BRAIN: (0.85, 1.15),
-    Tissue.EYE: (0.3, 0.8),
-    Tissue.CHOROID: (1.3, 2.4),
-}
-"""Range of each tissue's brightness in units of the brain's."""
+    AIR = 0, 0.0, 0.02
+    SKIN = 1, 0.8, 1.6
+    FAT = 2, 1.1, 2.6
+    MUSCLE = 3, 0.5, 0.9
+    BONE = 4, 0.05, 0.3
+    MARROW = 5, 0.7, 2.4
+    FLUID = 6, 0.25, 0.7
+    BRAIN = 7, 1.0, 1.0
+    DEEP_BRAIN = 8, 0.85, 1.15
+    EYE = 9, 0.3, 0.8
+    CHOROID = 10, 1.3, 2.4
+
 
 BRIGHT = (Tissue.SKIN, Tissue.FAT, Tissue.MARROW, Tissue.CHOROID)
 """What may be as bright as a vessel and is none."""
@@ -50,13 +43,13 @@ BRIGHT = (Tissue.SKIN, Tissue.FAT, Tissue.MARROW, Tissue.CHOROID)
 
 def random_brightness(rng: np.random.Generator) -> Array:
     """One scan's brightness of each tissue, in units of the brain's."""
-    return rng.uniform(*np.array([BRIGHTNESS[kind] for kind in Tissue]).T)
+    return rng.uniform(*np.array([kind.brightness for kind in Tissue]).T)
 
 
 def waves(
     rng: np.random.Generator, size: Sequence[int], affine: Array, wavelength_mm: tuple[float, float], count: int = 8
 ) -> NDArray[np.float32]:
-    """A random smooth field of mean 0 and variance 1: plane waves, the same in the world on any grid.
+    """A random smooth field ``(X, Y, Z)`` of mean 0 and variance 1: plane waves, the same in the world on any grid.
 
     Args:
         rng: source of directions, wavelengths and phases.
@@ -64,9 +57,6 @@ def waves(
         affine: ``(4, 4)``, voxel indices to mm.
         wavelength_mm: shortest and longest.
         count: of waves.
-
-    Returns:
-        ``(X, Y, Z)``.
     """
     directions = rng.standard_normal((count, 3))
     lengths = rng.uniform(*wavelength_mm, count) * np.linalg.norm(directions, axis=1)
@@ -95,11 +85,8 @@ def random_head(rng: np.random.Generator, scale: float) -> tuple[Ellipsoid, list
         return Ellipsoid(centre, (radii + grow_mm) * [1, 1, stretch], power=2.2)
 
     def pair(x: float, y: float, z: float, shape: tuple[float, float, float]) -> list[Ellipsoid]:
-        place = np.array([x, y, z]) + rng.normal(0, 2, 3)
-        return [
-            Ellipsoid(scale * place * [side, 1, 1], scale * np.array(shape) * rng.uniform(0.85, 1.15))
-            for side in (1, -1)
-        ]
+        place, half = scale * (np.array([x, y, z]) + rng.normal(0, 2, 3)), scale * np.array(shape)
+        return [Ellipsoid(place * [side, 1, 1], half * rng.uniform(0.85, 1.15)) for side in (1, -1)]
 
     # From the brain outwards, thickness in mm; the ranges keep every layer in sight at 0.6 mm.
     fluid, inner, marrow, outer, muscle, fat, skin = rng.uniform(
@@ -126,68 +113,58 @@ SATURATED = 0.35
 """Brightness of blood that has stayed in the slab for long, relative to that of blood which enters it."""
 
 
-class Look(NamedTuple):
+def drawn(low: float, high: float) -> Any:
+    """A field of `Look` that is drawn uniformly from a range."""
+    return field(metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True)
+class Look:
     """What differs between scanners, sequences and post-processing."""
 
-    blood: float
+    blood: float = drawn(350, 950)
     """Brightness of entering blood, in the image's unit."""
-    contrast: float
+    contrast: float = drawn(2.5, 6.5)
     """The same in units of the brain's brightness."""
-    decay: float
+    decay: float = drawn(100, 300)
     """Transit (path length over radius) after which the inflow effect has fallen to 1/e."""
-    turbulence: float
+    turbulence: float = drawn(0.0, 0.15)
     """Standard deviation of the blood's brightness about what inflow makes it, relative."""
-    texture: float
+    texture: float = drawn(0.02, 0.12)
     """Standard deviation of the tissue's own variation, relative."""
-    bias: float
+    bias: float = drawn(0.03, 0.2)
     """Standard deviation of the logarithm of the coil's sensitivity."""
-    blur: float
+    blur: float = drawn(0.0, 0.9)
     """Share of the image that its average over neighbours replaces."""
-    noise: float
+    noise: float = drawn(0.04, 0.16)
     """Standard deviation of the noise in each channel, relative to the brain's brightness."""
-    grain: float
+    grain: float = drawn(0.0, 1.0)
     """Share of the noise that is correlated between neighbours, as interpolation leaves it."""
-    threshold: float
+    threshold: float = drawn(0.5, 1.3)
     """What stripping sets to 0: all below this, in units of the brain's brightness."""
-    subtracted: float
+    subtracted: float = drawn(0.0, 1.0)
     """Share of the threshold that stripping also takes off what remains."""
-    ceiling: float
+    ceiling: float = drawn(0.6, 1.3)
     """Brightness that stripping cuts off what is above, in units of the entering blood's."""
-    margin: float
-    """By how many voxels stripping grows the vessels before it removes what lies beyond; below 0 it removes nothing."""
-    remains: float
-    """Share of the volume in which stripping forgot the soft tissue, above 0."""
+    margin: float = drawn(-1.0, 2.5)
+    """By how many voxels stripping grows the vessels before it removes what lies beyond; below 0 nothing."""
+    remains: float = drawn(0.001, 0.06)
+    """Share of the volume in which stripping leaves the soft tissue, above 0."""
 
 
-RANGES = {
-    "blood": (350, 950),
-    "contrast": (2.5, 6.5),
-    "decay": (100, 300),
-    "turbulence": (0.0, 0.15),
-    "texture": (0.02, 0.12),
-    "bias": (0.03, 0.2),
-    "blur": (0.0, 0.9),
-    "noise": (0.04, 0.16),
-    "grain": (0.0, 1.0),
-    "threshold": (0.5, 1.3),
-    "subtracted": (0.0, 1.0),
-    "ceiling": (0.6, 1.3),
-    "margin": (-1.0, 2.5),
-    "remains": (0.001, 0.06),
-}
-"""What each field of :class:`Look` is drawn from, uniformly."""
+RANGES: dict[str, tuple[float, float]] = {each.name: each.metadata["range"] for each in fields(Look)}
 
 
 def random_look(rng: np.random.Generator) -> Look:
     """Draw one scan's look from :data:`RANGES`."""
-    return Look(**{name: float(rng.uniform(*RANGES[name])) for name in Look._fields})
+    return Look(**{name: float(rng.uniform(*span)) for name, span in RANGES.items()})
 
 
 def inflow(transit: Array, decay: float) -> Array:
     """Brightness of blood: 1 where it enters, then ``s + (1 - s) exp(-transit / decay)`` with s = ``SATURATED``.
 
-    By Murray's law blood moves at a speed proportional to the radius, so that path length over radius, summed along
-    the tree, measures the time that it took: small and far vessels are dim.
+    By Murray's law blood moves at a speed proportional to the radius: path length over radius, summed along the tree,
+    measures the time that it took, so that small and far vessels are dim.
     """
     return SATURATED + (1 - SATURATED) * np.exp(-transit / decay)
 
@@ -214,10 +191,10 @@ def strip(image: Volume, share: Volume, patches: Volume, look: Look) -> Volume:
     Args:
         image: ``(X, Y, Z)``.
         share: of each voxel that lies in a vessel.
-        patches: a field of mean 0 and variance 1; where it is highest the tissue is forgotten and stays.
+        patches: a field of mean 0 and variance 1; where it is highest the tissue stays.
         look: how thoroughly it is done.
     """
-    # Without a margin the threshold alone has to tell vessels from tissue.
+    # Without a margin the threshold alone has to separate vessels and tissue.
     relative = look.threshold if look.margin >= 0 else look.threshold + 0.8
     cut = np.float32(relative * look.blood / look.contrast)
     kept = image > cut

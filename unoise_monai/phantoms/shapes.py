@@ -1,4 +1,4 @@
-"""Ellipsoids and tubes in millimetres, and their painting onto a voxel grid that lies anyhow in space."""
+"""Ellipsoids and tubes in millimetres, and their painting onto a voxel grid anywhere in space."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-LONG_MM = 1e4
-"""Stands for an endless radius and keeps the arithmetic finite."""
-OBLIQUE_AXIS = np.array([1.0, 2.0, 3.0])
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,14 @@ class Tube(NamedTuple):
         return Tube(self.points @ axes.T + shift, self.radii)
 
 
+def unit(vectors: Array) -> Array:
+    """Vectors ``(..., 3)`` of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
 def rotation(axis: Array, degrees: float) -> Array:
     """The (3, 3) rotation about ``axis`` by ``degrees`` (Rodrigues)."""
-    x, y, z = axis / np.linalg.norm(axis)
+    x, y, z = unit(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.deg2rad(degrees)
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
@@ -67,10 +70,8 @@ def random_rotation(rng: np.random.Generator, max_degrees: float) -> Array:
 def grid_affine(size: Sequence[int], spacing_mm: Sequence[float], oblique_degrees: float, left_handed: bool) -> Array:
     """Voxel indices to RAS millimetres, (4, 4), with the middle of the volume at the origin of the world."""
     steps = np.diag(np.array(spacing_mm, dtype=float) * ([-1, 1, 1] if left_handed else [1, 1, 1]))
-    affine = np.diag([0.0, 0.0, 0.0, 1.0])
-    affine[:3, :3] = rotation(OBLIQUE_AXIS, oblique_degrees) @ steps
-    affine[:3, 3] = -affine[:3, :3] @ ((np.array(size) - 1) / 2)
-    return affine
+    axes = rotation(np.array([1.0, 2.0, 3.0]), oblique_degrees) @ steps
+    return np.asarray(from_matvec(axes, -axes @ ((np.array(size) - 1) / 2)))
 
 
 def paint(volume: NDArray[np.uint8], shape: Ellipsoid | Tube, value: int, affine: Array) -> None:
@@ -143,8 +144,7 @@ def paint_cones(
 def soften(volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average (X, Y, Z) with weights 1/4, 1/2, 1/4 along each axis, as a voxel mixes the tissues at an edge."""
     for axis in range(3):
-        padded = np.pad(volume, [(1, 1) if other == axis else (0, 0) for other in range(3)], mode="edge")
-        along = np.moveaxis(padded, axis, 0)
-        before, here, after = (np.moveaxis(along[k : k + volume.shape[axis]], 0, axis) for k in range(3))
+        padded = np.pad(volume, [(int(other == axis),) * 2 for other in range(3)], mode="edge")
+        before, here, after = (padded.take(range(k, k + volume.shape[axis]), axis) for k in range(3))
         volume = np.float32(0.25) * (before + after + here + here)
     return volume

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from nibabel.affines import from_matvec
 from numpy.typing import NDArray
 
 from unoise_monai.phantoms.abdomen import Phantom, Truth, check_options
@@ -21,7 +23,16 @@ from unoise_monai.phantoms.head import (
     strip,
     waves,
 )
-from unoise_monai.phantoms.shapes import Array, Ellipsoid, grid_affine, paint, paint_cones, random_rotation, soften
+from unoise_monai.phantoms.shapes import (
+    Array,
+    Ellipsoid,
+    grid_affine,
+    paint,
+    paint_cones,
+    random_rotation,
+    soften,
+    unit,
+)
 
 MIN_RADIUS_MM, MAX_RADIUS_MM = 0.3, 3.0
 STEP_MM = 0.75
@@ -29,7 +40,7 @@ STEP_MM = 0.75
 TIGHTEST_BEND_MM = 4.0
 """The smallest radius of curvature of a branch."""
 TAPER_PER_MM = 0.004
-"""The share of its radius that a vessel loses with each mm: the twigs too thin to be drawn take that blood away."""
+"""The share of its radius that a vessel loses with each mm, to twigs too thin to be drawn."""
 
 # Courses of the trunks of the right side in an adult, mm; the left side mirrors x.
 CAROTID = (
@@ -66,15 +77,11 @@ def branch_radii(radius: float, share: float) -> tuple[float, float]:
 
 def branch_angles(radius: float, first: float, second: float) -> tuple[float, float]:
     """The angles, in radians, by which branches of these radii leave the direction of their parent (minimum work)."""
-    cosines = (
-        (radius**4 + first**4 - second**4) / (2 * radius**2 * first**2),
-        (radius**4 + second**4 - first**4) / (2 * radius**2 * second**2),
-    )
-    return float(np.arccos(np.clip(cosines[0], -1, 1))), float(np.arccos(np.clip(cosines[1], -1, 1)))
 
+    def angle(one: float, other: float) -> float:
+        return math.acos(min(1.0, max(-1.0, (radius**4 + one**4 - other**4) / (2 * radius**2 * one**2))))
 
-def unit(vector: Array) -> Array:
-    return vector / np.linalg.norm(vector)
+    return angle(first, second), angle(second, first)
 
 
 def smooth_course(waypoints: Array) -> Array:
@@ -176,7 +183,7 @@ def random_vessels(rng: np.random.Generator, scale: float, brain: Ellipsoid) -> 
         brain: where branches may grow; they end at its border.
 
     Returns:
-        Segments in the order of growth, so that a parent comes before its branches; radii 0.3 to 3 mm.
+        Segments, a parent before its branches; radii 0.3 to 3 mm.
     """
     tree = VesselTree(rng, scale, brain)
     anterior, posterior = [], []
@@ -202,7 +209,7 @@ def random_vessels(rng: np.random.Generator, scale: float, brain: Ellipsoid) -> 
 
 
 SUBVOXELS = 3
-"""Sub-voxels along each axis, whose share inside vessels is the partial volume; odd, so that one is in the centre."""
+"""Sub-voxels along each axis, whose share in vessels is the partial volume; odd, so that one is in the centre."""
 SLAB = 32
 """How many planes of voxels are divided into sub-voxels at a time, which bounds the memory."""
 STRIPPED_SHARE = 0.4
@@ -223,32 +230,23 @@ def vessel_phantom(
     The grid is a slab around the circle of Willis. Heads are of 60 to 95 % of an adult's size, so that the default
     grid shows skull and scalp of most; it always crops the head above and below. Arteries of 0.3 to 3 mm radius enter
     from below. The label is exact: 1 where the voxel's centre lies in a vessel. In the image a voxel mixes blood and
-    tissue by their shares, so that a vessel thinner than a voxel is faint. How blood brightens says
-    :func:`unoise_monai.phantoms.head.inflow`, what else varies between scans :class:`unoise_monai.phantoms.head.Look`.
+    tissue by their shares, so that a vessel thinner than a voxel is faint; see `head.inflow` and `head.Look`.
 
     Args:
         seed: of anatomy, look and noise, at least 0.
-        size: voxels along each axis, at least 16.
-        spacing_mm: voxel sizes.
-        oblique_degrees: turn of the grid about a fixed oblique axis.
-        left_handed: flip the first voxel axis, so that the affine's determinant is negative.
+        size, spacing_mm, oblique_degrees, left_handed: see `abdomen_phantom`.
         noise: standard deviation of the Rician noise in each channel, in the image's arbitrary unit, whose entering
             blood is 350 to 950; None draws it.
         stripped: whether the soft tissue is removed, as scanners and people do; None draws it for 40 % of the scans.
 
     Raises:
-        ValueError: when ``seed`` is negative or no integer.
-        ValueError: when ``size`` is not three integers of at least 16.
-        ValueError: when ``spacing_mm`` is not three positive finite numbers.
-        ValueError: when ``oblique_degrees`` is not finite, or ``noise`` not finite and at least 0.
+        ValueError: when an option is not as described, negative or not finite.
     """
     check_options(seed, size, spacing_mm, oblique_degrees, noise)
     affine = grid_affine(size, spacing_mm, oblique_degrees, left_handed)
     # Streams of their own: the anatomy must not depend on options, nor on how many voxels the noise fills.
     anatomy_rng, look_rng, noise_rng = (np.random.default_rng([seed, stream]) for stream in range(3))
-    place = np.diag([1.0, 1.0, 1.0, 1.0])
-    place[:3, :3] = random_rotation(anatomy_rng, 10)
-    place[:3, 3] = anatomy_rng.uniform(-6, 6, 3)
+    place = from_matvec(random_rotation(anatomy_rng, 10), anatomy_rng.uniform(-6, 6, 3))
     to_head = np.linalg.inv(place) @ affine
     scale = anatomy_rng.uniform(0.6, 0.95)
     brain, solids = random_head(anatomy_rng, scale)
@@ -284,17 +282,11 @@ def vessel_phantom(
 def paint_blood(
     segments: list[Segment], decay: float, size: Sequence[int], affine: Array
 ) -> tuple[NDArray[np.uint8], Volume, Volume]:
-    """Vessels on a voxel grid, each array ``(X, Y, Z)``.
-
-    Args:
-        segments: the vessels, in mm.
-        decay: transit after which the inflow effect has fallen to 1/e.
-        size: voxels along each axis.
-        affine: ``(4, 4)``, voxel indices to mm.
+    """Vessels, in mm, on the voxel grid of an affine ``(4, 4)``.
 
     Returns:
-        Whether the voxel's centre lies in a vessel (0 or 1), the share of the voxel that lies in vessels, and that
-        share times the blood's brightness (1 where it enters), steps of 1/255.
+        Three arrays ``(X, Y, Z)``: whether the voxel's centre lies in a vessel (0 or 1); the share of the voxel that
+        lies in vessels; that share times the blood's brightness, see `inflow`, in steps of 1/255.
     """
     vessels = (
         np.concatenate([both_ends(segment.points) for segment in segments]),
@@ -305,13 +297,12 @@ def paint_blood(
     share, blood = np.zeros((2, *size), np.float32)
     for first in range(0, size[0], SLAB):
         slab = slice(first, min(first + SLAB, size[0]))
-        to_voxel = np.diag([*[1 / SUBVOXELS] * 3, 1.0])
-        to_voxel[:3, 3] = (1 / SUBVOXELS - 1) / 2
+        to_voxel = from_matvec(np.diag([1 / SUBVOXELS] * 3), [(1 / SUBVOXELS - 1) / 2] * 3)
         to_voxel[0, 3] += first
         fine = np.zeros(SUBVOXELS * np.array([slab.stop - first, *size[1:]]), np.uint8)
         paint_cones(fine, *vessels, affine @ to_voxel)
-        offsets = np.ndindex(SUBVOXELS, SUBVOXELS, SUBVOXELS)
-        for view in (fine[i::SUBVOXELS, j::SUBVOXELS, k::SUBVOXELS] for i, j, k in offsets):
+        for i, j, k in np.ndindex(SUBVOXELS, SUBVOXELS, SUBVOXELS):
+            view = fine[i::SUBVOXELS, j::SUBVOXELS, k::SUBVOXELS]
             share[slab] += view > 0
             blood[slab] += view
         middle = SUBVOXELS // 2

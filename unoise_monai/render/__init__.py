@@ -1,6 +1,6 @@
 """Pictures of importance maps: pure functions, array in, image out."""
 
-from unoise_monai.render.canvas import save_png, scale_map, to_canonical
+from unoise_monai.render.canvas import display_scale, save_png, scale_map, to_canonical
 from unoise_monai.render.curves import plot_visibility
 from unoise_monai.render.mip import mips, slab_mips
 from unoise_monai.render.rotation import rotating_mip, save_animation
@@ -10,6 +10,7 @@ __all__ = [
     "DECILES",
     "PAPER_THRESHOLDS",
     "decile_pictures",
+    "display_scale",
     "layer_grid",
     "mips",
     "montage",

@@ -19,9 +19,19 @@ from PIL import Image
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
+from unoise_monai.data.nifti import check_affine
+
+Volume = NDArray[Any]
+"""``(X, Y, Z)``, in RAS order where nothing else is written."""
+Spacing = tuple[float, float, float]
+"""The voxels' size along X, Y and Z, mm."""
+Window = tuple[float, float]
+"""Intensities that turn black and white."""
+Rgb = NDArray[np.uint8]
+"""``(H, W, 3)``."""
 
 
-def figure_to_rgb(figure: Figure) -> NDArray[np.uint8]:
+def figure_to_rgb(figure: Figure) -> Rgb:
     """Draw a figure, without a window or pyplot's global state, as ``(H, W, 3)``."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -29,11 +39,7 @@ def figure_to_rgb(figure: Figure) -> NDArray[np.uint8]:
 
 
 def save_png(rgb: NDArray[Any], path: str | os.PathLike[str]) -> None:
-    """Write a picture, whole or not at all.
-
-    Args:
-        rgb: ``(H, W, 3)``, uint8.
-        path: the file to write; missing folders are created.
+    """Write a picture, whole or not at all; missing folders are created.
 
     Raises:
         ValueError: when ``rgb`` is not uint8 of shape ``(H, W, 3)``.
@@ -52,48 +58,33 @@ EDGE_LETTERS: tuple[dict[str, str], ...] = (
 """What lies at each edge of a picture, by the axis that the slice is taken along."""
 
 
-def to_canonical(array: NDArray[Any], affine: NDArray[Any]) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """Turn a volume to the closest RAS axes, so that its pictures do not depend on how the file stores it.
+def to_canonical(array: Volume, affine: NDArray[Any]) -> tuple[Volume, Spacing]:
+    """Turn a volume ``(X, Y, Z)`` to the closest RAS axes, so that pictures do not depend on how a file stores it.
 
-    Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels.
-
-    Args:
-        array: ``(X, Y, Z)``.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
+    Axes are permuted and flipped, never resampled: an oblique volume keeps its voxels. The affine, ``(4, 4)``, leads
+    from voxel indices to RAS mm.
 
     Returns:
         The volume, its axes towards the patient's right, front and head, and the voxels' size along them, mm.
 
     Raises:
-        ValueError: when ``array`` is not 3-D.
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
+        ValueError: when ``array`` is not 3-D, or ``affine`` is not 4x4, not finite, or singular.
     """
     matrix = check_affine(affine)
     if array.ndim != 3:
         raise ValueError(f"array must be 3-D, got shape {array.shape}")
-    sizes = voxel_sizes(matrix)
     orientation = nib.io_orientation(matrix)
-    spacing = [0.0, 0.0, 0.0]
-    for axis, canonical in enumerate(orientation[:, 0]):
-        spacing[int(canonical)] = float(sizes[axis])
-    return nib.apply_orientation(array, orientation), (spacing[0], spacing[1], spacing[2])
+    x, y, z = voxel_sizes(matrix)[np.argsort(orientation[:, 0])]
+    return nib.apply_orientation(array, orientation), (float(x), float(y), float(z))
 
 
-def display_slice(volume: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """One slice of a canonical volume, as rows and columns of a picture.
+def display_slice(volume: Volume, axis: int, index: int) -> NDArray[Any]:
+    """Slice ``index`` along ``axis`` of a volume ``(X, Y, Z)`` in RAS order, as a picture ``(rows, columns)``.
 
     Axial (axis 2) as radiologists look at it: the patient's right on the picture's left, front up. Coronal (axis 1):
     head up, the patient's right on the left. Sagittal (axis 0): head up, front on the left.
-
-    Args:
-        volume: ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the slice is taken along.
-        index: which slice.
-
-    Returns:
-        ``(rows, columns)``, from the top left.
     """
-    # A view; np.take would first copy a volume that is not contiguous.
+    # A view: np.take would copy a volume that is not contiguous.
     return upright(np.moveaxis(volume, axis, 0)[index])
 
 
@@ -103,97 +94,55 @@ def upright(plane: NDArray[Any]) -> NDArray[Any]:
 
 
 def foreground_box(mask: NDArray[Any]) -> tuple[tuple[int, int], ...] | None:
-    """First voxel and the one after the last, along each axis, of what is above 0; None where nothing is.
-
-    Args:
-        mask: ``(X, Y, Z)``, bool or class indices.
-    """
+    """First voxel and the one after the last, along each axis, of what is above 0 in a mask or class indices
+    ``(X, Y, Z)``; None where nothing is."""
     seen = mask.max(axis=2)
-    x, y = np.flatnonzero(seen.max(axis=1) > 0), np.flatnonzero(seen.max(axis=0) > 0)
-    if not x.size:
-        return None
-    z = np.flatnonzero(mask.max(axis=0).max(axis=0) > 0)
-    return tuple((int(inside[0]), int(inside[-1]) + 1) for inside in (x, y, z))
+    along = (seen.max(axis=1), seen.max(axis=0), mask.max(axis=0).max(axis=0))
+    inside = [np.flatnonzero(highest > 0) for highest in along]
+    return tuple((int(at[0]), int(at[-1]) + 1) for at in inside) if inside[0].size else None
 
 
-def pixel_mm(spacing_mm: tuple[float, float, float], axis: int) -> tuple[float, float]:
+def pixel_mm(spacing_mm: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
     """Height and width, mm, of a pixel of ``display_slice``."""
-    width, height = (size for index, size in enumerate(spacing_mm) if index != axis)
+    width, height = (float(size) for index, size in enumerate(spacing_mm) if index != axis)
     return height, width
 
 
-def check_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
-    """An affine, ``(4, 4)``, as float64.
-
-    Raises:
-        ValueError: when ``affine`` is not 4x4, not finite, or singular.
-    """
-    matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4):
-        raise ValueError(f"affine must be 4x4, got shape {matrix.shape}")
-    sizes = voxel_sizes(matrix)
-    # The rank is taken of the directions, so that small voxels do not count as a singular affine.
-    if not np.isfinite(matrix).all() or not sizes.all() or np.linalg.matrix_rank(matrix[:3, :3] / sizes) < 3:
-        raise ValueError(f"affine must be finite and not singular, got {matrix.tolist()}")
-    return matrix
-
-
-WINDOW_PERCENTILES = (1, 99)
 SAMPLE_SIZE = 2**20
-"""About how many voxels, evenly spread, the percentiles of a larger image are taken of."""
+"""About how many voxels, evenly spread, of a larger image its percentiles are found in."""
 
 
-def find_window(image: NDArray[Any], window: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The intensities that turn black and white: those asked for, or those that suit the image.
+def find_window(image: Volume, window: Window | None = None) -> Window:
+    """The intensities that turn black and white: those asked for (see `check_window`), or those that suit an image.
 
     These are its 1st and 99th percentile. Where more than half of the image holds its lowest value, as an angiogram
     without its soft tissue or a brain without its skull, that value turns black and the 99th percentile of all others
-    white. Of a large image every n-th voxel along each axis is looked at.
-
-    Args:
-        image: intensities, of any shape.
-        window: intensities that turn black and white; found in the image where it is None.
-
-    Raises:
-        ValueError: when ``window`` is not two finite numbers in rising order.
+    white. The image may have any shape; of a large one every n-th voxel along each axis is looked at.
     """
     if window is not None:
         return check_window(window)
     step = math.ceil((image.size / SAMPLE_SIZE) ** (1 / image.ndim))
     sample = image[(slice(None, None, step),) * image.ndim]
-    low, high = (float(level) for level in np.percentile(sample, WINDOW_PERCENTILES))
-    background = float(sample.min())
-    others = sample[sample > background]
+    low, high = (float(level) for level in np.percentile(sample, (1, 99)))
+    others = sample[sample > sample.min()]
     if others.size < sample.size / 2:
-        low = background
+        low = float(sample.min())
         # What is bright may lie between the voxels looked at.
-        high = float(np.percentile(others, WINDOW_PERCENTILES[1]) if others.size else image.max())
+        high = float(np.percentile(others, 99) if others.size else image.max())
     return low, high if high > low else low + 1
 
 
-def grey_levels(image: NDArray[Any], window: tuple[float, float] | None = None) -> NDArray[np.float64]:
-    """Intensities as grey, 0 (black) to 1 (white).
+def check_window(window: Window, name: str = "window") -> Window:
+    """Two finite numbers in rising order as floats, else ValueError."""
+    if len(window) != 2 or not np.isfinite(window).all() or window[0] >= window[1]:
+        raise ValueError(f"{name} must be (low, high), finite, with low below high, got {tuple(window)}")
+    return float(window[0]), float(window[1])
 
-    Args:
-        image: intensities, of any shape.
-        window: as in ``find_window``.
 
-    Raises:
-        ValueError: when ``window`` is not two finite numbers in rising order.
-    """
+def grey_levels(image: Volume, window: Window | None = None) -> NDArray[np.float64]:
+    """Intensities of any shape as grey, 0 (black) to 1 (white); ``window`` as in ``find_window``."""
     low, high = find_window(image, window)
     return ((np.asarray(image, dtype=np.float64) - low) / (high - low)).clip(0, 1)
-
-
-def check_window(window: tuple[float, float]) -> tuple[float, float]:
-    """Refuse a window that is not ``low < high``, both finite, in the image's intensities.
-
-    Raises:
-        ValueError: when it is not.
-    """
-    if len(window) != 2 or not all(math.isfinite(level) for level in window) or window[0] >= window[1]:
-        raise ValueError(f"window must be (low, high), finite, with low below high, got {tuple(window)}")
-    return float(window[0]), float(window[1])
 
 
 STYLES = ("colour", "red")
@@ -201,31 +150,26 @@ COLOUR_MAP = "inferno"
 """Perceptually uniform: equal steps of importance look equally large."""
 OPACITY = 0.75
 """Of the colour where importance is 1."""
-RED = (1.0, 0.0, 0.0)
 
 
 def blend(
-    grey: NDArray[Any], importance: NDArray[Any] | None, threshold: float = 0.1, style: str = "colour"
+    grey: NDArray[Any], importance: Volume | None, threshold: float = 0.1, style: str = "colour"
 ) -> NDArray[np.float64]:
     """Lay importance over grey.
 
-    - ``colour``: a perceptually uniform colour map, the more opaque the higher importance is, and not there at all up
-      to the threshold.
+    - ``colour``: a perceptually uniform colour map, the more opaque the higher importance is, and absent up to the
+      threshold.
     - ``red``: from the untouched grey at 0 to pure red at 1, with no threshold. Chatterjee et al., "Interpretability
       techniques for deep learning based segmentation models", ISMRM 2021, Fig. 2 to 4: the map drawn from black to
       white, "white pixels were converted to red for overlaying".
 
     Args:
         grey: ``(rows, columns)``, 0 to 1.
-        importance: ``(rows, columns)``, 0 to 1; the grey stays alone where it is None.
-        threshold: importance up to which ``colour`` shows the grey alone.
-        style: one of ``STYLES``.
+        importance: ``(rows, columns)``, 0 to 1; None leaves the grey alone.
+        threshold, style: see `check_style`.
 
     Returns:
         RGB, ``(rows, columns, 3)``, 0 to 1.
-
-    Raises:
-        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
     """
     check_style(style, threshold)
     ground = np.repeat(np.asarray(grey, dtype=np.float64)[..., None], 3, axis=2)
@@ -233,7 +177,7 @@ def blend(
         return ground
     values = np.asarray(importance, dtype=np.float64).clip(0, 1)
     if style == "red":
-        alpha, colour = values[..., None], np.asarray(RED)
+        alpha, colour = values[..., None], np.array([1.0, 0.0, 0.0])
     else:
         alpha = OPACITY * ((values - threshold) / (1 - threshold)).clip(0, 1)[..., None]
         colour = mpl.colormaps[COLOUR_MAP](values)[..., :3]
@@ -246,39 +190,44 @@ def bar_colours(threshold: float = 0.1, style: str = "colour") -> Colormap:
     return ListedColormap(blend(np.full((1, 256), 0.5), np.linspace(0, 1, 256)[None], threshold, style)[0])
 
 
-def scale_map(values: NDArray[Any], limits: Sequence[float] | None = None) -> NDArray[np.float32]:
-    """Scale a map of any range to 0 to 1, as an overlay needs it.
+DISPLAY_PERCENTILE = 99.9
+"""Percentile of a method's map that pictures show as 1."""
 
-    Args:
-        values: an attribution or an activation, of any shape.
-        limits: values that turn 0 and 1, what lies beyond is clipped; the map's lowest and highest where it is None.
 
-    Returns:
-        float32, of the same shape.
+def scale_map(values: NDArray[Any], limits: Window | None = None) -> NDArray[np.float32]:
+    """Scale an attribution or an activation, of any shape, to 0 to 1, as an overlay needs it.
+
+    ``limits`` are the values that turn 0 and 1, what lies beyond is clipped; by default the map's lowest and highest.
 
     Raises:
-        ValueError: when a value is NaN or infinite.
-        ValueError: when ``limits`` is not two finite numbers in rising order.
-        ValueError: when all values are the same and there are no ``limits`` to scale them by.
+        ValueError: when a value is NaN or infinite, ``limits`` is not two finite numbers in rising order, or all
+            values are the same and there are no ``limits``.
     """
     lowest, highest = float(values.min()), float(values.max())
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
+    if not np.isfinite([lowest, highest]).all():
         raise ValueError("map must hold finite values only, got NaN or infinity")
     if limits is not None:
-        if len(limits) != 2 or not np.isfinite(limits).all() or limits[0] >= limits[1]:
-            raise ValueError(f"limits must be (low, high), finite, with low below high, got {tuple(limits)}")
-        lowest, highest = (float(limit) for limit in limits)
+        lowest, highest = check_window(limits, "limits")
     if lowest == highest:
         raise ValueError(f"map must hold more than one value to be scaled without limits, got {lowest} everywhere")
     return np.asarray((values - lowest) / (highest - lowest), dtype=np.float32).clip(0, 1)
 
 
-def check_style(style: str, threshold: float = 0.0) -> None:
-    """Refuse an unknown style and a threshold outside [0, 1).
+def display_scale(values: NDArray[Any], percentile: float = DISPLAY_PERCENTILE) -> NDArray[np.float32]:
+    """Scale a method's map to 0 to 1 for display: 0 where it is 0 or below, 1 from a high percentile on.
 
-    Raises:
-        ValueError: when ``style`` is unknown, or ``threshold`` is not in [0, 1).
+    A percentile, since single voxels of some methods tower above all others. A map that is negative everywhere, such
+    as ranks by distance, starts at its lowest value. Where the percentile of ``values`` (of any shape) is not above
+    the start, their highest value is 1.
     """
+    low = 0.0 if values.max() > 0 else float(values.min())
+    high = float(np.percentile(values, percentile))
+    high = high if high > low else float(values.max())
+    return scale_map(values, (low, high)) if high > low else np.zeros(values.shape, dtype=np.float32)
+
+
+def check_style(style: str, threshold: float = 0.0) -> None:
+    """Refuse, by ValueError, an unknown style and a threshold outside [0, 1)."""
     check_choice("style", style, STYLES)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be at least 0 and below 1, got {threshold}")
@@ -289,22 +238,16 @@ RANGE_SLACK = 1e-3
 
 
 def check_picture(
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     axis: int,
-    image: NDArray[Any],
-    importance: NDArray[Any] | None = None,
-    segmentation: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
+    image: Volume,
+    importance: Volume | None = None,
+    segmentation: Volume | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.0,
 ) -> None:
-    """Refuse what cannot be drawn; the arguments are those of the pictures of these names.
-
-    Raises:
-        ValueError: when ``image`` is not 3-D or empty, another volume has another shape, or one holds NaN or infinity.
-        ValueError: when all of the image's voxels hold the same value, or ``importance`` leaves [0, 1].
-        ValueError: when ``axis``, ``spacing_mm``, ``window``, ``style`` or ``threshold`` is out of range.
-    """
+    """Refuse what cannot be drawn; arguments and errors are those of ``mips``."""
     check_view(spacing_mm, axis, window)
     check_style(style, threshold)
     low, high = check_volume("image", image)
@@ -319,13 +262,9 @@ def check_picture(
         check_volume("segmentation", segmentation)
 
 
-def check_view(spacing_mm: tuple[float, float, float], axis: int, window: tuple[float, float] | None = None) -> None:
-    """Refuse a view that no volume can be seen in.
-
-    Raises:
-        ValueError: when ``axis`` is not 0, 1 or 2, or ``spacing_mm`` is not three finite numbers above 0.
-        ValueError: when ``window`` is not two finite numbers in rising order.
-    """
+def check_view(spacing_mm: Spacing, axis: int, window: Window | None = None) -> None:
+    """Refuse, by ValueError, an axis that is not 0, 1 or 2, a spacing that is not three finite numbers above 0, and a
+    window that is not two finite numbers in rising order."""
     check_choice("axis", axis, (0, 1, 2))
     if len(spacing_mm) != 3 or not all(np.isfinite(size) and size > 0 for size in spacing_mm):
         raise ValueError(f"spacing_mm must be three finite numbers above 0, got {spacing_mm}")
@@ -333,12 +272,8 @@ def check_view(spacing_mm: tuple[float, float, float], axis: int, window: tuple[
         check_window(window)
 
 
-def check_volume(name: str, volume: NDArray[Any]) -> tuple[Any, Any]:
-    """The lowest and the highest value of a volume that can be drawn.
-
-    Raises:
-        ValueError: when it is not 3-D, is empty, or holds NaN or infinity.
-    """
+def check_volume(name: str, volume: Volume) -> tuple[Any, Any]:
+    """The lowest and the highest value of a volume that can be drawn: not empty, 3-D and finite, else ValueError."""
     if volume.ndim != 3 or volume.size == 0:
         raise ValueError(f"{name} must be 3-D and not empty, got shape {volume.shape}")
     # The extremes tell, without a copy of the volume: NaN is both, infinity one of them.
@@ -349,11 +284,7 @@ def check_volume(name: str, volume: NDArray[Any]) -> tuple[Any, Any]:
 
 
 def check_importance(importance: NDArray[Any]) -> NDArray[np.float64]:
-    """Importance as float64, clipped where resampling carried it out of [0, 1] by at most 1e-3.
-
-    Raises:
-        ValueError: when a value lies further outside [0, 1], or is NaN.
-    """
+    """Importance as float64, clipped where resampling carried it out of [0, 1] by 1e-3 at most, else ValueError."""
     _check_unit_range(importance.min(), importance.max())
     return np.asarray(importance, dtype=np.float64).clip(0, 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.canvas import Rgb, figure_to_rgb
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, told apart by colour-blind readers."""
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
 
@@ -26,12 +26,21 @@ def style(number: int) -> tuple[str, str, str]:
     return COLOURS[number % len(COLOURS)], MARKERS[(number + row) % len(MARKERS)], LINES[row % len(LINES)]
 
 
+def new_axes(size: tuple[float, float]) -> tuple[Figure, Any]:
+    """A white figure of a size in inches, and its axes with a grid and no frame."""
+    figure = Figure(figsize=size, dpi=200, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def plot_visibility(
     curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
     title: str = "",
     reference: float | None = None,
     measure: str = "Dice",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Draw Dice, or another measure, against the share of voxels visible, a line for each method.
 
     Koker et al., "U-Noise", 2021, Fig. 3a.
@@ -40,21 +49,16 @@ def plot_visibility(
         curves: name to (share of voxels visible, measure), each 1-D, 0 to 1; drawn in the order of rising share.
         title: above the plot.
         reference: the measure with everything visible, drawn as a dashed line.
-        measure: what it is, for the axis.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
+        measure: its name, for the axis.
 
     Raises:
-        ValueError: when there is no curve, or one is empty, not 1-D, or of two lengths.
-        ValueError: when a value leaves [0, 1] or is not finite.
+        ValueError: when there is no curve, one is empty, not 1-D, or of two lengths, or a value leaves [0, 1].
     """
     if not curves:
         raise ValueError("curves must hold at least one curve, got none")
     if reference is not None:
         _check_unit("reference", np.asarray(reference))
-    figure = Figure(figsize=(6.6, 4.4), dpi=200, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+    figure, axes = new_axes((6.6, 4.4))
     for number, (name, (shares, values)) in enumerate(curves.items()):
         x, y = np.asarray(shares, dtype=np.float64), np.asarray(values, dtype=np.float64)
         if x.ndim != 1 or x.shape != y.shape or x.size == 0:
@@ -63,27 +67,14 @@ def plot_visibility(
         _check_unit(f"{measure} of {name!r}", y)
         order = np.argsort(x, kind="stable")
         colour, marker, line = style(number)
-        axes.plot(
-            100 * x[order],
-            y[order],
-            color=colour,
-            marker=marker,
-            linestyle=line,
-            linewidth=1.8,
-            markersize=5,
-            label=name,
-            clip_on=False,
-            zorder=3,
-        )
+        look = {"color": colour, "marker": marker, "linestyle": line, "linewidth": 1.8, "markersize": 5, "zorder": 3}
+        axes.plot(100 * x[order], y[order], label=name, clip_on=False, **look)
     if reference is not None:
         axes.axhline(reference, color="#555555", linestyle="--", linewidth=1.2, label=f"all visible ({reference:.3f})")
     axes.set(xlim=(0, 100), ylim=(0, 1), xlabel="share of voxels visible (%)", ylabel=measure, title=title)
     axes.set_xticks(range(0, 101, 10))
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles = len(axes.get_legend_handles_labels()[0])
-    if handles > 6:  # too many to lie over the lines
+    if len(axes.lines) > 6:  # too many for a legend over the lines
         figure.legend(loc="outside right upper", fontsize=8, frameon=False, handlelength=3.2)
     else:
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor="#dddddd")
@@ -97,24 +88,14 @@ def _check_unit(name: str, values: NDArray[Any]) -> None:
 
 MARKER = 6.0
 """Size of a point, in points."""
-PLACES = (
-    ((6, 3), "left", "bottom"),
-    ((6, -3), "left", "top"),
-    ((-6, 3), "right", "bottom"),
-    ((-6, -3), "right", "top"),
-)
-"""Where a name may stand beside its point, in points, and how it is aligned there; the first that is free."""
+PLACES = ((6, 3), (6, -3), (-6, 3), (-6, -3))
+"""Where a name may stand beside its point, in points; the first that is free is taken."""
 
 
-def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> NDArray[np.uint8]:
-    """Draw a score against seconds a map, on a logarithmic axis, each point with its method's name.
+def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> Rgb:
+    """Draw a score, of this name, against seconds a map, on a logarithmic axis: ``points`` are (seconds, score).
 
-    Args:
-        points: name to (seconds, score).
-        score: what the score is, for the axis.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
+    Each point has its method's name beside it, on no other point or name where there is such a place.
 
     Raises:
         ValueError: when there is no point, a time is not above 0, or a number not finite.
@@ -124,32 +105,24 @@ def plot_costs(points: Mapping[str, tuple[float, float]], score: str) -> NDArray
     values = np.array(list(points.values()), dtype=np.float64)
     if not np.isfinite(values).all() or values[:, 0].min() <= 0:
         raise ValueError(f"points must be finite, with seconds above 0, got {dict(points)}")
-    figure = Figure(figsize=(7.2, 4.8), dpi=200, layout="constrained", facecolor="white")
-    axes: Any = figure.add_subplot()
+    figure, axes = new_axes((7.2, 4.8))
     for number, (seconds, value) in enumerate(values):
         colour, marker, _ = style(number)
         axes.plot(seconds, value, marker, color=colour, markersize=MARKER)
     axes.set(xscale="log", xlabel="seconds a map", ylabel=score)
     axes.set_xlim(values[:, 0].min() / 3, values[:, 0].max() * 5)  # room for the names
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    _write_names(figure, axes, list(points), values)
-    return figure_to_rgb(figure)
-
-
-def _write_names(figure: Figure, axes: Any, names: Sequence[str], values: NDArray[np.float64]) -> None:
-    """Write each name beside its point, on no other point or name where there is such a place."""
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # the layout, in which names have a size
     half = MARKER / 2 * figure.dpi / 72
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in axes.transData.transform(values)]
-    for name, point in zip(names, values, strict=True):
-        text = axes.annotate(name, point, PLACES[0][0], textcoords="offset points", fontsize=8, in_layout=False)
+    for name, point in zip(points, values, strict=True):
+        text = axes.annotate(name, point, PLACES[0], textcoords="offset points", fontsize=8, in_layout=False)
         # The first once more at the end, for where none is free.
-        for offset, across, up in (*PLACES, PLACES[0]):
-            text.set(ha=across, va=up)
-            text.xyann = offset
+        for right, up in (*PLACES, PLACES[0]):
+            text.set(ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top")
+            text.xyann = right, up
             box = text.get_window_extent()
             if axes.bbox.containsx(box.x0) and not box.count_overlaps(taken):
                 break
         taken.append(box)
+    return figure_to_rgb(figure)

@@ -4,49 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unoise_monai.checks import check_choice
-from unoise_monai.render.canvas import (
-    EDGE_LETTERS,
-    bar_colours,
-    blend,
-    check_picture,
-    find_window,
-    foreground_box,
-    grey_levels,
-    pixel_mm,
-    upright,
-)
-from unoise_monai.render.panels import LARGEST_PANEL, Panel, draw_panels
+from unoise_monai.render.canvas import Rgb, Spacing, Volume, Window, check_picture, find_window, foreground_box, upright
+from unoise_monai.render.panels import LARGEST_PANEL, View, draw_views
 
 
 def project(volume: NDArray[Any], axis: int) -> NDArray[Any]:
-    """The highest value of every ray along an axis, as ``display_slice`` would show it.
-
-    Args:
-        volume: ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the rays run along.
-
-    Returns:
-        ``(rows, columns)``.
-    """
+    """The highest value of every ray along an axis of a volume ``(X, Y, Z)`` in RAS order, ``(rows, columns)`` as
+    ``display_slice`` would show them."""
     return upright(volume.max(axis))
 
 
 def project_at_brightest(values: NDArray[Any], image: NDArray[Any], axis: int) -> NDArray[Any]:
-    """The value of the image's brightest voxel on every ray; of several equally bright ones the highest.
+    """The value, at least 0, of the image's brightest voxel on every ray; of several equally bright ones the highest.
 
-    Args:
-        values: of the image's shape, at least 0.
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the rays run along.
-
-    Returns:
-        ``(rows, columns)``.
+    Both volumes are ``(X, Y, Z)`` in RAS order; the result is as that of ``project``.
     """
     peaks = image.max(axis, keepdims=True)
     found = np.zeros(peaks.shape, values.dtype)
@@ -61,32 +38,19 @@ def project_at_brightest(values: NDArray[Any], image: NDArray[Any], axis: int) -
 
 
 def silhouettes(segmentation: NDArray[Any], axis: int) -> list[NDArray[np.bool_]]:
-    """The shadow of each class above 0 along an axis, in the classes' order.
-
-    Args:
-        segmentation: class indices, ``(X, Y, Z)`` in RAS order.
-        axis: the axis that the rays run along.
-
-    Returns:
-        ``(rows, columns)`` each, none of a class that is absent.
-    """
+    """The shadow, as ``project`` gives it, of each class above 0 that is there, in the order of class indices."""
     highest = project(segmentation, axis)
     if highest.max() <= 1:  # the most frequent case, without another look at the volume
         return [highest == 1] if highest.max() == 1 else []
-    box = foreground_box(segmentation)
-    inside = segmentation[tuple(slice(*ends) for ends in box or ())]
+    inside = segmentation[tuple(slice(*ends) for ends in foreground_box(segmentation) or ())]
     classes = sorted(set().union(*(np.unique(plane[plane > 0]).tolist() for plane in inside)))
     return [project(segmentation == value, axis) for value in classes]
 
 
 def slab(size: int, spacing_mm: float, thickness_mm: float, centre: float) -> slice:
-    """The slices of a slab of about the given thickness, one at least, moved inside the volume where it reaches out.
+    """The slices, of ``size``, of a slab of about the given thickness, one at least, moved inside the volume.
 
-    Args:
-        size: slices of the volume.
-        spacing_mm: from slice to slice, mm.
-        thickness_mm: of the slab, mm.
-        centre: the slice that it is centred on, from 0; halves lie between two slices.
+    It is centred on slice ``centre``, from 0; halves lie between two slices. ``spacing_mm`` is from slice to slice.
     """
     count = min(size, max(1, round(thickness_mm / spacing_mm)))
     start = min(max(0, round(centre - (count - 1) / 2)), size - count)
@@ -98,40 +62,6 @@ VIEWS = ("sagittal", "coronal", "axial")
 DEPTHS = ("brightest", "any")
 SLAB_PANEL = 360
 """Pixels of the longest side of one slab of many."""
-Spacing = tuple[float, float, float]
-Volume = NDArray[Any]
-
-
-class Volumes(NamedTuple):
-    """What is drawn over each other, all of one shape."""
-
-    image: Volume
-    importance: Volume | None
-    segmentation: Volume | None
-
-    def slab(self, view: View) -> Volumes:
-        """The part of each that a view projects."""
-        part = (*(slice(None),) * view.axis, view.part)
-        importance = None if self.importance is None else self.importance[part]
-        return Volumes(self.image[part], importance, None if self.segmentation is None else self.segmentation[part])
-
-
-class View(NamedTuple):
-    """The axis that the rays run along, and the slices that they run through."""
-
-    axis: int
-    part: slice
-    title: str
-
-
-class Look(NamedTuple):
-    """How a sheet is drawn; the arguments of ``mips`` of these names."""
-
-    window: tuple[float, float] | None
-    style: str
-    threshold: float
-    depth: str
-    label: str
 
 
 def mips(
@@ -141,12 +71,12 @@ def mips(
     segmentation: Volume | None = None,
     slab_mm: float | None = None,
     centre: Sequence[float] | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     depth: str = "brightest",
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show a volume along its three axes as maximum intensity projections: axial, coronal and sagittal.
 
     The volumes are canonical (``to_canonical``), the display convention is that of ``display_slice``, all three views
@@ -161,37 +91,33 @@ def mips(
         centre: voxel (X, Y, Z), from 0, that the slabs are centred on; the middle of the segmentation's extent where
             it is None, or of the volume where nothing is segmented.
         window: intensities that turn black and white; found in the projections where it is None (``find_window``).
-        style: one of ``overlay.STYLES``.
+        style: one of ``canvas.STYLES``.
         threshold: importance up to which ``style="colour"`` shows the scan alone.
         depth: whose importance colours a pixel. ``brightest``: that of the voxel the pixel shows, the brightest of
-            its ray, so that colour lies on the vessel that one sees; what lies hidden before or behind it is not
-            shown. ``any``: the highest of the ray, wherever it lies; nothing is hidden, and a map with some
-            importance everywhere colours everything.
+            its ray: colour lies on the vessel that one sees, and what lies before or behind it is hidden. ``any``: the
+            highest of the ray; nothing is hidden, and a map with some importance everywhere colours everything.
         label: what the colour bar shows, with its unit.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when the image holds one value only, or ``importance`` leaves [0, 1].
-        ValueError: when ``spacing_mm``, ``slab_mm``, ``centre``, ``window``, ``style``, ``threshold`` or ``depth`` is
-            out of range.
+        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite, when
+            the image holds one value only, ``importance`` leaves [0, 1], or another argument is out of range.
     """
     check_picture(spacing_mm, 2, image, importance, segmentation, window, style, threshold)
-    views = [View(axis, slice(None), f"{VIEWS[axis]} MIP") for axis in (2, 1, 0)]
+    parts = {axis: slice(None) for axis in (2, 1, 0)}
+    titles = {axis: f"{VIEWS[axis]} MIP" for axis in parts}
     if slab_mm is not None:
         check_slab(slab_mm)
-        centre = _centre(image.shape, segmentation) if centre is None else centre
+        if centre is None:
+            box = None if segmentation is None else foreground_box(segmentation)
+            centre = [(first + end - 1) / 2 for first, end in box or [(0, size) for size in image.shape]]
         if len(centre) != 3 or not all(0 <= at < size for at, size in zip(centre, image.shape, strict=True)):
             raise ValueError(f"centre must be a voxel of the volume of shape {image.shape}, got {tuple(centre)}")
-        parts = [slab(image.shape[axis], spacing_mm[axis], slab_mm, centre[axis]) for axis in (2, 1, 0)]
-        views = [
-            View(view.axis, part, f"{view.title}, {(part.stop - part.start) * spacing_mm[view.axis]:.3g} mm")
-            for view, part in zip(views, parts, strict=True)
-        ]
-    look = Look(window, style, threshold, depth, label)
-    return _sheet(Volumes(image, importance, segmentation), spacing_mm, views, look, LARGEST_PANEL)
+        for axis in parts:
+            parts[axis] = part = slab(image.shape[axis], spacing_mm[axis], slab_mm, centre[axis])
+            titles[axis] += f", {(part.stop - part.start) * spacing_mm[axis]:.3g} mm"
+    slabs = [(axis, part, titles[axis]) for axis, part in parts.items()]
+    look = {"style": style, "threshold": threshold, "label": label, "longest": LARGEST_PANEL}
+    return _draw_slabs(image, spacing_mm, importance, segmentation, slabs, window, depth, **look)
 
 
 def slab_mips(
@@ -201,60 +127,58 @@ def slab_mips(
     importance: Volume | None = None,
     segmentation: Volume | None = None,
     axis: int = 2,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     depth: str = "brightest",
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show a volume as consecutive slabs along one axis, each a maximum intensity projection.
 
     The slabs follow each other without a gap, from the feet to the head (axial), from back to front (coronal), or
-    from left to right (sagittal); the last may be thinner.
+    from left to right (sagittal); the last may be thinner. Further arguments and errors are those of ``mips``.
 
     Args:
         slab_mm: thickness of a slab, mm, rounded to whole slices.
         axis: 0 sagittal, 1 coronal, 2 axial.
-
-    The other arguments, what is returned and what is raised are those of ``mips``.
     """
     check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_slab(slab_mm)
     size, count = image.shape[axis], max(1, round(slab_mm / spacing_mm[axis]))
-    parts = [slice(start, min(start + count, size)) for start in range(0, size, count)]
-    views = [View(axis, part, f"slices {part.start + 1} to {part.stop} of {size}") for part in parts]
-    look = Look(window, style, threshold, depth, label)
-    return _sheet(Volumes(image, importance, segmentation), spacing_mm, views, look, SLAB_PANEL)
+    slabs = []
+    for start in range(0, size, count):
+        end = min(start + count, size)
+        slabs.append((axis, slice(start, end), f"slices {start + 1} to {end} of {size}"))
+    look = {"style": style, "threshold": threshold, "label": label, "longest": SLAB_PANEL}
+    return _draw_slabs(image, spacing_mm, importance, segmentation, slabs, window, depth, **look)
 
 
 def check_slab(slab_mm: float) -> None:
-    """Refuse a thickness that is not a finite number of mm above 0.
-
-    Raises:
-        ValueError: when it is not.
-    """
+    """Refuse, by ValueError, a thickness that is not a finite number of mm above 0."""
     if not (math.isfinite(slab_mm) and slab_mm > 0):
         raise ValueError(f"slab_mm must be a finite number above 0, got {slab_mm}")
 
 
-def _sheet(volumes: Volumes, spacing_mm: Spacing, views: Sequence[View], look: Look, longest: int) -> NDArray[np.uint8]:
-    check_choice("depth", look.depth, DEPTHS)
-    slabs = [volumes.slab(view) for view in views]
-    shown = [project(part.image, view.axis) for part, view in zip(slabs, views, strict=True)]
-    window = find_window(np.concatenate([pixels.ravel() for pixels in shown]), look.window)
-    panels = []
-    for (image, importance, segmentation), view, pixels in zip(slabs, views, shown, strict=True):
-        if importance is not None and look.depth == "brightest":
-            importance = project_at_brightest(importance, image, view.axis)
-        elif importance is not None:
-            importance = project(importance, view.axis)
-        rgb = blend(grey_levels(pixels, window), importance, look.threshold, look.style)
-        outlines = [] if segmentation is None else silhouettes(segmentation, view.axis)
-        panels.append(Panel(rgb, view.title, outlines, pixel_mm(spacing_mm, view.axis), EDGE_LETTERS[view.axis]))
-    bar = None if volumes.importance is None else bar_colours(look.threshold, look.style)
-    return draw_panels(panels, colour_map=bar, colour_label=look.label, longest=longest)
-
-
-def _centre(shape: tuple[int, ...], segmentation: Volume | None) -> list[float]:
-    box = None if segmentation is None else foreground_box(segmentation)
-    return [(first + end - 1) / 2 for first, end in box or [(0, size) for size in shape]]
+def _draw_slabs(
+    image: Volume,
+    spacing_mm: Spacing,
+    importance: Volume | None,
+    segmentation: Volume | None,
+    slabs: Sequence[tuple[int, slice, str]],
+    window: Window | None,
+    depth: str,
+    **look: Any,
+) -> Rgb:
+    """A projection for each slab (axis, slices, title); ``look`` is what ``draw_views`` takes."""
+    check_choice("depth", depth, DEPTHS)
+    views = []
+    for axis, part, title in slabs:
+        cut = (*(slice(None),) * axis, part)
+        scan, shown = image[cut], None
+        if importance is not None:
+            values = importance[cut]
+            shown = project_at_brightest(values, scan, axis) if depth == "brightest" else project(values, axis)
+        outlines = [] if segmentation is None else silhouettes(segmentation[cut], axis)
+        views.append(View(axis, title, project(scan, axis), shown, outlines))
+    window = find_window(np.concatenate([view.pixels.ravel() for view in views]), window)
+    return draw_views(views, spacing_mm, window, **look)

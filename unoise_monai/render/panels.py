@@ -1,11 +1,10 @@
-"""Panels beside each other, with titles and a colour bar."""
+"""Panels beside each other, with titles and a colour bar: the sheet that every picture is drawn on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,41 +16,45 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-from unoise_monai.render.canvas import figure_to_rgb
+from unoise_monai.render.canvas import (
+    EDGE_LETTERS,
+    Rgb,
+    Spacing,
+    Window,
+    bar_colours,
+    blend,
+    figure_to_rgb,
+    grey_levels,
+    pixel_mm,
+)
 
 DPI = 100
-GAP = 6
-TITLE_HEIGHT = 26
-BAR_WIDTH = 84
+# Pixels:
+GAP, TITLE_HEIGHT, BAR_WIDTH = 6, 26, 84
 BAR_LENGTH = 100
-"""Pixels, the length at least, so that the bar's ticks stand apart."""
+"""At least, so that the colour bar's ticks stand apart."""
 LETTERS_ROOM = 44
-"""Pixels, across and down, that the letters at a picture's edges need to stand apart."""
+"""Across and down, that the letters at a picture's edges need to stand apart."""
 TITLE_GAP = 16
-"""Pixels between a title and the next one, beside the panels' gap."""
+"""Between a title and the next one, beside the panels' gap."""
 SMALLEST_PANEL, LARGEST_PANEL = 360, 640
-"""Pixels of the longest side of a sheet's panels; between the two, one for each voxel."""
+"""Longest side of a sheet's panels; a pixel for each voxel between the two."""
 SHEET_SHAPE = 1.6
 """Width to height that the sheet comes close to."""
-TITLE_FONT = FontProperties(size=11)
-LABEL_FONT = FontProperties(size=10)
-"""Of the panels' titles, and of the colour bar's label."""
+TITLE_FONT, LABEL_FONT = FontProperties(size=11), FontProperties(size=10)
+TEXT_COLOUR, OUTLINE_COLOUR = "#f2f2f2", "#00e5ff"
+
+Sides = tuple[int, int]
 
 
-def panel_sizes(
-    shapes: Sequence[tuple[int, int]], pixels_mm: Sequence[tuple[float, float]], longest: int
-) -> list[tuple[int, int]]:
-    """Heights and widths, in square pixels of one size in mm, of panels whose longest side is ``longest``.
+def panel_sizes(shapes: Sequence[Sides], pixels_mm: Sequence[tuple[float, float]], longest: int) -> list[Sides]:
+    """Heights and widths, in square pixels of one size in mm, of panels whose longest side is ``longest`` pixels.
 
-    Args:
-        shapes: rows and columns of each panel's picture.
-        pixels_mm: height and width of each picture's pixels, mm.
-        longest: pixels of the longest side of all.
+    ``shapes`` are rows and columns of each picture, ``pixels_mm`` the height and width of its pixels, mm.
     """
-    pairs = zip(shapes, pixels_mm, strict=True)
-    sides_mm = [(rows * height, columns * width) for (rows, columns), (height, width) in pairs]
-    scale = longest / max(side for sides in sides_mm for side in sides)
-    return [(max(1, round(height * scale)), max(1, round(width * scale))) for height, width in sides_mm]
+    sides_mm = np.multiply(shapes, pixels_mm)
+    sizes = np.maximum(1, np.round(sides_mm * (longest / sides_mm.max()))).astype(int)
+    return [(height, width) for height, width in sizes.tolist()]
 
 
 def text_width(text: str, font: FontProperties) -> int:
@@ -65,8 +68,8 @@ def title_width(title: str) -> int:
     return text_width(title, TITLE_FONT) + TITLE_GAP if title else 0
 
 
-def cell_size(size: tuple[int, int], title: str, lettered: bool, narrowest: int) -> tuple[int, int]:
-    """Height and width of a panel's place: at least what its letters and its title need, or ``narrowest`` pixels."""
+def cell_size(size: Sides, title: str, lettered: bool, narrowest: int) -> Sides:
+    """Height and width of a panel's place, of ``narrowest`` pixels at least: room for its letters and its title."""
     letters = LETTERS_ROOM if lettered else 0
     return max(size[0], letters), max(size[1], letters, title_width(title), narrowest)
 
@@ -81,18 +84,13 @@ def sheet_columns(count: int, height: int, width: int) -> int:
     return min(range(1, count + 1), key=cost)
 
 
-TEXT_COLOUR = "#f2f2f2"
-OUTLINE_COLOUR = "#00e5ff"
-
-
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One picture of a sheet."""
 
     rgb: NDArray[Any]
     """``(rows, columns, 3)``, floats in [0, 1]."""
     title: str = ""
-    outlines: list[NDArray[np.bool_]] = field(default_factory=list)
+    outlines: Sequence[NDArray[np.bool_]] = ()
     """Regions to be outlined, each ``(rows, columns)``."""
     pixel_mm: tuple[float, float] | None = None
     """Height and width of a pixel, mm; the sheet's where it is None."""
@@ -106,6 +104,40 @@ def longest_side(panels: Sequence[Panel]) -> int:
     return min(max(SMALLEST_PANEL, voxels), LARGEST_PANEL)
 
 
+class View(NamedTuple):
+    """What one panel shows of a volume, each array ``(rows, columns)``, as ``display_slice`` turns it."""
+
+    axis: int
+    """That one looks along."""
+    title: str
+    pixels: NDArray[Any]
+    """Intensities."""
+    importance: NDArray[Any] | None = None
+    """0 to 1."""
+    outlines: Sequence[NDArray[np.bool_]] = ()
+
+
+def draw_views(
+    views: Sequence[View],
+    spacing_mm: Spacing,
+    window: Window,
+    style: str = "colour",
+    threshold: float = 0.1,
+    label: str = "",
+    longest: int | None = None,
+) -> Rgb:
+    """Draw views of one volume on a sheet, importance over grey, with a colour bar where there is importance.
+
+    The arguments are those of ``mips`` and ``draw_panels``; without ``longest``, panels are of ``longest_side``.
+    """
+    panels = []
+    for axis, title, pixels, importance, outlines in views:
+        rgb = blend(grey_levels(pixels, window), importance, threshold, style)
+        panels.append(Panel(rgb, title, outlines, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis]))
+    bar = None if views[0].importance is None else bar_colours(threshold, style)
+    return draw_panels(panels, colour_map=bar, colour_label=label, longest=longest or longest_side(panels))
+
+
 def draw_panels(
     panels: Sequence[Panel],
     pixel_mm: tuple[float, float] = (1.0, 1.0),
@@ -114,24 +146,19 @@ def draw_panels(
     colour_label: str = "",
     longest: int = 360,
     narrowest: int = 0,
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Draw pictures on a sheet, all at the same number of mm a pixel.
 
     A column is as wide as its titles need. A picture too small for its letters has them outside.
 
     Args:
         panels: the pictures, from the top left; they may differ in shape.
-        pixel_mm: height and width, mm, of the pixels of panels that do not say theirs; anisotropic pixels are
-            resampled to square ones.
-        letters: what lies at the ``left``, ``right``, ``top`` and ``bottom`` edge of panels that do not say theirs;
-            none where it is None.
+        pixel_mm: of panels without one; anisotropic pixels are resampled to square ones.
+        letters: of panels without any.
         colour_map: the colour map, or matplotlib's name of it, that a bar from 0 to 1 shows; no bar where it is None.
         colour_label: what the bar shows, with its unit.
         longest: pixels of the longest side of all panels.
         narrowest: pixels that a column is wide at least, so that sheets whose titles differ are of one size.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
     """
     shapes = [panel.rgb.shape[:2] for panel in panels]
     sizes = panel_sizes(shapes, [panel.pixel_mm or pixel_mm for panel in panels], longest)
@@ -144,8 +171,8 @@ def draw_panels(
     row_heights = [title + max(cell[0] for cell in cells[k : k + columns]) for k in range(0, len(cells), columns)]
     column_widths = [max(cell[1] for cell in cells[k::columns]) for k in range(columns)]
     sheet_width = sum(column_widths) + GAP * (columns + 1) + (BAR_WIDTH if colour_map else 0)
-    bar_length = max(BAR_LENGTH, text_width(colour_label, LABEL_FONT)) if colour_map else 0
     rows_height = sum(row_heights) + GAP * (len(row_heights) + 1)
+    bar_length = max(BAR_LENGTH, text_width(colour_label, LABEL_FONT)) if colour_map else 0
     sheet_height = max(rows_height, title + bar_length + 2 * GAP)
     figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="black")
 

@@ -15,16 +15,16 @@ from PIL import Image
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.checks import check_choice
-from unoise_monai.render.canvas import bar_colours, blend, check_picture, grey_levels
+from unoise_monai.render.canvas import Spacing, Volume, Window, bar_colours, blend, check_picture, grey_levels
 from unoise_monai.render.panels import Panel, draw_panels, title_width
 
 TURNS = {0: ("I", "P", "L"), 1: ("L", "S", "P"), 2: ("L", "P", "I")}
 """By the axis of rotation, the directions across the picture and away from the viewer at 0 degrees, and along the
-axis. At 90 degrees the second one runs across."""
+axis; at 90 degrees the second one runs across."""
 SIDES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 DIGITS = 6
-"""That positions, in voxels, are rounded to, so that edges that coincide stay together."""
+"""Of positions, in voxels: edges that coincide stay together."""
 
 
 class Turn(NamedTuple):
@@ -39,11 +39,11 @@ class Turn(NamedTuple):
 
 
 def turned_mips(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    spacing_mm: Spacing,
     degrees: Sequence[float],
     axis: int = 2,
-    importance: NDArray[Any] | None = None,
+    importance: Volume | None = None,
     pixel_mm: float = 0,
 ) -> Turn:
     """Project a canonical volume along parallel rays from several directions around an axis through its centre.
@@ -53,11 +53,8 @@ def turned_mips(
     equally bright along a ray, the most important one counts.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        spacing_mm: the voxels' size along X, Y and Z, mm.
+        image, spacing_mm, axis, importance: as in ``rotating_mip``.
         degrees: where to look from, as ``rotating_mip`` turns.
-        axis: the axis of rotation.
-        importance: ``(X, Y, Z)``.
         pixel_mm: where this is the size of several voxels, pixels are close to it, and each shows the brightest voxel
             of a beam of its width.
     """
@@ -82,36 +79,36 @@ def turned_mips(
         reach = (abs(cosine) * first + abs(sine) * second + wide - 1) / 2
         ends = np.stack([rays - reach, rays + reach]).round(DIGITS)
         starts, stops = np.searchsorted(places[order], ends, side="right")
-        for pixel, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-            if start == stop:
-                continue
-            crossed = order[start:stop]
+        for pixel in np.flatnonzero(starts < stops):
+            crossed = order[starts[pixel] : stops[pixel]]
             ray = values[crossed].reshape(-1, values.shape[2])
             peaks[number, pixel] = ray.max(axis=0)
             if weights is not None and shares is not None:
                 brightest = ray == peaks[number, pixel]
                 shares[number, pixel] = np.where(brightest, weights[crossed].reshape(ray.shape), 0).max(axis=0)
-    if axis != 0:  # the axis of rotation is upright
-        peaks, shares = peaks.swapaxes(1, 2), None if shares is None else shares.swapaxes(1, 2)
-        return Turn(peaks, shares, (tall * along_mm, wide * finest))
-    return Turn(peaks, shares, (wide * finest, tall * along_mm))
+    if axis == 0:
+        return Turn(peaks, shares, (wide * finest, tall * along_mm))
+    # The axis of rotation is upright.
+    return Turn(
+        peaks.swapaxes(1, 2), None if shares is None else shares.swapaxes(1, 2), (tall * along_mm, wide * finest)
+    )
 
 
 def view_letters(angle: float, axis: int = 2) -> tuple[str, dict[str, str]]:
     """The side that ``rotating_mip`` looks from at an angle, and what lies at each edge of the picture."""
     first, second, along = TURNS[axis]
     cosine, sine = _direction(angle)
-    end, start = _letters({first: cosine, second: sine}), _letters({first: -cosine, second: -sine})
-    viewer = _letters({first: sine, second: -cosine})
+
+    def letters(parts: dict[str, float]) -> str:
+        """Of a direction, the main one first, as DICOM's Patient Orientation (0020,0020) writes them."""
+        towards = [(abs(part), code if part > 0 else OPPOSITE[code]) for code, part in parts.items() if part]
+        return "".join(code for _, code in sorted(towards, key=lambda item: -item[0]))
+
+    end, start = letters({first: cosine, second: sine}), letters({first: -cosine, second: -sine})
+    viewer = letters({first: sine, second: -cosine})
     if axis == 0:
         return viewer, {"left": OPPOSITE[along], "right": along, "top": start, "bottom": end}
     return viewer, {"left": start, "right": end, "top": OPPOSITE[along], "bottom": along}
-
-
-def _letters(parts: dict[str, float]) -> str:
-    """Letters of a direction, the main one first, as DICOM's Patient Orientation (0020,0020) writes them."""
-    towards = [(abs(part), code if part > 0 else OPPOSITE[code]) for code, part in parts.items() if part]
-    return "".join(code for _, code in sorted(towards, key=lambda item: -item[0]))
 
 
 def _direction(angle: float) -> tuple[float, float]:
@@ -124,7 +121,7 @@ def _centres(count: int) -> NDArray[np.float64]:
     return np.arange(count, dtype=np.float64) - (count - 1) / 2
 
 
-def _stacks(volume: NDArray[Any], axis: int, tall: int, fill: float) -> NDArray[np.float32]:
+def _stacks(volume: Volume, axis: int, tall: int, fill: float) -> NDArray[np.float32]:
     """Columns of voxels along an axis, cut into stacks of one pixel: ``(columns, tall, pixels)``."""
     to_view = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(TURNS[axis]))
     columns = apply_orientation(volume, to_view).astype(np.float32)
@@ -134,12 +131,12 @@ def _stacks(volume: NDArray[Any], axis: int, tall: int, fill: float) -> NDArray[
 
 
 def rotating_mip(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    spacing_mm: Spacing,
     frames: int = 36,
     axis: int = 2,
-    importance: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
+    importance: Volume | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     label: str = "importance, 0 to 1",
@@ -149,23 +146,16 @@ def rotating_mip(
 
     The first frame looks from the front (A): head up, the patient's right on the left. The viewer then walks by the
     patient's left (L, at 90 degrees), back and right. Around axis 0 the viewer goes from the front (A) below the feet
-    (I), around axis 1 from below (I, front up) to the left (L). Titles and letters at the edges say so, the main
-    direction first: "AL" is the front, somewhat from the left. At 0 and 90 degrees the pictures are plain projections
+    (I), around axis 1 from below (I, front up) to the left (L). Titles and letters at the edges name the directions,
+    the main one first: "AL" is the front, a little from the left. At 0 and 90 degrees pictures are plain projections
     as ``display_slice`` turns them: around axis 2 coronal and sagittal, around axis 0 coronal and axial.
 
-    With importance, a pixel has the colour of the voxel that it shows, the brightest one of its ray: colour lies on
-    the vessel that one sees, and importance of what lies hidden before or behind it is not shown.
+    Importance colours a pixel as ``depth="brightest"`` of ``mips`` does.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        spacing_mm: the voxels' size along X, Y and Z, mm; their true proportions are kept.
+        image, spacing_mm, importance, window, style, threshold, label: as in ``mips``.
         frames: pictures in one turn.
         axis: the axis of rotation: 2 the patient's long axis, 0 from right to left, 1 from front to back.
-        importance: ``(X, Y, Z)``, 0 to 1.
-        window: intensities that turn black and white; found in all projections where it is None (``find_window``).
-        style: of the importance, one of ``overlay.STYLES``.
-        threshold: importance up to which ``style="colour"`` shows the scan alone.
-        label: what the colour bar shows, with its unit.
         longest: pixels of a picture's longer side. In a volume of more voxels a pixel shows the brightest one of the
             several that it covers, so that thin vessels survive.
 
@@ -173,10 +163,7 @@ def rotating_mip(
         RGB, ``(N, H, W, 3)``.
 
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when all of the image's voxels hold the same value, or ``importance`` leaves [0, 1].
-        ValueError: when ``frames`` is below 1, or ``longest`` is below 16.
-        ValueError: when ``axis``, ``spacing_mm``, ``window`` or ``threshold`` is out of range, or ``style`` unknown.
+        ValueError: as ``mips``, when ``axis`` is out of range, ``frames`` below 1, or ``longest`` below 16.
     """
     check_picture(spacing_mm, axis, image, importance, None, window, style, threshold)
     for name, value, lowest in (("frames", frames, 1), ("longest", longest, 16)):
@@ -191,14 +178,14 @@ def rotating_mip(
     inside = np.isfinite(turn.peaks)
     grey[inside] = grey_levels(turn.peaks[inside], window)
     bar = None if importance is None else bar_colours(threshold, style)
-    views = [view_letters(angle, axis) for angle in degrees]
-    titles = [f"from {viewer}, {angle:.0f}°" for (viewer, _), angle in zip(views, degrees, strict=True)]
+    viewers, letters = zip(*(view_letters(angle, axis) for angle in degrees), strict=True)
+    titles = [f"from {viewer}, {angle:.0f}°" for viewer, angle in zip(viewers, degrees, strict=True)]
     widest = max(title_width(title) for title in titles)
     pictures = []
-    for number, (title, (_, edges)) in enumerate(zip(titles, views, strict=True)):
+    for number, title in enumerate(titles):
         shares = None if turn.shares is None else turn.shares[number]
         panel = Panel(blend(grey[number], shares, threshold, style), title)
-        pictures.append(draw_panels([panel], turn.pixel_mm, edges, bar, label, longest, widest))
+        pictures.append(draw_panels([panel], turn.pixel_mm, letters[number], bar, label, longest, widest))
     return np.stack(pictures)
 
 
@@ -206,7 +193,7 @@ FORMATS = {".gif": "GIF", ".png": "PNG", ".apng": "PNG"}
 
 
 def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms: int = 100) -> None:
-    """Write an animated picture that repeats for ever, whole or not at all.
+    """Write an animated picture that repeats for ever, whole or not at all; missing folders are created.
 
     A ``.gif`` opens in every slide program; its up to 256 colours are chosen once for all frames, without dithering,
     so that nothing flickers, and up to 256 greys are kept as they are. A ``.png`` or ``.apng`` (animated PNG) keeps
@@ -215,42 +202,27 @@ def save_animation(frames: NDArray[Any], path: str | os.PathLike[str], frame_ms:
 
     Args:
         frames: ``(N, H, W, 3)``, uint8, at least two.
-        path: the file to write, its suffix the format; missing folders are created.
+        path: its suffix is the format.
         frame_ms: how long each frame stays, ms: from 20, below which viewers set a time of their own, to 65,530, in
             steps of 10, as GIF counts.
 
     Raises:
-        ValueError: when ``frames`` is not uint8 of shape ``(N, H, W, 3)`` with N of at least 2, or is empty.
-        ValueError: when the suffix is not .gif, .png or .apng.
-        ValueError: when ``frame_ms`` is not a multiple of 10 from 20 to 65,530.
+        ValueError: when ``frames``, the suffix or ``frame_ms`` is none of these.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or len(frames) < 2 or frames.size == 0:
-        got = f"got {frames.dtype} of shape {frames.shape}"
-        raise ValueError(f"frames must be uint8 of shape (N, H, W, 3) with N of at least 2, {got}")
+        wanted = "uint8 of shape (N, H, W, 3) with N of at least 2"
+        raise ValueError(f"frames must be {wanted}, got {frames.dtype} of shape {frames.shape}")
     suffix = Path(path).suffix.lower()
     check_choice("suffix of the animation", suffix, tuple(FORMATS))
     if not 20 <= frame_ms <= 65530 or frame_ms % 10:
         raise ValueError(f"frame_ms must be a multiple of 10 from 20 to 65530, got {frame_ms}")
-    pictures = _indexed(frames) if suffix == ".gif" else [Image.fromarray(frame) for frame in frames]
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if suffix == ".gif":
+        # Quantised in one piece to one palette, so that a colour is the same in every frame.
+        strip = Image.fromarray(frames.reshape(-1, *frames.shape[2:])).quantize(256)
+        pictures = [Image.fromarray(indices) for indices in np.asarray(strip).reshape(frames.shape[:3])]
+        for picture in pictures:
+            picture.putpalette(strip.getpalette() or [])
     with atomic_path(path) as temporary:
-        pictures[0].save(
-            temporary,
-            format=FORMATS[suffix],
-            save_all=True,
-            append_images=pictures[1:],
-            duration=frame_ms,
-            loop=0,
-        )
-
-
-def _indexed(frames: NDArray[np.uint8]) -> list[Image.Image]:
-    """Pictures of one common palette, quantised in one piece, so that a colour is the same in every frame."""
-    count, height, width, _ = frames.shape
-    strip = Image.fromarray(frames.reshape(count * height, width, 3)).quantize(256)
-    indices = np.asarray(strip).reshape(count, height, width)
-    pictures = []
-    for index in indices:
-        picture = Image.fromarray(index)
-        picture.putpalette(strip.getpalette() or [])
-        pictures.append(picture)
-    return pictures
+        options = {"save_all": True, "append_images": pictures[1:], "duration": frame_ms, "loop": 0}
+        pictures[0].save(temporary, format=FORMATS[suffix], **options)

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from unoise_monai.checks import check_fraction
 from unoise_monai.render.canvas import (
     EDGE_LETTERS,
-    bar_colours,
+    Rgb,
+    Spacing,
+    Volume,
+    Window,
     blend,
     check_picture,
     check_view,
@@ -27,94 +30,73 @@ from unoise_monai.render.canvas import (
     upright,
 )
 from unoise_monai.render.mip import project
-from unoise_monai.render.panels import Panel, draw_panels, longest_side, title_width
+from unoise_monai.render.panels import Panel, View, draw_panels, draw_views, title_width
 
 BACKGROUND = 0.1
 """Grey up to which an image counts as background where neither a segmentation nor importance says what to show."""
 
 
 def montage(
-    image: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
-    importance: NDArray[Any] | None = None,
-    segmentation: NDArray[Any] | None = None,
+    image: Volume,
+    spacing_mm: Spacing,
+    importance: Volume | None = None,
+    segmentation: Volume | None = None,
     axis: int = 2,
     count: int = 6,
     slices: tuple[int, int] | None = None,
     crop_mm: float | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     style: str = "colour",
     threshold: float = 0.1,
     label: str = "importance, 0 to 1",
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show what a segmentation relied on, slice by slice.
 
     The volumes are canonical (``to_canonical``). The foreground is the segmentation's; or, where there is none, the
     region with at least half the highest importance; or, where there is none either, what is not black in the image.
     Slices are spread evenly over its extent; they run from the patient's feet to the head (axial), from back to front
-    (coronal), or from left to right (sagittal).
-
-    Axial slices are drawn as radiologists look at them, the patient's right on the picture's left, front up; coronal
-    ones head up, the patient's right on the left; sagittal ones head up, front on the left. Letters at the edges say
-    so. Voxels keep their true proportions. Compare Koker et al., "U-Noise", 2021, Fig. 2.
+    (coronal), or from left to right (sagittal), and are shown as ``display_slice`` turns them, with letters at the
+    edges. Compare Koker et al., "U-Noise", 2021, Fig. 2.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        spacing_mm: the voxels' size along X, Y and Z, mm.
-        importance: ``(X, Y, Z)``, 0 to 1; laid over in colour.
-        segmentation: class indices, ``(X, Y, Z)``; each class above 0 is outlined.
+        image, spacing_mm, importance, segmentation, style, threshold, label: as in ``mips``.
         axis: 0 sagittal, 1 coronal, 2 axial.
         count: how many slices; fewer where the range holds fewer.
         slices: first and last slice, from 0, of the range that they are spread over, in place of the foreground's.
         crop_mm: margin around the foreground, mm, that slices are cropped to; uncropped where it is None.
         window: intensities that turn black and white; found in the image where it is None (``find_window``).
-        style: one of ``overlay.STYLES``.
-        threshold: importance up to which ``style="colour"`` shows the scan alone.
-        label: what the colour bar shows, with its unit.
-
-    Returns:
-        RGB, ``(H, W, 3)``.
 
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when the image holds one value only, or ``importance`` leaves [0, 1].
-        ValueError: when ``spacing_mm``, ``axis``, ``count``, ``slices``, ``crop_mm``, ``window``, ``style`` or
-            ``threshold`` is out of range.
+        ValueError: as ``mips``, and when ``axis``, ``count``, ``slices`` or ``crop_mm`` is out of range.
     """
     check_picture(spacing_mm, axis, image, importance, segmentation, window, style, threshold)
     check_layout(count, crop_mm)
-    if slices is not None and not (len(slices) == 2 and 0 <= slices[0] <= slices[1] < image.shape[axis]):
-        raise ValueError(
-            f"slices must be (first, last), from 0, within the {image.shape[axis]} of axis {axis}, got {tuple(slices)}"
-        )
+    size = image.shape[axis]
+    if slices is not None and not (len(slices) == 2 and 0 <= slices[0] <= slices[1] < size):
+        raise ValueError(f"slices must be (first, last), from 0, within the {size} of axis {axis}, got {tuple(slices)}")
     window = find_window(image, window)
     box = foreground(image, importance, segmentation, window)
-    crop = tuple(
-        slice(None) if crop_mm is None or along == axis else within(box[along], crop_mm / spacing_mm[along])
-        for along in range(3)
-    )
-    low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, image.shape[axis])
-    panels = []
+    crop = [slice(None)] * 3
+    for along in {0, 1, 2} - {axis} if crop_mm is not None else ():
+        # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
+        margin = math.ceil((crop_mm or 0) / spacing_mm[along] - 1e-3)
+        crop[along] = slice(max(0, box[along][0] - margin), box[along][1] + margin)
+    low, high = (slices[0], slices[1] + 1) if slices else widen(box[axis], count, size)
+    views = []
     for index in spread(low, high, count):
-        pixels = display_slice(image[crop], axis, index)
-        shares = None if importance is None else display_slice(importance[crop], axis, index)
-        labels = None if segmentation is None else display_slice(segmentation[crop], axis, index)
-        panels.append(
-            Panel(
-                rgb=blend(grey_levels(pixels, window), shares, threshold, style),
-                title=f"slice {index + 1} of {image.shape[axis]}",
-                outlines=[] if labels is None else [labels == value for value in np.unique(labels[labels > 0])],
-            )
+        shown, labels = (
+            None if volume is None else display_slice(volume[tuple(crop)], axis, index)
+            for volume in (importance, segmentation)
         )
-    bar = None if importance is None else bar_colours(threshold, style)
-    return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], bar, label, longest_side(panels))
+        outlines = [] if labels is None else [labels == value for value in np.unique(labels[labels > 0])]
+        views.append(
+            View(axis, f"slice {index + 1} of {size}", display_slice(image[tuple(crop)], axis, index), shown, outlines)
+        )
+    return draw_views(views, spacing_mm, window, style, threshold, label)
 
 
 def foreground(
-    image: NDArray[Any],
-    importance: NDArray[Any] | None,
-    segmentation: NDArray[Any] | None,
-    window: tuple[float, float],
+    image: Volume, importance: Volume | None, segmentation: Volume | None, window: Window
 ) -> tuple[tuple[int, int], ...]:
     """First slice and the one after the last, along each axis, of what is worth showing; all where nothing is."""
     box = None if segmentation is None else foreground_box(segmentation)
@@ -123,14 +105,6 @@ def foreground(
     if box is None and importance is None:
         box = foreground_box(image > window[0] + BACKGROUND * (window[1] - window[0]))
     return box or tuple((0, size) for size in image.shape)
-
-
-def within(ends: tuple[int, int], margin: float) -> slice:
-    """An extent with a margin of at least so many voxels at both ends, as far as the volume has them."""
-    low, high = ends
-    # The slack keeps a spacing that float32 rounded, as NIfTI's are, from adding a voxel.
-    voxels = math.ceil(margin - 1e-3)
-    return slice(max(0, low - voxels), high + voxels)
 
 
 def widen(ends: tuple[int, int], count: int, size: int) -> tuple[int, int]:
@@ -150,11 +124,7 @@ def spread(low: int, high: int, count: int) -> list[int]:
 
 
 def check_layout(count: int, crop_mm: float | None = None) -> None:
-    """Refuse a number of slices below 1 and a negative margin.
-
-    Raises:
-        ValueError: when ``count`` is below 1, or ``crop_mm`` is not a finite number of at least 0.
-    """
+    """Refuse, by ValueError, a number of slices below 1 and a margin that is not a finite number of at least 0 mm."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if crop_mm is not None and not (math.isfinite(crop_mm) and crop_mm >= 0):
@@ -166,18 +136,10 @@ PAPER_THRESHOLDS = (0.1, 0.3, 0.5, 0.7)
 """Of the tolerance B, in the paper's Fig. 3b."""
 
 
-def most_important(importance: NDArray[Any], share: float) -> NDArray[np.bool_]:
-    """The given share of the volume's voxels, the most important ones.
+def most_important(importance: Volume, share: float) -> NDArray[np.bool_]:
+    """The given share, above 0 and at most 1 (else ValueError), of a volume's voxels, the most important ones.
 
-    Voxels as important as the last one that fits are all taken: which voxels are visible never depends on the order
-    that they are stored in, and a map with ties can show more than the share.
-
-    Args:
-        importance: of any shape.
-        share: above 0, at most 1.
-
-    Raises:
-        ValueError: when ``share`` is not above 0 and at most 1.
+    Voxels as important as the last one that fits are all taken, whatever their order: a map with ties can show more.
     """
     check_fraction("share", share)
     kept = max(1, round(share * importance.size))
@@ -186,96 +148,76 @@ def most_important(importance: NDArray[Any], share: float) -> NDArray[np.bool_]:
 
 
 def decile_pictures(
-    image: NDArray[Any],
-    importance: NDArray[Any],
-    spacing_mm: tuple[float, float, float],
+    image: Volume,
+    importance: Volume,
+    spacing_mm: Spacing,
     axis: int = 2,
     index: int | None = None,
     shares: Sequence[float] = DECILES,
     thresholds: Sequence[float] | None = None,
-    window: tuple[float, float] | None = None,
+    window: Window | None = None,
     mip: bool = False,
-) -> NDArray[np.uint8]:
+) -> Rgb:
     """Show one slice with only the most important voxels of the volume visible, the others black, and then all of it.
 
     With ``mip`` the maximum intensity projection of the visible voxels takes the slice's place: vessels leave a slice
-    after a few voxels.
+    after a few voxels. Each panel's title is the share of the volume that it shows; slices are shown as
+    ``display_slice`` turns them.
 
-    Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``, voxels of at most that
-    tolerance; shares of the volume's voxels otherwise. Each panel's title says the share of the volume that it shows.
-    The display convention is that of ``display_slice``.
+    Koker et al., "U-Noise", 2021, Fig. 3b, which takes ``thresholds=PAPER_THRESHOLDS``.
 
     Args:
-        image: intensities, ``(X, Y, Z)`` in RAS order.
-        importance: ``(X, Y, Z)``, 0 to 1.
-        spacing_mm: the voxels' size along X, Y and Z, mm.
+        image, importance, spacing_mm: as in ``mips``.
         axis: 0 sagittal, 1 coronal, 2 axial.
         index: which slice; the one with the highest sum of importance where it is None.
         shares: shares of the voxels, each above 0 and at most 1.
-        thresholds: highest tolerance B = 1 - importance of the visible voxels, used in place of ``shares``.
+        thresholds: highest tolerance B = 1 - importance of the visible voxels, 0 to 1, used in place of ``shares``.
         window: intensities that turn black and white; found in the image, or in its projection, where it is None.
         mip: project the visible voxels along the axis, in place of showing a slice.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when the volumes differ in shape, are not 3-D, are empty, or hold values that are not finite.
-        ValueError: when the image holds one value only, or ``importance`` leaves [0, 1].
-        ValueError: when a share is not above 0 and at most 1, or a threshold is not in [0, 1].
-        ValueError: when ``axis``, ``index``, ``spacing_mm`` or ``window`` is out of range.
+        ValueError: as ``mips``, and when ``axis``, ``index``, a share or a threshold is out of range.
     """
     check_picture(spacing_mm, axis, image, importance, None, window)
-    for share in shares if thresholds is None else ():
-        check_fraction("share", share)
-    for threshold in thresholds if thresholds is not None else ():
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
     values = np.clip(importance, 0, 1, dtype=np.float32)
     if index is None:
-        index = _most_important_slice(values, axis)
+        score = values.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
+        best = np.flatnonzero(np.isclose(score, score.max()))
+        index = int(best[len(best) // 2])
     if not 0 <= index < image.shape[axis]:
         raise ValueError(f"index must be at least 0 and below {image.shape[axis]}, got {index}")
 
     window = find_window(project(image, axis) if mip else image, window)
-    darkest = image.min()
-    panels = []
+    views = []
     for title, visible in _steps(values, shares, thresholds):
         if mip:
             # Hidden voxels are black, so below every visible one.
-            shown, seen = upright(image.max(axis, where=visible, initial=darkest)), project(visible, axis)
+            shown, seen = upright(image.max(axis, where=visible, initial=image.min())), project(visible, axis)
         else:
             shown, seen = display_slice(image, axis, index), display_slice(visible, axis, index)
-        panels.append(Panel(blend(grey_levels(shown, window) * seen, None), title))
-    return draw_panels(panels, pixel_mm(spacing_mm, axis), EDGE_LETTERS[axis], longest=280)
+        views.append(View(axis, title, np.where(seen, shown, window[0])))
+    return draw_views(views, spacing_mm, window, longest=280)
 
 
 def _steps(
     importance: NDArray[np.float32], shares: Sequence[float], thresholds: Sequence[float] | None
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """The title of each panel and the voxels that it shows, one after the other: masks of large volumes are large."""
-    if thresholds is None:
-        for share in shares:
-            visible = most_important(importance, share)
-            ties = "" if visible.mean() - share < 0.005 else f" (ties: {_percent(visible.mean())})"
-            yield f"top {_percent(share)}{ties}", visible
-    else:
-        for threshold in thresholds:
-            # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
-            visible = importance >= np.float32(1 - threshold)
-            yield f"B ≤ {threshold:g} ({_percent(visible.mean())})", visible
+
+    def percent(share: float) -> str:
+        return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
+
+    for share in shares if thresholds is None else ():
+        visible = most_important(importance, share)
+        ties = "" if visible.mean() - share < 0.005 else f" (ties: {percent(visible.mean())})"
+        yield f"top {percent(share)}{ties}", visible
+    for threshold in () if thresholds is None else thresholds:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"thresholds must lie in [0, 1], got {threshold}")
+        # The importance is compared, not 1 - importance, whose rounding would move voxels on the threshold.
+        visible = importance >= np.float32(1 - threshold)
+        yield f"B ≤ {threshold:g} ({percent(visible.mean())})", visible
     yield "all", np.ones(importance.shape, dtype=bool)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
-
-
-def _most_important_slice(importance: NDArray[np.float32], axis: int) -> int:
-    others = tuple(other for other in range(3) if other != axis)
-    score = importance.sum(axis=others, dtype=np.float64)
-    best = np.flatnonzero(np.isclose(score, score.max()))
-    return int(best[len(best) // 2])
 
 
 PANEL_WIDTH = 280
@@ -283,17 +225,17 @@ PANEL_WIDTH = 280
 
 
 def layer_grid(
-    maps: Mapping[str, NDArray[Any]],
-    spacing_mm: tuple[float, float, float],
+    maps: Mapping[str, Volume],
+    spacing_mm: Spacing,
     axis: int = 2,
-    image: NDArray[Any] | None = None,
-    window: tuple[float, float] | None = None,
-) -> NDArray[np.uint8]:
+    image: Volume | None = None,
+    window: Window | None = None,
+) -> Rgb:
     """Draw the maximum intensity projection of one map a layer, from left to right and from top to bottom.
 
     Chatterjee et al., "Interpretability techniques for deep learning based segmentation models", ISMRM 2021, Fig. 5:
-    from the first layer to the last, and then the network's output. Each panel is scaled to its own range, which its
-    title says (the lowest and the highest value of the projection), so that layers of very different scale are all
+    from the first layer to the last, and then the network's output. Each panel is scaled to its own range, the lowest
+    and the highest value of the projection, which stand in its title, so that layers of very different scale are all
     seen; one value everywhere is black. Deep layers of fewer voxels are drawn over the same part of the patient.
 
     Args:
@@ -305,13 +247,8 @@ def layer_grid(
         image: intensities, ``(X, Y, Z)`` in RAS order, drawn before the layers.
         window: the image's intensities that turn black and white; found in its projection where it is None.
 
-    Returns:
-        RGB, ``(H, W, 3)``.
-
     Raises:
-        ValueError: when there is no map, or one is not 3-D, is empty, or holds NaN or infinity.
-        ValueError: when ``image`` is not 3-D, is empty, holds NaN or infinity, or the same value in all voxels.
-        ValueError: when ``axis``, ``spacing_mm`` or ``window`` is out of range.
+        ValueError: when there is no map, or one is not 3-D, is empty, or holds NaN or infinity; else as ``mips``.
     """
     if not maps:
         raise ValueError("maps must hold at least one layer, got none")
@@ -320,23 +257,20 @@ def layer_grid(
         check_volume(f"map of {name!r}", values)
     if image is not None:
         check_picture(spacing_mm, axis, image)
-
     finest = max(maps.values(), key=lambda values: values.size) if image is None else image
-    extent_mm = [count * size for count, size in zip(finest.shape, spacing_mm, strict=True)]
-    pictures: list[tuple[str, NDArray[Any], tuple[int, ...]]]
-    pictures = [] if image is None else [("image", grey_levels(project(image, axis), window), image.shape)]
-    for name, values in maps.items():
+    extent_mm = np.multiply(finest.shape, spacing_mm)
+    pictures: list[tuple[str, Volume, NDArray[Any]]]
+    pictures = [] if image is None else [("image", image, grey_levels(project(image, axis), window))]
+    for layer, values in maps.items():
         picture = project(values, axis)
         low, high = float(picture.min()), float(picture.max())
-        if low == high:
-            pictures.append((_title(name, f"all {low:.3g}"), np.zeros(picture.shape), values.shape))
-        else:
-            pictures.append((_title(name, f"{low:.3g} to {high:.3g}"), scale_map(picture), values.shape))
+        title = _title(layer, f"all {low:.3g}" if low == high else f"{low:.3g} to {high:.3g}")
+        grey = np.zeros(picture.shape) if low == high else np.asarray(scale_map(picture), dtype=np.float64)
+        pictures.append((title, values, grey))
     panels = []
-    for title, grey, shape in pictures:
-        x, y, z = (size / count for size, count in zip(extent_mm, shape, strict=True))
-        panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm((x, y, z), axis)))
-    height_mm, width_mm = pixel_mm((extent_mm[0], extent_mm[1], extent_mm[2]), axis)
+    for title, values, grey in pictures:
+        panels.append(Panel(blend(grey, None), title, pixel_mm=pixel_mm(extent_mm / values.shape, axis)))
+    height_mm, width_mm = pixel_mm(extent_mm, axis)
     longest = round(PANEL_WIDTH * max(1, height_mm / width_mm))
     return draw_panels(panels, letters=EDGE_LETTERS[axis], longest=longest)
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
-from unoise_monai.bundle import FOLDERS, LoadedBundle, is_trusted, known_bundles, listing, load_bundle
+from unoise_monai.bundle import FOLDERS, Bundle, is_trusted, known_bundles, listing, load_bundle
 from unoise_monai.data.nifti import write_nifti
-from unoise_monai.inference.explain import Explainer
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.phantoms.abdomen import abdomen_phantom
 from unoise_monai.phantoms.vessels import vessel_phantom
@@ -39,7 +40,7 @@ class Finding:
     ok: bool = True
     advice: str = ""
     values: dict[str, Any] = field(default_factory=dict)
-    """What the text says, for programs."""
+    """What is in the text, for programs."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +67,26 @@ class Diagnosis:
         return {"ok": self.ok, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def told(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """An error in one line, without the folders of paths and the names of user and host."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    # In a container there may be neither $HOME nor the user's entry, or the user may be a bare number.
+    home = user = ""
+    with suppress(RuntimeError):
+        home = str(Path.home())
+    with suppress(KeyError, OSError, ImportError):
+        user = getpass.getuser()
     # The home folder first, for its name may hold a space.
-    home = _home()
     text = text.replace(f"{home}/", "~/") if len(home) > 1 else text
     text = re.sub(r"(?<![\w.])~?/(?:[^/\s'\":;,]+/)+", "", text)
-    for name, word in ((_user(), "USER"), (platform.node(), "HOST")):
+    for name, word in ((user, "USER"), (platform.node(), "HOST")):
         text = re.sub(rf"\b{re.escape(name)}\b", word, text) if name else text
     return text
 
 
-def _home() -> str:
-    try:
-        return str(Path.home())
-    # In a container there may be neither $HOME nor the user's entry.
-    except RuntimeError:
-        return ""
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    # In a container the user may be a bare number.
-    except (KeyError, OSError, ImportError):
-        return ""
-
-
 REQUIRED = (
     *("torch", "monai", "numpy", "nibabel", "SimpleITK", "itk", "captum", "safetensors"),
-    *("pebble", "filelock", "jinja2", "pillow"),
+    *("pebble", "filelock", "jinja2", "pillow", "psutil"),
 )
 MODULES = {"unoise-monai": "unoise_monai", "pillow": "PIL"}
 """Of packages that are imported under another name."""
@@ -112,13 +102,10 @@ SIZE = (40, 36, 32)
 def diagnose(bundles: Sequence[Path] | None = None) -> Diagnosis:
     """Look at the installation, the machine and the bundles; a part that fails is a finding, never an error.
 
-    Args:
-        bundles: folders of bundles; by default all that are known by name. One that is not trusted is not run.
+    ``bundles`` are folders, by default all that are known by name. One that is not trusted is not run.
     """
     folders = list(known_bundles().values()) if bundles is None else list(bundles)
-    findings = [*_versions(), *_machine()]
-    for folder in folders:
-        findings += _bundle(folder)
+    findings = [*_versions(), *_machine(), *(finding for folder in folders for finding in _bundle(folder))]
     if not folders:
         advice = f"run from a source checkout, or name the folders of bundles in ${FOLDERS}"
         findings.append(Finding("bundles", "bundles", "none found", False, advice))
@@ -135,7 +122,7 @@ def _versions() -> Iterator[Finding]:
             yield Finding("versions", package, "not installed", False, f"pip install {package}")
         # A broken library fails in ways of its own.
         except Exception as error:
-            yield Finding("versions", package, told(error), False, f"pip install --force-reinstall {package}")
+            yield Finding("versions", package, in_one_line(error), False, f"pip install --force-reinstall {package}")
         else:
             yield Finding("versions", package, number)
     for package, advice in OPTIONAL.items():
@@ -152,21 +139,20 @@ def _machine() -> Iterator[Finding]:
             free, total = (size / 1e9 for size in torch.cuda.mem_get_info(index))
             yield Finding("machine", f"cuda:{index}", f"{name}, {total:.1f} GB, {free:.1f} GB of it free")
         except RuntimeError as error:
-            yield Finding("machine", f"cuda:{index}", f"{name}: {told(error)}", False, "use --device cpu meanwhile")
+            text = f"{name}: {in_one_line(error)}"
+            yield Finding("machine", f"cuda:{index}", text, False, "use --device cpu meanwhile")
     yield Finding("machine", "device", f"{_device()}{'' if torch.cuda.is_available() else ', no GPU for PyTorch'}")
     yield Finding("machine", "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})
-    size = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB, " if known else ""
-    budget = default_budget(torch.device("cpu")) / 1e9
-    yield Finding("machine", "RAM", f"{size}{budget:.1f} GB for one pass of a network")
+    size, budget = psutil.virtual_memory().total / 1e9, default_budget(torch.device("cpu")) / 1e9
+    yield Finding("machine", "RAM", f"{size:.1f} GB, {budget:.1f} GB for one pass of a network")
+    advice = f"free at least {ENOUGH_DISK_GB:g} GB, or name another folder, which may be written, in $TMPDIR"
     try:
         free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
     except OSError as error:
-        yield Finding("machine", "temporary folder", told(error), False, "name a folder that may be written in $TMPDIR")
+        yield Finding("machine", "temporary folder", in_one_line(error), False, advice)
     else:
         ok = free >= ENOUGH_DISK_GB
-        advice = "" if ok else f"free at least {ENOUGH_DISK_GB:g} GB, or name a folder on another disk in $TMPDIR"
-        yield Finding("machine", "temporary folder", f"{free:.1f} GB free", ok, advice)
+        yield Finding("machine", "temporary folder", f"{free:.1f} GB free", ok, "" if ok else advice)
 
 
 def _bundle(folder: Path) -> Iterator[Finding]:
@@ -179,7 +165,7 @@ def _bundle(folder: Path) -> Iterator[Finding]:
         bundle = load_bundle(folder, _device())
     except Exception as error:
         advice = "mend or put back what this names, fetch the bundle again, or train it as its docs/README.md says"
-        yield Finding("bundles", name, told(error), False, advice)
+        yield Finding("bundles", name, in_one_line(error), False, advice)
         return
     values = {"version": bundle.version, "trusted": True, "weights_sha256": bundle.weights_sha256}
     text = f"version {bundle.version}, trusted, weights there, SHA-256 {bundle.weights_sha256}"
@@ -188,29 +174,26 @@ def _bundle(folder: Path) -> Iterator[Finding]:
         seconds = _explain_phantom(bundle)
     except Exception as error:
         advice = "try it with --device cpu; where that fails too, report these lines"
-        yield Finding("bundles", f"{name}, one small volume", told(error), False, advice)
+        yield Finding("bundles", f"{name}, one small volume", in_one_line(error), False, advice)
     else:
         text = f"{'x'.join(map(str, SIZE))} voxels in {seconds:.1f} s on {_device()}"
         yield Finding("bundles", f"{name}, one small volume", text, values={"seconds": round(seconds, 3)})
 
 
-def _explain_phantom(bundle: LoadedBundle) -> float:
-    """Seconds from a file to its maps.
-
-    Raises:
-        RuntimeError: when the importance is not one in [0, 1] on the file's grid.
-    """
-    draw = vessel_phantom if bundle.task.top_percentile is not None else abdomen_phantom
-    phantom = draw(0, SIZE, bundle.task.spacing_mm, oblique_degrees=12.0, left_handed=True)
+def _explain_phantom(bundle: Bundle) -> float:
+    """Seconds from a file to its maps; RuntimeError where the importance is not in [0, 1] on the file's grid."""
+    task = bundle.task
+    draw = vessel_phantom if task is not None and task.top_percentile is not None else abdomen_phantom
+    spacing_mm = (1.0, 1.0, 1.0) if task is None else task.spacing_mm
+    phantom = draw(0, SIZE, spacing_mm, oblique_degrees=12.0, left_handed=True)
     with tempfile.TemporaryDirectory() as folder:
         write_nifti(Path(folder) / "phantom.nii.gz", phantom.image, phantom.affine)
         start = time.perf_counter()
-        importance = Explainer(bundle.segmenter, bundle.task)(Path(folder) / "phantom.nii.gz").importance
+        importance = bundle.explain(Path(folder) / "phantom.nii.gz").importance
         seconds = time.perf_counter() - start
-    inside = bool(((importance >= 0) & (importance <= 1)).all())
     if tuple(importance.shape) != (1, *SIZE) or not np.allclose(importance.affine, phantom.affine, atol=1e-5):
         raise RuntimeError(f"the importance must lie on the file's grid {SIZE}, got {tuple(importance.shape[1:])}")
-    if not inside:
+    if not ((importance >= 0) & (importance <= 1)).all():
         raise RuntimeError("the importance must lie in [0, 1], got values outside or NaN")
     return seconds
 

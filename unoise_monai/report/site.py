@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tqdm import tqdm
 
 from unoise_monai.atomic import atomic_path
+from unoise_monai.data.reading import Source
 from unoise_monai.report.cases import (
     SiteCase,
     cell,
     class_names,
     columns,
-    label_of,
     number_columns,
     page_name,
     read_cases,
@@ -29,18 +29,8 @@ from unoise_monai.report.cases import (
     show,
     tiles,
 )
-from unoise_monai.report.charts import (
-    HEIGHT,
-    LEFT,
-    THUMBNAIL,
-    TOP,
-    UNREADABLE_PICTURE,
-    WIDTH,
-    Picture,
-    charts,
-    copy_picture,
-)
-from unoise_monai.report.volumes import NO_SCAN, Layer, Scan, pack, read_layers
+from unoise_monai.report.charts import THUMBNAIL, UNREADABLE_PICTURE, Picture, charts, copy_picture
+from unoise_monai.report.volumes import NO_SCAN, Layer, pack, read_layers
 
 PACKAGE = "ipyniivue"
 WIDGET = "ipyniivue/static/widget.js"
@@ -48,20 +38,14 @@ COMMAND = 'pip install "unoise-monai[report]"'
 
 
 def copy_viewer(folder: Path) -> str:
-    """Copy the viewer and its licence into a folder, in a form that a page opened from disk can load.
+    """Copy the viewer, ``niivue.js``, and ``niivue_LICENSE.txt`` into a folder; gives the package's version.
 
     Browsers refuse modules and requests to pages from disk, but not classic scripts: ``niivue.js`` hands the module
     over as text, of which the page makes a module in memory.
 
-    Args:
-        folder: where ``niivue.js`` and ``niivue_LICENSE.txt`` go.
-
-    Returns:
-        The package's version.
-
     Raises:
-        ModuleNotFoundError: when the package is not installed; the message says how to install it.
-        FileNotFoundError: when the installed package holds no viewer.
+        ModuleNotFoundError: when the package is not installed; the message names the command that installs it.
+        FileNotFoundError: when the installed package holds no viewer or no licence.
     """
     try:
         package = distribution(PACKAGE)
@@ -73,10 +57,16 @@ def copy_viewer(folder: Path) -> str:
     widget = Path(str(package.locate_file(WIDGET)))
     if not widget.is_file():
         raise FileNotFoundError(f"{PACKAGE} must hold {WIDGET}, version {package.version} does not")
-    with atomic_path(folder / "niivue.js") as temporary:
-        temporary.write_text(deliver("niivue", widget.read_text(encoding="utf-8")), encoding="utf-8")
-    with atomic_path(folder / "niivue_LICENSE.txt") as temporary:
-        temporary.write_text(_licence(package), encoding="utf-8")
+    places = ("licenses", f"{PACKAGE}-{package.version}.dist-info")
+    licences = [
+        Path(str(path.locate())).read_text(encoding="utf-8")
+        for path in package.files or ()
+        if "LICENSE" in path.name.upper() and path.parent.name in places
+    ]
+    if not licences:
+        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
+    _write(folder / "niivue.js", deliver("niivue", widget.read_text(encoding="utf-8")))
+    _write(folder / "niivue_LICENSE.txt", "\n\n".join(licences))
     return package.version
 
 
@@ -86,19 +76,6 @@ def deliver(key: str, text: str) -> str:
     return f"unoise.deliver({json.dumps(key)}, {json.dumps(text)});\n"
 
 
-def _licence(package: Distribution) -> str:
-    texts = [
-        Path(str(path.locate())).read_text(encoding="utf-8")
-        for path in package.files or ()
-        if "LICENSE" in path.name.upper() and path.parent.name in ("licenses", f"{PACKAGE}-{package.version}.dist-info")
-    ]
-    if not texts:
-        raise FileNotFoundError(f"{PACKAGE} must hold its licence, version {package.version} does not")
-    return "\n\n".join(texts)
-
-
-FOLDER = "report"
-ASSETS = ("style.css", "table.js", "viewer.js")
 PARTS = ("cases", "pictures", "volumes")
 """Folders of the report that hold files of cases."""
 WORKERS = 2
@@ -106,41 +83,33 @@ WORKERS = 2
 
 
 def write_site(
-    output: str | Path,
-    scans: Mapping[str, str | Scan] | None = None,
-    viewer: bool = True,
-    progress: bool = True,
+    output: str | Path, scans: Mapping[str, Source] | None = None, viewer: bool = True, progress: bool = True
 ) -> Path:
-    """Write the report of a finished run, ``OUTPUT/report``: open its ``index.html`` in a browser.
+    """Write the report of a finished run, ``OUTPUT/report``; gives its ``index.html``, to open in a browser.
 
     It needs no network and no server, and may be moved or zipped by itself. Written again, it replaces the old one;
     the index comes last. A file of a case that cannot be read is left out, and its page says so.
 
     Args:
         output: what ``unoise explain`` wrote.
-        scans: case to its volume (or its folder with one DICOM series), shown beneath the maps; or to what makes the
-            volume in a folder that it is given, asked when the case's page is written, and removed then. Cases
-            without one show importance and segmentation alone. Neither its path nor its header reaches the report.
+        scans: case to its volume, its folder with one DICOM series, or the files of its slices, shown beneath the
+            maps. Cases without one show importance and segmentation alone. Neither its path nor its header reaches
+            the report.
         viewer: with the 3-D viewer and the volumes that it shows, some megabytes a case.
         progress: show a progress bar.
 
-    Returns:
-        The index.
-
     Raises:
-        FileNotFoundError: when ``output`` holds no ``cohort.csv``.
-        ValueError: when a table has no column ``case``.
-        ModuleNotFoundError: when the viewer is not installed; the message says how to.
+        FileNotFoundError: when ``output`` holds no records of a run.
+        ModuleNotFoundError: when the viewer is not installed; the message names the command that installs it.
     """
     output = Path(output)
     cases = read_cases(output)
-    known = {case: Path(scan) if isinstance(scan, str) else scan for case, scan in (scans or {}).items()}
-    site = Site(output / FOLDER, cases, known, viewer)
+    site = Site(output / "report", cases, scans or {}, viewer)
     site.write_assets()
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
         work = pool.map(site.write_case, range(len(cases)))
         thumbnails = list(tqdm(work, total=len(cases), desc="report", unit="case", disable=not progress))
-    index = site.write_index(dict(zip((case.name for case in cases), thumbnails, strict=True)), run_facts(output))
+    index = site.write_index(thumbnails, run_facts(output))
     site.remove_old()
     return index
 
@@ -151,24 +120,21 @@ class Site:
 
     folder: Path
     cases: Sequence[SiteCase]
-    scans: Mapping[str, Scan]
+    scans: Mapping[str, Source]
     viewer: bool
 
     def __post_init__(self) -> None:
         self.columns = columns(self.cases)
         self.classes = class_names(self.cases)
         self.written: set[Path] = set()
+        assets = PackageLoader("unoise_monai.report", "assets")
         self.pages = Environment(
-            loader=PackageLoader("unoise_monai.report", "assets"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
+            loader=assets, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         self.pages.filters["show"] = show
 
     def write_assets(self) -> None:
-        for name in ASSETS:
+        for name in ("style.css", "table.js", "viewer.js"):
             text = files("unoise_monai.report").joinpath("assets", name).read_text(encoding="utf-8")
             self._write(Path("assets", name), text)
         if self.viewer:
@@ -178,8 +144,8 @@ class Site:
         """Write a case's page, pictures and volumes; gives its thumbnail."""
         case = self.cases[number]
         pictures = {key: found for key in case.pictures if (found := self._picture(case, key)) is not None}
-        volumes = read_layers(case, self.scans.get(case.name) if self.viewer else None)
-        importance, segmentation = volumes.importance(), volumes.segmentation()
+        shown = read_layers(case, self.scans.get(case.name) if self.viewer else None)
+        importance, segmentation = shown.importance(), shown.segmentation()
         page = self.pages.get_template("case.html").render(
             case=case,
             previous=self.cases[number - 1] if number else None,
@@ -190,29 +156,26 @@ class Site:
                 # The organs have a table of their own.
                 if not (case.organs and column.key.startswith("organ_"))
             ],
-            facts=[(label_of(key), value) for key, value in case.values.items() if key.endswith("_sha256")],
             pictures=pictures,
-            layers=[self._write_layer(case, layer) for layer in volumes.layers] if self.viewer else [],
+            layers=[self._write_layer(case, layer) for layer in shown.layers] if self.viewer else [],
             classes=self.classes,
-            notes=[note for note in volumes.notes if self.viewer or note != NO_SCAN],
-            factors=volumes.factors,
-            start=volumes.start() if volumes.layers else [],
+            notes=[note for note in shown.notes if self.viewer or note != NO_SCAN],
+            factors=shown.factors,
+            start=shown.start() if shown.layers else [],
             charts=[] if importance is None or segmentation is None else charts(importance, segmentation.voxels),
-            chart_size=(WIDTH, HEIGHT, LEFT, TOP),
             organ_numbers=number_columns(case.organs),
         )
         self._write(Path("cases", f"{case.page}.html"), page)
-        return self._picture(case, "mip", ".thumbnail", THUMBNAIL) if "mip" in pictures else None
+        return self._picture(case, "mip", ".thumbnail", most=THUMBNAIL) if "mip" in pictures else None
 
-    def write_index(self, thumbnails: Mapping[str, Picture | None], facts: Sequence[tuple[str, str]]) -> Path:
-        """Write the table of cases."""
-        rows = [
-            (case, thumbnails[case.name], [cell(case.values, column) for column in self.columns]) for case in self.cases
-        ]
-        page = self.pages.get_template("index.html").render(
-            columns=self.columns, rows=rows, tiles=tiles(self.cases), facts=facts
+    def write_index(self, thumbnails: Sequence[Picture | None], facts: Sequence[tuple[str, str]]) -> Path:
+        """Write the table of cases; ``thumbnails`` in their order."""
+        cells = [[cell(case.values, column) for column in self.columns] for case in self.cases]
+        rows = list(zip(self.cases, thumbnails, cells, strict=True))
+        index = self.pages.get_template("index.html")
+        return self._write(
+            Path("index.html"), index.render(columns=self.columns, rows=rows, tiles=tiles(self.cases), facts=facts)
         )
-        return self._write(Path("index.html"), page)
 
     def remove_old(self) -> None:
         """Remove what an earlier report wrote for cases, and this one did not."""
@@ -222,32 +185,29 @@ class Site:
                     path.unlink()
 
     def _write_layer(self, case: SiteCase, layer: Layer) -> dict[str, Any]:
-        """Write a layer's volume, and say what the viewer needs to know of it."""
+        """Write a layer's volume; gives what the viewer needs to know of it."""
         # A dot is in no page's name: `p1` and `guided_cam` must not meet `p1_guided` and `cam`.
         path = Path("volumes", f"{case.page}.{page_name(layer.key)}.js")
         self._write(path, deliver(layer.key, pack(layer.voxels, layer.affine, layer.kind == "seg")))
-        return {
-            "key": layer.key,
-            "kind": layer.kind,
-            "title": layer.title,
-            "low": layer.low,
-            "high": layer.high,
-            "lowest": float(layer.voxels.min()),
-            "highest": float(layer.voxels.max()),
-            "file": f"../{path.as_posix()}",
-        }
+        known = {name: getattr(layer, name) for name in ("key", "kind", "title", "low", "high")}
+        ends = {"lowest": float(layer.voxels.min()), "highest": float(layer.voxels.max())}
+        return {**known, **ends, "file": f"../{path.as_posix()}"}
 
-    def _picture(self, case: SiteCase, key: str, end: str = "", most: tuple[int, int] | None = None) -> Picture | None:
+    def _picture(self, case: SiteCase, key: str, end: str = "", **size: tuple[int, int]) -> Picture | None:
         path = self.folder / "pictures" / f"{case.page}.{page_name(key)}{end}.jpg"
         try:
-            picture = copy_picture(case.pictures[key], path, *([most] if most else []))
+            picture = copy_picture(case.pictures[key], path, **size)
         except UNREADABLE_PICTURE:
             return None
         self.written.add(path)
         return picture
 
     def _write(self, path: Path, text: str) -> Path:
-        with atomic_path(self.folder / path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        _write(self.folder / path, text)
         self.written.add(self.folder / path)
         return self.folder / path
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

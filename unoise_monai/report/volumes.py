@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import gzip
 import logging
-import tempfile
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,31 +19,18 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from unoise_monai.checks import check_choice
-from unoise_monai.data.reading import load_volume
+from unoise_monai.data.nifti import check_affine
+from unoise_monai.data.reading import Source, load_volume
 from unoise_monai.handlers.savers import GRID_LIMIT, QUANTITIES, to_numpy
-from unoise_monai.render.canvas import check_affine, find_window
+from unoise_monai.render.canvas import DISPLAY_PERCENTILE, check_volume, display_scale, find_window
 from unoise_monai.report.cases import SiteCase
-from unoise_monai.runs.comparison import WHITE, shares
 
 logger = logging.getLogger(__name__)
 
-Scan = Path | Callable[[Path], Path]
-"""A volume of any format that MONAI reads, or a folder with one DICOM series; or what makes one of these in the folder
-that it is given, and returns it."""
-UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-)
+ONE_AT_A_TIME = Lock()
+"""Whether ITK writes warnings, which name files, is a setting of the whole process."""
+READERS = (ImageFileError, HeaderDataError, WrapStructError, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, KeyError, OverflowError, MemoryError, *READERS)
 """What readers raise of a file that is missing, truncated, damaged or of another kind."""
 
 
@@ -60,51 +45,29 @@ def read_map(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     return _checked(np.asarray(image.dataobj)), np.asarray(image.affine, dtype=np.float64)
 
 
-def read_scan(scan: Scan) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The same of a scan; one that has to be made is there while it is read, and no longer.
-
-    Raises:
-        ValueError: when it is not 3-D, is empty, or holds values that are no real, finite numbers.
-        Exception: one of ``UNREADABLE``, when it cannot be read or made.
-    """
-    with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-        path = scan(Path(folder)) if callable(scan) else scan
-        # Not MONAI's plain reader: the run has read its grid by this one.
-        voxels, affine = to_numpy(load_volume(path)[None])
-        return _checked(voxels), affine
+def read_scan(scan: Source) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The same of a scan, by the reader that the run has read its grid with."""
+    with ONE_AT_A_TIME:
+        voxels, affine = to_numpy(load_volume(scan)[None])
+    return _checked(voxels), affine
 
 
 def _checked(voxels: NDArray[Any]) -> NDArray[Any]:
     if voxels.dtype.kind not in "iuf":
         raise ValueError(f"volume must hold one real number a voxel, got {voxels.dtype}")
-    if voxels.ndim != 3 or voxels.size == 0:
-        raise ValueError(f"volume must be 3-D and not empty, got shape {voxels.shape}")
-    if not np.isfinite(voxels).all():
-        raise ValueError("volume must hold finite values only")
+    check_volume("volume", voxels)
     return voxels
 
 
 MOST_VOXELS = 8_000_000
 """Of one layer of the viewer."""
-STEPS = 1023
-"""Into how many steps intensities that are no whole numbers are cut."""
 
 
 def block_factors(shape: tuple[int, ...], affine: NDArray[np.float64], most: int = MOST_VOXELS) -> tuple[int, int, int]:
-    """How many voxels along each axis become one, so that at most ``most`` are left.
+    """How many voxels along each axis of a volume ``(X, Y, Z)`` become one, so that at most ``most`` are left.
 
     The axis with the smallest voxels is thinned first, so that they become more alike.
-
-    Args:
-        shape: ``(X, Y, Z)``.
-        affine: ``(4, 4)``, voxel indices to mm.
-        most: voxels, at least 1.
-
-    Raises:
-        ValueError: when ``most`` is below 1.
     """
-    if most < 1:
-        raise ValueError(f"most must be at least 1, got {most}")
     factors, sizes = [1, 1, 1], voxel_sizes(affine)
 
     def left() -> list[int]:
@@ -117,28 +80,19 @@ def block_factors(shape: tuple[int, ...], affine: NDArray[np.float64], most: int
 
 
 def shrink(volume: NDArray[Any], factors: tuple[int, int, int], how: str = "mean") -> NDArray[Any]:
-    """One voxel for each block of voxels; of blocks that the border cuts, the voxels that are there.
+    """One voxel for each block of so many voxels along each axis; of blocks that the border cuts, those that are there.
 
-    Args:
-        volume: ``(X, Y, Z)``.
-        factors: the block's voxels along each axis.
-        how: ``mean``, as float32; or ``max``, for class indices: a vessel of one voxel stays.
-
-    Raises:
-        ValueError: when ``how`` is neither.
+    ``how`` is ``mean``, as float32; or ``max``, for class indices: a vessel of one voxel stays.
     """
-    check_choice("how", how, ("mean", "max"))
-    combine = np.add if how == "mean" else np.maximum
+    mean = how == "mean"
+    volume = volume.astype(np.float32, copy=False) if mean else volume
     for axis, factor in enumerate(factors):
-        whole = np.moveaxis(volume, axis, 0)
-        # The first voxel of every block, then the second, ...: the last block can have fewer.
-        blocks = whole[::factor].astype(np.float32 if how == "mean" else volume.dtype)
-        counts = np.ones((len(blocks), 1, 1), dtype=np.float32)
-        for step in range(1, factor):
-            further = whole[step::factor]
-            combine(blocks[: len(further)], further, out=blocks[: len(further)])
-            counts[: len(further)] += 1
-        volume = np.moveaxis(blocks / counts if how == "mean" and factor > 1 else blocks, 0, axis)
+        if factor > 1:
+            starts = np.arange(0, volume.shape[axis], factor)
+            counts = np.diff(starts, append=volume.shape[axis]).astype(np.float32)
+            volume = (np.add if mean else np.maximum).reduceat(volume, starts, axis)
+            if mean:
+                volume /= np.expand_dims(counts, [other for other in range(3) if other != axis])
     return volume
 
 
@@ -150,24 +104,21 @@ def shrink_affine(affine: NDArray[np.float64], factors: tuple[int, int, int]) ->
 
 
 def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = False) -> str:
-    """A volume as base64 of compressed NIfTI, whose header holds the grid and nothing else.
+    """A finite volume ``(X, Y, Z)`` as base64 of compressed NIfTI, whose header holds the grid and nothing else.
 
     Whole numbers are stored as they are, others as uint8 (0 to 1) or in 1024 steps from their lowest to their highest.
-
-    Args:
-        volume: ``(X, Y, Z)``, finite.
-        affine: ``(4, 4)``, voxel indices to RAS mm.
-        classes: whether the values are class indices; the viewer outlines those.
-
-    Raises:
-        ValueError: when ``volume`` is not 3-D, is empty, or holds values that are not finite.
+    The affine leads from voxel indices to RAS mm; the viewer outlines ``classes``, which are class indices.
     """
-    if volume.ndim != 3 or volume.size == 0:
-        raise ValueError(f"volume must be 3-D and not empty, got shape {volume.shape}")
     low, high = float(volume.min()), float(volume.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"volume must hold finite values only, got {low} to {high}")
-    kind, slope, start = _steps(volume, low, high)
+    fitting = [kind for kind in (np.uint8, np.int16) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max]
+    # The type of the file, what one step is worth, and what 0 is worth.
+    kind: type[np.integer[Any]]
+    if fitting and (volume.dtype.kind != "f" or (volume == np.round(volume)).all()):
+        kind, slope, start = fitting[0], 1.0, 0.0
+    elif low >= 0 and high <= 1:
+        kind, slope, start = np.uint8, 1 / 255, 0.0
+    else:
+        kind, slope, start = np.int16, max((high - low) / 1023, float(np.finfo(np.float32).tiny)), low
     stored = np.round((volume.astype(np.float32) - start) / slope).astype(kind)
     image = nib.Nifti1Image(stored, affine)
     image.set_sform(affine, code=1)
@@ -177,18 +128,6 @@ def pack(volume: NDArray[Any], affine: NDArray[np.float64], classes: bool = Fals
     return base64.b64encode(gzip.compress(image.to_bytes(), 6, mtime=0)).decode("ascii")
 
 
-def _steps(volume: NDArray[Any], low: float, high: float) -> tuple[type[np.integer[Any]], float, float]:
-    """How a volume is stored: the type of its whole numbers, what one step is worth, and what 0 is worth."""
-    for kind in (np.uint8, np.int16):
-        fits = np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
-        if fits and (volume.dtype.kind != "f" or bool((volume == np.round(volume)).all())):
-            return kind, 1.0, 0.0
-    if low >= 0 and high <= 1:
-        return np.uint8, 1 / 255, 0.0
-    return np.int16, max((high - low) / STEPS, float(np.finfo(np.float32).tiny)), low
-
-
-HIGHEST_LABEL = 255
 NO_SCAN = "The scan was not at hand when this report was written: the maps are shown without it."
 KINDS = ("scan", "ground", "map", "seg")
 """From the lowest layer to the top; ``ground`` is black, and there where no scan is."""
@@ -198,8 +137,7 @@ FALLING = ("tolerance", "sigma")
 """Quantities that are low where importance is high."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One volume of the viewer, as few voxels as it shows."""
 
     key: str
@@ -216,8 +154,7 @@ class Layer:
     """What is shown as white in a scan, the highest class index, or 1."""
 
 
-@dataclass(frozen=True)
-class Layers:
+class Layers(NamedTuple):
     """What a case's viewer shows."""
 
     layers: list[Layer]
@@ -234,7 +171,7 @@ class Layers:
         return next((layer for layer in self.layers if layer.kind == "seg"), None)
 
     def importance(self) -> NDArray[Any] | None:
-        """Importance, 0 to 1; None where the first map is a method's, or a quantity that does not tell it."""
+        """Importance, 0 to 1; None where the first map is a method's, or a quantity that does not give it."""
         first = next(iter(self.maps()), None)
         if first is None or first.key not in UNIT:
             return None
@@ -256,15 +193,11 @@ class Layers:
         return [round((int(i) + 0.5) / size, 4) for i, size in zip(found, self.layers[0].voxels.shape, strict=True)]
 
 
-def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> Layers:
-    """Read a case's volumes and thin them alike.
+def read_layers(case: SiteCase, scan: Source | None, most: int = MOST_VOXELS) -> Layers:
+    """Read a case's volumes and thin them alike, to at most so many voxels a layer.
 
-    A file that cannot be read, or lies on another grid than the first, is left out, and a note says so.
-
-    Args:
-        case: with its maps and its segmentation.
-        scan: shown beneath the maps, and not read where there are none; None for no scan.
-        most: voxels of a layer.
+    A file that cannot be read, or lies on another grid than the first, is left out, and a note says so. The scan, if
+    any, is shown beneath the maps, and not read where there are none.
     """
     files = [(key, "map", partial(read_map, path)) for key, path in case.maps.items()]
     if case.segmentation is not None:
@@ -281,18 +214,18 @@ def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> L
         title = _title(key, kind)
         try:
             voxels, affine = read()
-            grid = grid or _Grid.of(voxels.shape, affine, most)
-            if grid.fits(voxels.shape, affine):
-                found.append(_layer(key, kind, title, voxels, grid))
+            grid = grid or _Grid(voxels.shape, affine, most)
+            if voxels.shape == grid.shape and np.allclose(affine, grid.affine, rtol=0, atol=GRID_LIMIT):
+                found.append(grid.layer(key, kind, title, voxels))
             else:
                 notes.append(f"The {title} lies on another grid than the maps and is not shown.")
         except UNREADABLE as error:
             # The reader's own words can hold a path, or what a header says of the patient.
             logger.warning("%s: the %s could not be read (%s)", case.name, key, type(error).__name__)
             notes.append(f"The {title} could not be read and is not shown.")
-    if scan is None and found:
+    if found and scan is None:
         notes.append(NO_SCAN)
-    if found and not any(layer.kind == "scan" for layer in found):
+    if found and found[-1].kind != "scan":
         # The viewer cuts off by threshold only what lies over something.
         nothing = np.zeros_like(found[0].voxels, dtype=np.uint8)
         found.append(Layer("ground", "ground", "", nothing, found[0].affine, 0.0, 1.0))
@@ -300,30 +233,35 @@ def read_layers(case: SiteCase, scan: Scan | None, most: int = MOST_VOXELS) -> L
     return Layers(found, notes, grid.factors if grid else (1, 1, 1))
 
 
-@dataclass(frozen=True)
 class _Grid:
     """The grid of a case's files, and how it is turned and thinned for the viewer."""
 
-    shape: tuple[int, ...]
-    affine: NDArray[np.float64]
-    orientation: NDArray[Any]
-    factors: tuple[int, int, int]
-    shown: NDArray[np.float64]
-    """The affine of the layers."""
+    def __init__(self, shape: tuple[int, ...], affine: NDArray[np.float64], most: int) -> None:
+        self.shape, self.affine = shape, affine
+        self.orientation = nib.io_orientation(check_affine(affine))
+        turned = affine @ nib.orientations.inv_ornt_aff(self.orientation, shape)
+        size = tuple(shape[int(axis)] for axis in np.argsort(self.orientation[:, 0]))
+        self.factors = block_factors(size, turned, most)
+        self.shown = shrink_affine(turned, self.factors)
 
-    @classmethod
-    def of(cls, shape: tuple[int, ...], affine: NDArray[np.float64], most: int) -> _Grid:
-        orientation = nib.io_orientation(check_affine(affine))
-        turned = affine @ nib.orientations.inv_ornt_aff(orientation, shape)
-        size = tuple(shape[int(axis)] for axis in np.argsort(orientation[:, 0]))
-        factors = block_factors(size, turned, most)
-        return cls(shape, affine, orientation, factors, shrink_affine(turned, factors))
-
-    def fits(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> bool:
-        return shape == self.shape and np.allclose(affine, self.affine, rtol=0, atol=GRID_LIMIT)
-
-    def thin(self, voxels: NDArray[Any], how: str = "mean") -> NDArray[Any]:
-        return shrink(nib.apply_orientation(voxels, self.orientation), self.factors, how)
+    def layer(self, key: str, kind: str, title: str, voxels: NDArray[Any]) -> Layer:
+        """What the viewer shows of a volume on this grid; ValueError when class indices do not lie in 0 to 255."""
+        values, how, high = nib.apply_orientation(voxels, self.orientation), "mean", 1.0
+        if kind == "seg":
+            values, how = np.round(values).astype(np.int64), "max"
+            high = float(values.max())
+            if values.min() < 0 or high > 255:
+                raise ValueError(f"class indices must lie in 0 to 255, got {values.min()} to {high:g}")
+            values = values.astype(np.uint8)
+        elif kind == "map":
+            values = np.clip(values, 0, 1) if key in UNIT else display_scale(values)
+        thinned = shrink(values, self.factors, how)
+        if kind != "scan":
+            return Layer(key, kind, title, thinned, self.shown, 0.0, high)
+        if (voxels == np.round(voxels)).all():
+            # Whole intensities, such as Hounsfield units, stay whole: they take less room.
+            thinned = np.round(thinned)
+        return Layer(key, kind, title, thinned, self.shown, *find_window(thinned))
 
 
 def _title(key: str, kind: str) -> str:
@@ -331,19 +269,4 @@ def _title(key: str, kind: str) -> str:
         return {"scan": "scan", "seg": "segmentation"}[kind]
     if key in UNIT:
         return QUANTITIES[key].split(",")[0]
-    return f"{key.replace('_', ' ')}, share of its {WHITE:g}th percentile"
-
-
-def _layer(key: str, kind: str, title: str, voxels: NDArray[Any], grid: _Grid) -> Layer:
-    if kind == "seg":
-        labels = np.round(voxels).astype(np.int64)
-        if labels.min() < 0 or labels.max() > HIGHEST_LABEL:
-            raise ValueError(f"class indices must lie in 0 to {HIGHEST_LABEL}, got {labels.min()} to {labels.max()}")
-        return Layer(key, kind, title, grid.thin(labels.astype(np.uint8), "max"), grid.shown, 0.0, float(labels.max()))
-    if kind == "map":
-        values = np.clip(voxels, 0, 1) if key in UNIT else shares(voxels)
-        return Layer(key, kind, title, grid.thin(values), grid.shown, 0.0, 1.0)
-    # Whole intensities, such as Hounsfield units, stay whole: they take less room.
-    whole = bool((voxels == np.round(voxels)).all())
-    thinned = grid.thin(voxels)
-    return Layer(key, kind, title, np.round(thinned) if whole else thinned, grid.shown, *find_window(thinned))
+    return f"{key.replace('_', ' ')}, share of its {DISPLAY_PERCENTILE:g}th percentile"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from unoise_monai.bundle import load_bundle
-from unoise_monai.data.cases import CohortCase
-from unoise_monai.runs.explain import CohortExplainer
-from unoise_monai.runs.load import load
-from unoise_monai.runs.records import Records, State
+from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job
+from unoise_monai.runs.records import OutputFault, Records, State, check_output_fault, reason
+from unoise_monai.runs.run import fail
 from unoise_monai.runs.save import CaseWriter
-from unoise_monai.runs.settings import OutputFault, Settings, check_output_fault, failure, find_device, reason
+from unoise_monai.runs.settings import Comparison, Settings, find_device
 
 RETRIES = 3
 """How often a case is begun again whose worker, or its whole machine, has died."""
@@ -30,15 +28,17 @@ class Work:
     bundle: Path
     weights: Path | None
     trusted: bool
+    changes: Mapping[str, Any]
+    overlays: Sequence[str]
     settings: Settings
+    comparison: Comparison
     output: Path
     device: str
-    memory_gb: float | None
     timeout: float
 
 
 class RayEngine:
-    """An engine of `explain_cohort`.
+    """An engine of `explain_cases`.
 
     Args:
         work: what each worker does.
@@ -60,8 +60,8 @@ class RayEngine:
             raise ValueError(f"shares of a worker must be at least 0, got {gpus} GPUs and {cpus} CPUs")
         self.ray, self.work, self.address, self.gpus, self.cpus = ray, work, address, gpus, cpus
 
-    def __call__(self, cases: Sequence[CohortCase], note: Callable[[dict[str, Any]], None]) -> None:
-        """Run the cases; ``note`` is told each record as it comes.
+    def __call__(self, jobs: Sequence[Job], note: Callable[[dict[str, Any]], None]) -> None:
+        """Do the jobs; ``note`` is called with each record as it comes.
 
         Raises:
             OutputFault: when the output cannot be written.
@@ -78,7 +78,7 @@ class RayEngine:
                 num_cpus=self.cpus, num_gpus=gpus, max_retries=RETRIES, retry_exceptions=[CannotBegin]
             )
             work = ray.put(self.work)
-            waiting = {task.remote(work, case): case for case in cases}
+            waiting = {task.remote(work, job): job for job in jobs}
             while waiting:
                 (done,), _ = ray.wait(list(waiting), num_returns=1)
                 note(self._record(done, waiting.pop(done)))
@@ -86,7 +86,7 @@ class RayEngine:
             if mine:
                 ray.shutdown()
 
-    def _record(self, done: Any, case: CohortCase) -> dict[str, Any]:
+    def _record(self, done: Any, job: Job) -> dict[str, Any]:
         try:
             return dict(self.ray.get(done))
         except self.ray.exceptions.RayTaskError as error:
@@ -97,20 +97,17 @@ class RayEngine:
         except self.ray.exceptions.RayError as error:
             fault = RuntimeError(f"its worker died: {error}")
         records = Records(self.work.output)
-        if records.state(case, self.work.settings.digest) is State.DONE:
-            # By a worker that died before it could say so.
-            return records.read(case.name) or {}
-        record = failure(case, self.work.settings.digest, "load", fault)
-        records.forget(case.name)
-        records.write(record)
-        return record
+        # By a worker that died before it could report it.
+        if found := _finished(records, job, self.work.settings.digest):
+            return found
+        return fail(job, records, self.work.settings.digest, "load", fault)
 
 
 class CannotBegin(RuntimeError):
     """A worker cannot load the bundle; another one may."""
 
 
-def explain_case(work: Work, case: CohortCase) -> dict[str, Any]:
+def explain_case(work: Work, job: Job) -> dict[str, Any]:
     """Read, explain and save one case; the record of what became of it.
 
     Raises:
@@ -118,40 +115,50 @@ def explain_case(work: Work, case: CohortCase) -> dict[str, Any]:
         CannotBegin: when the bundle cannot be loaded here.
     """
     try:
-        explainer, writer = _ready(work)
+        read, explainer, writer = _ready(work)
     # Whatever is wrong with this machine, another may do the case.
     except Exception as error:
         raise CannotBegin(f"a worker cannot load the bundle: {reason(error)}") from error
-    if writer.records.state(case, work.settings.digest) is State.DONE:
-        # By a worker that died before it could say so.
-        return writer.records.read(case.name) or {}
+    # By a worker that died before it could report it.
+    if found := _finished(writer.records, job, writer.digest):
+        return found
     stage = "load"
     try:
         # A worker that hangs is ended, as if it had crashed.
         watch = threading.Timer(work.timeout, os._exit, (DIED,))
         watch.start()
         try:
-            loaded = load(case, explainer.task)
+            loaded = read(job.case)
         finally:
             watch.cancel()
         stage = "explain"
-        explained = explainer(loaded)
+        explained = explainer(loaded, job)
         stage = "save"
         return writer(explained)
     # Whatever ends one case, the others go on; it is in the table of failures.
     except Exception as error:
         if stage == "save":
             check_output_fault(error)
-        record = failure(case, work.settings.digest, stage, error)
-        writer.records.forget(case.name)
-        writer.records.write(record)
-        return record
+        return fail(job, writer.records, writer.digest, stage, error)
 
 
-@lru_cache(maxsize=1)
-def _ready(work: Work) -> tuple[CohortExplainer, CaseWriter]:
+def _finished(records: Records, job: Job, digest: str) -> dict[str, Any] | None:
+    """The record of a job that is done already."""
+    if records.state(job.case, digest) is not State.DONE or records.missing_methods(job.case.name, job.methods):
+        return None
+    return records.read(job.case.name)
+
+
+_READY: dict[str, tuple[CaseReader, CaseExplainer, CaseWriter]] = {}
+
+
+def _ready(work: Work) -> tuple[CaseReader, CaseExplainer, CaseWriter]:
     """Weights are loaded once a worker."""
-    device = find_device(work.device)
-    bundle = load_bundle(work.bundle, device, work.weights, work.trusted)
-    explainer = CohortExplainer(bundle, work.settings, device, work.memory_gb)
-    return explainer, CaseWriter(explainer, work.output)
+    key = repr(work)
+    if key not in _READY:
+        device = find_device(work.device)
+        bundle = load_bundle(work.bundle, device, work.weights, work.trusted, work.changes, work.overlays)
+        writer = CaseWriter(bundle, Records(work.output), work.settings.digest)
+        _READY.clear()
+        _READY[key] = (CaseReader(bundle), CaseExplainer(bundle, work.comparison), writer)
+    return _READY[key]

@@ -1,24 +1,30 @@
-"""What an output holds: one run at a time, and a record of every case, written last."""
+"""What an output holds: one run at a time, a record of every case, written last, and what ended a case."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pebble.common import ProcessExpired
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.data.cases import STATE, CohortCase
+from unoise_monai.data.cases import STATE, Case, scrub
 from unoise_monai.data.headers import read_header
 from unoise_monai.data.reading import CaseError
+from unoise_monai.handlers.evaluator import cause_of
+from unoise_monai.inference.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +114,17 @@ class State(Enum):
 class Records:
     """The records of an output, ``OUTPUT/.unoise/records/<case>.json``.
 
-    A record is a dictionary with ``case``, ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a
-    digest), ``files`` (names that are being written, or size and SHA-256 of each that is) and, of a case that is done,
-    ``source`` (size and SHA-256 of what was read) and ``figures``.
+    Everything that is known of an output is in them: tables and the report are made from them alone. A record has
+
+    - ``case`` (its name), ``status`` (``"begun"``, ``"done"`` or ``"failed"``), ``settings`` (a digest);
+    - ``files``: names in the case's folder, ``<case>_<quantity or method>.nii.gz``, ``<case>_seg.nii.gz`` and pictures,
+      to None while they are being written, to size and SHA-256 of what was written (``bytes``, ``sha256``) after that;
+    - failed: ``stage``, ``reason`` and ``shown``, the input as a person may see it;
+    - done: ``shown``; ``source``, size and SHA-256 of what was read; ``figures``, key to number (``dice``,
+      ``dice_<class>``, ``volume_ml_<class>``, ``importance_mean``, ...); ``organs``, a dictionary each (``organ``,
+      ``importance_share``, ...); ``voxels`` and ``spacing_mm``, three numbers each; ``device``, ``note``, ``seconds``
+      and ``peak_memory_gb``; ``methods``, by name ``settings`` (a digest), ``files`` and, where they were scored,
+      ``scores``, ``curves`` and costs, or why it ``failed``.
 
     Args:
         output: the folder of the whole output.
@@ -137,27 +151,35 @@ class Records:
         found = [self.read(name.removesuffix(".json")) for name in names if not name.startswith(".")]
         return [record for record in found if record is not None]
 
-    def begin(self, name: str, digest: str, files: Iterable[str]) -> None:
-        """Forget what there is of a case, and say which files are going to be written, so that none stays behind."""
-        self.forget(name)
-        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys(files)})
+    def begin(self, name: str, digest: str, files: Iterable[str], keep: Iterable[str] = ()) -> None:
+        """Remove what there is of a case, and say which files are going to be written, so that none stays behind.
+
+        Args:
+            name: of the case.
+            digest: of the run's settings.
+            files: that are going to be written.
+            keep: files that stay.
+        """
+        keep = list(keep)
+        self.forget(name, keep)
+        self.write({"case": name, "status": "begun", "settings": digest, "files": dict.fromkeys([*keep, *files])})
 
     def write(self, record: dict[str, Any]) -> None:
         """Keep a record; that of a case that is done comes after its files."""
         with atomic_path(self.folder / f"{record['case']}.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, keep: Iterable[str] = ()) -> None:
         """Remove the files that a case's record names, then the record, and the case's folder where nothing is left."""
         record = self.read(name)
-        for file in (record or {}).get("files", {}):
+        for file in set((record or {}).get("files", {})) - set(keep):
             (self.output / name / file).unlink(missing_ok=True)
         (self.folder / f"{name}.json").unlink(missing_ok=True)
         folder = self.output / name
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
-    def state(self, case: CohortCase, digest: str) -> State:
+    def state(self, case: Case, digest: str) -> State:
         """Whether a case's files are all there, as they were written, with the same settings, from the same input.
 
         An input that is gone, or cannot be read, says nothing against results that are there.
@@ -174,6 +196,15 @@ class Records:
             return State.DONE
         return State.DONE if now == record["source"] else State.OTHER
 
+    def missing_methods(self, name: str, digests: Mapping[str, str]) -> tuple[str, ...]:
+        """Of a case that is done, the methods without a result of these digests, or that failed."""
+        known = (self.read(name) or {}).get("methods", {})
+        return tuple(
+            method
+            for method, digest in digests.items()
+            if known.get(method, {}).get("settings") != digest or "failed" in known[method]
+        )
+
     def sweep(self, names: Iterable[str], whole: bool) -> None:
         """Remove the temporary files that a killed run has left in the folders of these cases.
 
@@ -189,7 +220,20 @@ class Records:
                         path.unlink(missing_ok=True)
 
 
-def inputs_of(case: CohortCase) -> list[Path]:
+def failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Stage and reason of all that failed of a case: the case itself, or single methods; empty where nothing did."""
+    if record["status"] == "failed":
+        return [(record["stage"], record["reason"])]
+    methods = record.get("methods", {})
+    return [(name, result["failed"]) for name, result in methods.items() if "failed" in result]
+
+
+def is_failed(record: Mapping[str, Any]) -> bool:
+    """Whether a case, or a method on it, failed."""
+    return bool(failures(record))
+
+
+def inputs_of(case: Case) -> list[Path]:
     """All the files that a case is read from, with the voxels that lie beside their headers."""
     files = [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
     if case.organs is not None and (names := case.organs.parent / ORGAN_NAMES).is_file():
@@ -220,3 +264,64 @@ def _is_temporary(name: str) -> bool:
     """Whether a file is one of `atomic_path`: a dot, 32 hexadecimal digits, suffixes."""
     stem = name[1:33]
     return name.startswith(".") and len(stem) == 32 and all(letter in "0123456789abcdef" for letter in stem)
+
+
+OUTPUT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+LONGEST = 500
+
+
+class OutputFault(RuntimeError):
+    """The output cannot be written: no other case could be, either."""
+
+
+def failure(case: Case, digest: str, stage: str, error: BaseException) -> dict[str, Any]:
+    """The record of a case that failed.
+
+    Args:
+        case: that failed.
+        digest: of the run's settings.
+        stage: ``"load"``, ``"explain"`` or ``"save"``.
+        error: what was raised; its message keeps no path of the case.
+    """
+    return {
+        "case": case.name,
+        "status": "failed",
+        "settings": digest,
+        "shown": case.shown,
+        "stage": stage,
+        "reason": reason_for(case, error),
+    }
+
+
+def reason_for(case: Case, error: BaseException, folders: Sequence[str | Path] = ()) -> str:
+    """What an error means to a person, in one line, without the paths of the case's files and of these folders."""
+    text = reason(error)
+    for folder in folders:
+        text = text.replace(f"{os.fspath(folder)}{os.sep}", "")
+    return " ".join(scrub(text, case).split())[:LONGEST]
+
+
+def reason(error: BaseException) -> str:
+    """What an error means to a person."""
+    error = cause_of(error)
+    if isinstance(error, (FutureTimeout, TimeoutError)):
+        return "reading took too long: the file or its storage hangs; try it alone, or raise --timeout"
+    if isinstance(error, ProcessExpired):
+        return f"the reading process ended with code {error.exitcode}: the file is corrupt, or memory ran out"
+    if isinstance(error, BrokenProcessPool):
+        return "the reading processes ended before they could read: memory ran out; try --workers 0"
+    if isinstance(error, Exception) and is_out_of_memory(error):
+        return f"out of memory: {error}; try --fast, or a machine with more"
+    if isinstance(error, OSError) and error.errno:
+        return f"{os.strerror(error.errno)}: {error}"
+    # The project's own errors say all in their text; the name of others helps to find what they are.
+    known = isinstance(error, ValueError) and type(error).__module__.startswith("unoise_monai")
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
+def check_output_fault(error: BaseException) -> None:
+    """Raise an `OutputFault` where an error of writing is one that every other case would meet, too."""
+    if isinstance(error, OSError) and error.errno in OUTPUT_ERRNOS:
+        raise OutputFault(
+            f"output must be writable, got: {os.strerror(error.errno)}. What is done is kept; start again to go on"
+        ) from error

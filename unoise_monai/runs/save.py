@@ -1,10 +1,11 @@
-"""Writes what there is to say of a case: volumes, pictures, numbers, and the record, last."""
+"""Writes what there is to say of a case, its record last, and the tables of all cases."""
 
 from __future__ import annotations
 
+import csv
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,87 @@ import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from unoise_monai.data.transforms import preprocessing
-from unoise_monai.handlers.savers import QUANTITIES, map_quantity, on_scan_grid, save_nifti, to_numpy
-from unoise_monai.inference.explain import postprocessing
+from unoise_monai.atomic import atomic_path
+from unoise_monai.bundle import Bundle
+from unoise_monai.handlers.savers import to_numpy
+from unoise_monai.metrics.overlap import dice_per_class
 from unoise_monai.metrics.regions import region_importance
-from unoise_monai.render.canvas import save_png, to_canonical
-from unoise_monai.render.mip import mips
-from unoise_monai.render.slices import montage
-from unoise_monai.runs.comparison import WHITE, CaseVolumes, shares
-from unoise_monai.runs.explain import CohortExplainer, Explained
-from unoise_monai.runs.load import Loaded
-from unoise_monai.runs.records import Records, fingerprint
+from unoise_monai.runs.explain import Explained
+from unoise_monai.runs.records import Records, failures, fingerprint, tables_locked
+
+LAST_COLUMNS = ("voxels", "spacing_mm", "device", "note", "seconds", "peak_memory_gb")
+VOLUME = ".nii.gz"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell of text must not begin with: spreadsheets would run it."""
+
+
+def write_tables(records: Records) -> None:
+    """Write the tables of all that is known; of two runs that write at once, the last knows everything."""
+    with tables_locked(records.output):
+        # What another part has just begun is neither done nor failed.
+        known = [record for record in records.all() if record["status"] != "begun"]
+        rows = [{"case": record["case"], "status": record["status"], **case_values(record)} for record in known]
+        hashes = [{f"{name}_sha256": value for name, value in file_hashes(record).items()} for record in known]
+        columns = ["case", "status", *ordered(rows), *dict.fromkeys(name for row in hashes for name in row)]
+        _write(records.output / "cohort.csv", columns, [row | found for row, found in zip(rows, hashes, strict=True)])
+        failed = [
+            {"case": record["case"], "file": record["shown"], "stage": stage, "reason": reason}
+            for record in known
+            for stage, reason in failures(record)
+        ]
+        _write(records.output / "failures.csv", ("case", "file", "stage", "reason"), failed)
+        organs = [{"case": record["case"], **row} for record in known for row in record.get("organs", [])]
+        if organs:
+            _write(records.output / "organs.csv", list(organs[0]), organs)
+        else:
+            (records.output / "organs.csv").unlink(missing_ok=True)
+
+
+def case_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A case's measures, the shares of its organs, its grid and what it cost, by column, from its record."""
+    values = dict(record.get("figures", {}))
+    values |= {f"organ_{each['organ']}": each["importance_share"] for each in record.get("organs", [])}
+    values |= {name: record[name] for name in LAST_COLUMNS if name in record}
+    sides = {name: record[name] for name in ("voxels", "spacing_mm") if name in record}
+    return values | {name: " x ".join(f"{side:g}" for side in value) for name, value in sides.items()}
+
+
+def file_hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of what a case that is done was read from, ``image``, and of each of its volumes, by its name."""
+    if record["status"] != "done":
+        return {}
+    names = {name: name.removeprefix(f"{record['case']}_").removesuffix(VOLUME) for name in record["files"]}
+    volumes = {names[name]: file["sha256"] for name, file in record["files"].items() if name.endswith(VOLUME)}
+    return {"image": record["source"]["sha256"], **volumes}
+
+
+def ordered(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The columns of `case_values` that the rows have: Dice (its mean before the classes), other figures, the organs,
+    which not every case has, and the rest."""
+
+    def place(name: str) -> tuple[int, str]:
+        if name in LAST_COLUMNS:
+            return 4, ""
+        if name.startswith("organ_"):
+            return 3, name
+        return (0 if name == "dice" else 1 if name.startswith("dice_") else 2), ""
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    return sorted((name for name in names if name not in ("case", "status")), key=place)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else value
 
 
 @dataclass(frozen=True)
@@ -50,7 +121,7 @@ def case_figures(
     classes: Sequence[str],
     voxel_ml: float,
 ) -> dict[str, float]:
-    """What ``cohort.csv`` says of a case, by column; all on the grid of the case's file.
+    """The columns of ``cohort.csv`` for a case; all on the grid of the case's file.
 
     Args:
         importance: ``(X, Y, Z)``, in [0, 1].
@@ -76,13 +147,8 @@ def case_figures(
         "importance_in_background": _mean(importance[~inside]),
     }
     if label is not None:
-        known = np.bincount(label.ravel(), minlength=len(classes))
-        both = np.bincount(label[label == segmentation].ravel(), minlength=len(classes))
-        dice = {
-            f"dice_{name}": 2 * int(both[k]) / int(counts[k] + known[k]) if known[k] else math.nan
-            for k, name in enumerate(classes)
-            if k
-        }
+        values = dice_per_class(segmentation, label, len(classes))
+        dice = {f"dice_{name}": value for name, value in zip(classes[1:], values, strict=True)}
         there = [value for value in dice.values() if not math.isnan(value)]
         figures |= {"dice": sum(there) / len(there) if there else math.nan, **dice}
     return figures
@@ -119,110 +185,79 @@ def _mean(values: NDArray[np.float32]) -> float:
     return float(values.mean(dtype=np.float64)) if values.size else math.nan
 
 
-MIP_OPTIONS = ("window", "style", "threshold", "slab_mm")
-MONTAGE_OPTIONS = ("window", "style", "threshold", "axis", "count", "crop_mm")
-
-
 class CaseWriter:
-    """Writes cases into an output.
+    """Writes cases into an output, with the savers of their bundle.
 
     Args:
-        explainer: that explains them; it knows the way back to the files' grids.
-        output: the folder of the whole output.
+        bundle: that explains them.
+        records: of the whole output.
+        digest: of the run's settings.
     """
 
-    def __init__(self, explainer: CohortExplainer, output: Path) -> None:
-        self.explainer, self.bundle, self.settings = explainer, explainer.bundle, explainer.settings
-        self.records = Records(output)
-        options = self.bundle.pictures
-        self.pictures: dict[str, Callable[..., NDArray[np.uint8]]] = {"mip": mips, "montage": montage}
-        self.options = {
-            "mip": {name: options[name] for name in MIP_OPTIONS if name in options},
-            "montage": {name: options[name] for name in MONTAGE_OPTIONS if name in options},
-        }
-        self.preprocess = preprocessing(explainer.task, with_label=False)
-        self.restore = postprocessing(self.preprocess)
+    def __init__(self, bundle: Bundle, records: Records, digest: str) -> None:
+        self.bundle, self.records, self.digest = bundle, records, digest
 
     def __call__(self, explained: Explained) -> dict[str, Any]:
         """Write a case's files, then its record, which is also returned.
+
+        Of a case that is done already, only the methods that were run are written: all else stays as it is.
 
         Raises:
             OSError: when the output cannot be written.
         """
         start = time.perf_counter()
-        loaded = explained.loaded
-        case, stem = loaded.case, loaded.case.name
-        folder = self.records.output / stem
-        found = self.restore({**loaded.item, "pred": explained.pred})
-        importance, affine = to_numpy(found["importance"])
-        segmentation, _ = to_numpy(found["seg"])
-        # A DICOM series is no file whose header could be looked at.
-        source = None if case.series else case.files[0]
-        quantity = self.settings.quantity
-        volumes = {
-            quantity: (
-                map_quantity(importance, quantity, self.bundle.sigma_min, self.bundle.sigma_max),
-                QUANTITIES[quantity],
-            ),
-            "seg": (segmentation, ", ".join(f"{k} {name}" for k, name in enumerate(self.bundle.task.class_names))),
+        loaded, explainer = explained.loaded, self.bundle.explainer
+        name, folder = loaded.case.name, self.records.output / loaded.case.name
+        item: dict[Any, Any] = dict(explainer.postprocess({**loaded.item, "pred": explained.pred}))
+        for method, values in explained.maps.items():
+            item[method] = explainer.on_file_grid(values, loaded.item)
+        known = self.records.read(name) if explained.job.done else None
+        # Another worker may have begun it, and died.
+        if known is None or known["status"] != "done":
+            known = {}
+        kept = {
+            method: result for method, result in known.get("methods", {}).items() if method not in explained.results
         }
-        case_volumes = CaseVolumes(stem, Path(), loaded.item["image"][None], None, loaded.item, self.preprocess)
-        maps = {method: to_numpy(case_volumes.on_file_grid(map_))[0] for method, map_ in explained.maps.items()}
-        volumes |= {method: (voxels, f"attribution by {method}, raw values") for method, voxels in maps.items()}
-        names = [f"{stem}_{name}.nii.gz" for name in volumes]
-        drawn = {"": importance} | maps if self.settings.images else {}
-        names += [picture_name(stem, method, picture) for method in drawn for picture in self.pictures]
-        self.records.begin(stem, self.settings.digest, names)
-        for name, (voxels, description) in volumes.items():
-            save_nifti(voxels, affine, folder / f"{stem}_{name}.nii.gz", source, description)
-        self._draw(loaded, folder, found, drawn)
+        again = {file for method in explained.results for file in self._files(name, method)}
+        keep = {file: known_as for file, known_as in known.get("files", {}).items() if file not in again}
+        written = {method: self._files(name, method) for method in (*(() if known else ("",)), *explained.maps)}
+        self.records.begin(name, self.digest, [file for files in written.values() for file in files], keep)
+        for method in written:
+            for saver in self.bundle.savers:
+                saver.save(item, name, folder, loaded.scan, method)
+        record = {
+            **(known or self._facts(item, explained)),
+            "files": keep | {file: fingerprint([folder / file]) for files in written.values() for file in files},
+            "methods": kept
+            | {method: {**result, "files": written.get(method, [])} for method, result in explained.results.items()},
+        }
+        if not known:
+            record["seconds"] = loaded.seconds + explained.seconds + time.perf_counter() - start
+        self.records.write(record)
+        return record
+
+    def _files(self, name: str, method: str) -> list[str]:
+        return [file for saver in self.bundle.savers for file in saver.files(name, method)]
+
+    def _facts(self, item: Mapping[Any, Any], explained: Explained) -> dict[str, Any]:
+        """What the record says of the case itself."""
+        loaded = explained.loaded
+        importance, affine = to_numpy(item["importance"])
         # Of a sheared grid, that of a tilted gantry, the sides' product would be too much.
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        figures: dict[str, Any] = case_figures(
-            importance, segmentation, loaded.label, self.bundle.task.class_names, voxel_ml
-        )
         organs = [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, voxel_ml)
-        files = {name: fingerprint([folder / name]) for name in names}
-        record = {
-            "case": stem,
+        segmentation = to_numpy(item["seg"])[0]
+        return {
+            "case": loaded.case.name,
             "status": "done",
-            "settings": self.settings.digest,
+            "settings": self.digest,
             "source": loaded.source,
-            "shown": case.shown,
-            "files": files,
-            "figures": figures,
+            "shown": loaded.case.shown,
+            "figures": case_figures(importance, segmentation, loaded.label, self.bundle.class_names, voxel_ml),
             "organs": [asdict(row) for row in organs],
             "voxels": list(importance.shape),
             "spacing_mm": [round(float(side), 4) for side in voxel_sizes(affine)],
             "device": explained.device,
             "note": explained.note,
-            "seconds": loaded.seconds + explained.seconds + time.perf_counter() - start,
             "peak_memory_gb": explained.peak_memory_gb,
         }
-        self.records.write(record)
-        return record
-
-    def _draw(
-        self, loaded: Loaded, folder: Path, found: Mapping[Hashable, Any], maps: Mapping[str, NDArray[np.float32]]
-    ) -> None:
-        """MIP and montage of each map, by method; the importance has none."""
-        image, spacing_mm = to_canonical(*to_numpy(loaded.scan))
-        outline = on_scan_grid(to_numpy(found["seg"])[0], found["seg"], loaded.scan, "seg", folder)
-        for method, voxels in maps.items():
-            shown = on_scan_grid(voxels, found["importance"], loaded.scan, method or "importance", folder)
-            label = {"label": f"{method}, share of its {WHITE:g}th percentile"} if method else {}
-            for picture, draw in self.pictures.items():
-                rgb = draw(
-                    image,
-                    spacing_mm,
-                    importance=shares(shown) if method else shown,
-                    segmentation=outline,
-                    **self.options[picture],
-                    **label,
-                )
-                save_png(rgb, folder / picture_name(loaded.case.name, method, picture))
-
-
-def picture_name(case: str, method: str, picture: str) -> str:
-    """``case_mip.png``; of a further method ``case_saliency_mip.png``."""
-    return "_".join(filter(None, (case, method, picture))) + ".png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
+from unoise_monai.metrics.scores import direction
 from unoise_monai.metrics.visibility import VisibilityCurve
 from unoise_monai.render.canvas import save_png
 from unoise_monai.render.curves import plot_costs, plot_visibility
 
 CONTROLS = ("random", "intensity", "edges", "label_distance")
 """Rankings that ask no network: shown beside the methods, and not ranked among them."""
-LOWER_IS_BETTER = (
-    "deletion",
-    "infidelity",
-    "sensitivity",
-    "randomisation",
-    "unchanged",
-    "truth_top_distractor",
-    "truth_top_irrelevant",
-    "truth_top_outside",
-)
-"""Beginnings of the scores that are better when low."""
-FAITHFULNESS = ("insertion", "deletion", "infidelity")
-"""Beginnings of the scores whose ranks make the overall rank: they say whether a map is faithful to the network."""
 SAME = 0.005
-"""Two scores that differ by no more in any method say the same and count once: zero is the mean of a z-scored image."""
+"""Scores that differ by no more in any method count once in the overall rank: zero is a z-scored image's mean."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +39,9 @@ class MethodRow:
     areas: Mapping[str, Interval]
     """Under the curves of the further measures, such as soft Dice, which are not ranked."""
     ranks: Mapping[str, float]
-    """For each score, 1 the best; equal means share their mean rank. Empty for controls."""
+    """For each score whose class is known, 1 the best; equal means share their mean rank. Empty for controls."""
     overall: float
-    """Mean rank over the scores of faithfulness; NaN for controls."""
+    """Mean rank over the scores of faithfulness (`MapScore.faithfulness`); NaN for controls."""
     seconds: float
     forward_passes: float
     backward_passes: float
@@ -71,116 +60,101 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
     """
     if not results:
         raise ValueError("results must be at least one, got none")
-    by_method = {
-        name: [result for result in results if result["method"] == name]
-        for name in dict.fromkeys(result["method"] for result in results)
-    }
-    scores = _names(_scores(result) for result in results)
-    means = {name: _means([_scores(result) for result in found], scores) for name, found in by_method.items()}
-    under = {name: [further_areas(result) for result in found] for name, found in by_method.items()}
-    measured = _names(areas for found in under.values() for areas in found)
-    ranked = [name for name in by_method if name not in CONTROLS]
-    ranks = {score: _ranks({name: means[name][score].mean for name in ranked}, score) for score in scores}
-    counted = _counted(scores, means)
-    rows = [
-        _row(
-            name,
-            found,
-            means[name],
-            _means(under[name], measured),
-            counted,
-            {score: ranks[score][name] for score in scores if name in ranks[score]},
+    scores = _intervals(results, lambda result: result.get("scores", {}))
+    areas = _intervals(results, further_areas)
+    ranks = _ranks(scores)
+    counted = _counted(scores)
+    rows = []
+    for method in scores:
+        own = [result for result in results if result["method"] == method]
+        done = [result for result in own if "failed" not in result]
+        cost = ("seconds", "forward_passes", "backward_passes", "peak_gb")
+        rows.append(
+            MethodRow(
+                method=method,
+                cases=len(done),
+                failed=len(own) - len(done),
+                scores=scores[method],
+                areas=areas[method],
+                ranks=ranks[method],
+                overall=_mean(ranks[method].get(score) for score in counted),
+                **{name: _mean(result.get(name) for result in done) for name in cost},
+            )
         )
-        for name, found in by_method.items()
-    ]
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
 
 
 def further_areas(result: Mapping[str, Any]) -> dict[str, float]:
     """The areas under one map's curves of all measures but the first, Dice, whose area is among the scores."""
     areas: dict[str, float] = {}
-    if "failed" in result:
-        return areas
     for operator, modes in result.get("curves", {}).items():
         for mode, curve in modes.items():
             share = torch.tensor(curve["share"], dtype=torch.float64)
-            for measure in [name for name in curve if name != "share"][1:]:
-                # None, where a case has no foreground to find, becomes NaN.
-                values = torch.tensor(np.array(curve[measure], dtype=np.float64))
-                areas[f"{mode}_{operator}_{measure}"] = VisibilityCurve(share, share, values[:, None]).area
+            for measure in _measures(curve)[1:]:
+                score = torch.from_numpy(_values(curve[measure]))[:, None]
+                areas[f"{mode}_{operator}_{measure}"] = VisibilityCurve(share, share, score).area
     return areas
 
 
-def _scores(result: Mapping[str, Any]) -> Mapping[str, float]:
-    """Of a method that failed on the case none, whatever it had got to."""
-    return {} if "failed" in result else result.get("scores", {})
+def _measures(curve: Mapping[str, Any]) -> list[str]:
+    return [name for name in curve if name != "share"]
 
 
-def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All of several tables, in the order in which they come."""
-    return list(dict.fromkeys(name for table in tables for name in table))
+def _values(numbers: Any) -> NDArray[np.float64]:
+    """None, where a case has no foreground to find, becomes NaN."""
+    return np.array(numbers, dtype=np.float64)
 
 
-def _means(tables: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, Interval]:
-    return {name: bootstrap_mean([table.get(name, math.nan) for table in tables]) for name in names}
-
-
-def _counted(scores: Sequence[str], means: Mapping[str, Mapping[str, Interval]]) -> list[str]:
-    """The scores of faithfulness, of several that say the same the first."""
-
-    def same(one: str, other: str) -> bool:
-        pairs = [(found[one].mean, found[other].mean) for found in means.values()]
-        return all(abs(first - second) <= SAME or math.isnan(first + second) for first, second in pairs)
-
-    counted: list[str] = []
-    for score in scores:
-        if score.startswith(FAITHFULNESS) and not any(same(score, other) for other in counted):
-            counted.append(score)
-    return counted
-
-
-def _row(
-    method: str,
-    results: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Interval],
-    areas: Mapping[str, Interval],
-    counted: Sequence[str],
-    ranks: Mapping[str, float],
-) -> MethodRow:
-    done = [result for result in results if "failed" not in result]
-    faithful = [ranks[name] for name in counted if name in ranks]
-
-    def mean(name: str) -> float:
-        values = [result[name] for result in done if result.get(name) is not None]
-        return float(np.mean(values)) if values else math.nan
-
-    return MethodRow(
-        method=method,
-        cases=len(done),
-        failed=len(results) - len(done),
-        scores=scores,
-        areas=areas,
-        ranks=ranks,
-        overall=float(np.mean(faithful)) if faithful else math.nan,
-        seconds=mean("seconds"),
-        forward_passes=mean("forward_passes"),
-        backward_passes=mean("backward_passes"),
-        peak_gb=mean("peak_gb"),
-    )
-
-
-def _ranks(means: Mapping[str, float], score: str) -> dict[str, float]:
-    """1 for the best; equal values share their mean rank; NaN gets none."""
-    there = {name: value for name, value in means.items() if math.isfinite(value)}
-    towards = 1 if score.startswith(LOWER_IS_BETTER) else -1
-    values = sorted(towards * value for value in there.values())
+def _intervals(
+    results: Sequence[Mapping[str, Any]], values: Callable[[Mapping[str, Any]], Mapping[str, float]]
+) -> dict[str, dict[str, Interval]]:
+    """By method and column, in the order of the results; of a failed one no value counts, whatever it had got to."""
+    tables = [(result["method"], {} if "failed" in result else values(result)) for result in results]
+    columns = dict.fromkeys(column for _, table in tables for column in table)
     return {
-        name: (values.index(towards * value) + len(values) - values[::-1].index(towards * value) + 1) / 2
-        for name, value in there.items()
+        method: {
+            column: bootstrap_mean([table.get(column, math.nan) for own, table in tables if own == method])
+            for column in columns
+        }
+        for method in dict.fromkeys(method for method, _ in tables)
     }
 
 
-_NONE = Interval(math.nan, math.nan, math.nan, 0)
+def _mean(values: Iterable[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else math.nan
+
+
+def _counted(scores: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    """The scores of faithfulness, of several that are the same in every method only the first."""
+
+    def same(one: str, other: str) -> bool:
+        differences = [abs(found[one].mean - found[other].mean) for found in scores.values()]
+        return all(difference <= SAME or math.isnan(difference) for difference in differences)
+
+    counted: list[str] = []
+    for column in next(iter(scores.values())):
+        found = direction(column)
+        if found and found.score.faithfulness and not any(same(column, other) for other in counted):
+            counted.append(column)
+    return counted
+
+
+def _ranks(scores: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, float]]:
+    """By method and score, 1 for the best; equal means share their mean rank.
+
+    Controls get none, nor does a mean that is NaN or a score whose class is not known.
+    """
+    ranks: dict[str, dict[str, float]] = {method: {} for method in scores}
+    for column in next(iter(scores.values())):
+        found = direction(column)
+        means = {method: own[column].mean for method, own in scores.items() if method not in CONTROLS}
+        means = {method: mean for method, mean in means.items() if not math.isnan(mean)}
+        if found and means:
+            order = rankdata([mean if found.better == "low" else -mean for mean in means.values()])
+            for method, rank in zip(means, order.tolist(), strict=True):
+                ranks[method][column] = rank
+    return ranks
 
 
 def csv_table(rows: Sequence[MethodRow]) -> str:
@@ -188,58 +162,56 @@ def csv_table(rows: Sequence[MethodRow]) -> str:
 
     Last come the areas under the curves of the measures beside Dice, mean and interval, which have no rank.
     """
-    text = io.StringIO()
-    head = ["method", "cases", "failed", "overall_rank", "seconds", "forward_passes", "backward_passes", "peak_gb"]
-    columns = [f"{name}{part}" for name in rows[0].scores for part in ("", "_low", "_high", "_rank")]
-    columns += [f"{name}{part}" for name in rows[0].areas for part in ("", "_low", "_high")]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head + columns)
+    table = []
     for row in rows:
-        values: list[object] = [row.method, row.cases, row.failed]
-        values += [_number(x) for x in (row.overall, row.seconds, row.forward_passes, row.backward_passes, row.peak_gb)]
-        for name in rows[0].scores:
-            found = row.scores[name]
-            values += [_number(x) for x in (found.mean, found.low, found.high, row.ranks.get(name, math.nan))]
-        for name in rows[0].areas:
-            values += [_number(x) for x in (row.areas[name].mean, row.areas[name].low, row.areas[name].high)]
-        writer.writerow(values)
+        cells: dict[str, Any] = {"method": row.method, "cases": row.cases, "failed": row.failed}
+        cells |= {"overall_rank": row.overall, "seconds": row.seconds, "forward_passes": row.forward_passes}
+        cells |= {"backward_passes": row.backward_passes, "peak_gb": row.peak_gb}
+        for name, found in {**row.scores, **row.areas}.items():
+            cells |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            if name in row.scores:
+                cells[f"{name}_rank"] = row.ranks.get(name, math.nan)
+        table.append({name: _short(each) if isinstance(each, float) else each for name, each in cells.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
     return text.getvalue()
 
 
 def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any]]) -> str:
     """The best method first: overall rank, then each score's mean and 95% interval; what failed, below.
 
-    Means over fewer cases than there are say of how many.
+    A mean over fewer cases than there are is followed by their number.
     """
     scores = list(rows[0].scores)
     cohort = len({result["case"] for result in results})
     head = ["method", "rank", "seconds", "passes", "GB", *(name.replace("_", " ") for name in scores)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
-        cells = [row.method, _short(row.overall, 1), _short(row.seconds, 2), passes(row), _short(row.peak_gb, 2)]
-        cells += [_interval(row.scores[name], cohort) for name in scores]
+        passes = 0 if math.isnan(row.forward_passes) else f"{row.forward_passes:.0f} + {row.backward_passes:.0f}"
+        cells = [row.method, _short(row.overall, ".1f", "-"), _short(row.seconds, ".2f", "-"), f"{passes}"]
+        cells += [_short(row.peak_gb, ".2f", "-")]
+        cells += [_cell(row.scores[name], cohort) for name in scores]
         lines.append(f"| {' | '.join(cells)} |")
-    failures = [
-        f"- {result['method']} on {result['case']}: {result['failed']}" for result in results if "failed" in result
-    ]
-    unchanged = [row.method for row in rows if row.scores.get("unchanged", _NONE).mean > 0]
-    constant = sorted({result["method"] for result in results if result.get("constant")})
-    for title, names in (("Unchanged by random weights", unchanged), ("Constant maps", constant)):
+    notes = {
+        "Unchanged by random weights": [
+            row.method for row in rows if "unchanged" in scores and row.scores["unchanged"].mean > 0
+        ],
+        "Constant maps": sorted({result["method"] for result in results if result.get("constant")}),
+        "Not ranked": [name for name in scores if direction(name) is None],
+    }
+    for title, names in notes.items():
         if names:
             lines += ["", f"{title}: {', '.join(names)}"]
-    if failures:
-        lines += ["", "Failed:", "", *failures]
+    failed = [result for result in results if "failed" in result]
+    if failed:
+        lines += ["", "Failed:", ""]
+        lines += [f"- {result['method']} on {result['case']}: {result['failed']}" for result in failed]
     return "\n".join(lines) + "\n"
 
 
-def passes(row: MethodRow) -> str:
-    """Forward and backward passes of a map."""
-    if math.isnan(row.forward_passes):
-        return "0"
-    return f"{row.forward_passes:.0f} + {row.backward_passes:.0f}"
-
-
-def _interval(found: Interval, cohort: int) -> str:
+def _cell(found: Interval, cohort: int) -> str:
     if math.isnan(found.mean):
         return "-"
     bounds = "" if math.isnan(found.low) else f" ({found.low:.3f}-{found.high:.3f})"
@@ -247,12 +219,8 @@ def _interval(found: Interval, cohort: int) -> str:
     return f"{found.mean:.3f}{bounds}{cases}"
 
 
-def _short(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+def _short(value: float, form: str = ".6g", missing: str = "") -> str:
+    return missing if math.isnan(value) else f"{value:{form}}"
 
 
 def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Path) -> list[MethodRow]:
@@ -270,13 +238,16 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
     """
     folder = Path(output_dir)
     rows = method_rows(results)
-    for name, text in (("scoreboard.csv", csv_table(rows)), ("scoreboard.md", markdown_table(rows, results))):
-        with atomic_path(folder / name) as temporary:
+    for file, text in (("scoreboard.csv", csv_table(rows)), ("scoreboard.md", markdown_table(rows, results))):
+        with atomic_path(folder / file) as temporary:
             temporary.write_text(text)
+    every = [curve for result in results for modes in result.get("curves", {}).values() for curve in modes.values()]
+    measure = _measures(every[0])[0] if every else ""
+    name = {"dice": "Dice", "iou": "IoU"}.get(measure, measure.replace("_", " "))
     for operator, mode in operators(results):
         curves = mean_curves(results, [row.method for row in rows], operator, mode)
         if curves:
-            picture = plot_visibility(curves, f"{mode}, hidden by {operator}", measure=first_measure(results))
+            picture = plot_visibility(curves, f"{mode}, hidden by {operator}", measure=name)
             save_png(picture, folder / f"curves_{mode}_{operator}.png")
     costs = {row.method: (row.seconds, row.overall) for row in rows if math.isfinite(row.overall) and row.seconds > 0}
     if costs:
@@ -286,17 +257,8 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
 
 def operators(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """What voxels were hidden by, and how, in the order of the results."""
-    found = [
-        (operator, mode) for result in results for operator, modes in result.get("curves", {}).items() for mode in modes
-    ]
-    return list(dict.fromkeys(found))
-
-
-def first_measure(results: Sequence[Mapping[str, Any]]) -> str:
-    """The name of the measure that is drawn and ranked, as an axis shows it."""
-    curves = [curve for result in results for modes in result.get("curves", {}).values() for curve in modes.values()]
-    name = next(name for name in curves[0] if name != "share")
-    return {"dice": "Dice", "iou": "IoU"}.get(name, name.replace("_", " "))
+    curves = [result.get("curves", {}).items() for result in results]
+    return list(dict.fromkeys((operator, mode) for found in curves for operator, modes in found for mode in modes))
 
 
 def mean_curves(
@@ -311,11 +273,8 @@ def mean_curves(
             if result["method"] == method and "failed" not in result and operator in result.get("curves", {})
         ]
         if found:
-            measure = next(name for name in found[0] if name != "share")
-            shares = np.mean([curve["share"] for curve in found], axis=0)
-            # None, where a case has no foreground to find, becomes NaN.
-            scores = np.array([curve[measure] for curve in found], dtype=np.float64)
+            scores = _values([curve[_measures(curve)[0]] for curve in found])
             there = scores[np.isfinite(scores).all(axis=1)]
             if len(there):
-                curves[method] = (shares, there.mean(axis=0))
+                curves[method] = (np.mean([curve["share"] for curve in found], axis=0), there.mean(axis=0))
     return curves

@@ -1,138 +1,26 @@
-"""Settings that a case's files depend on, and what ends a case or a run."""
+"""Settings that the files of a run depend on, kept with them, so that one output never mixes two of them."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import logging
-import os
 import platform
-from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
-from pebble.common import ProcessExpired
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution.registry import method_names
+from unoise_monai.attribution.registry import METHODS
+from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
-from unoise_monai.data.cases import CohortCase, scrub
-from unoise_monai.handlers.savers import QUANTITIES
-from unoise_monai.inference.memory import default_budget
-from unoise_monai.inference.precision import PRECISIONS
+from unoise_monai.inference.memory import resolve_precision
+from unoise_monai.metrics.scores import MapScorer
 from unoise_monai.runs.records import claiming
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-HALVINGS = 3
-EXHAUSTED = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""What PyTorch says where it raises a plain RuntimeError."""
-
-
-class Attempt(NamedTuple):
-    """Where and within what a network is to run; ``note`` is empty for the first attempt."""
-
-    device: torch.device
-    memory_gb: float | None
-    note: str
-
-
-def attempts(device: torch.device, memory_gb: float | None) -> Iterator[Attempt]:
-    """As asked, then with half the memory, a quarter and an eighth, and, from a GPU, on the CPU."""
-    yield Attempt(device, memory_gb, "")
-    budget = default_budget(device) / 1e9 if memory_gb is None else memory_gb
-    for halving in range(1, HALVINGS + 1):
-        less = budget / 2**halving
-        yield Attempt(device, less, f"out of memory: tiles within {less:.3g} GB")
-    if device.type != "cpu":
-        yield Attempt(torch.device("cpu"), None, "out of memory: on the CPU")
-
-
-def with_less_memory(
-    run: Callable[[Attempt], T], device: torch.device, memory_gb: float | None, name: str
-) -> tuple[T, str]:
-    """What ``run`` gives at the first attempt that the memory is enough for, and that attempt's note.
-
-    Raises:
-        MemoryError: when it is not enough for the last one, either.
-    """
-    last: Exception | None = None
-    for attempt in attempts(device, memory_gb):
-        if last is not None:
-            logger.warning("%s: %s", name, attempt.note)
-        try:
-            return run(attempt), attempt.note
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # Without its frames, whose tensors would stay on the device.
-            last = error.with_traceback(None)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    raise MemoryError(f"memory must hold one tile of the volume, which it does not: {last}")
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory, of the GPU or the main one, has run out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in EXHAUSTED)
-
-
-OUTPUT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
-LONGEST = 500
-
-
-class OutputFault(RuntimeError):
-    """The output cannot be written: no other case could be, either."""
-
-
-def failure(case: CohortCase, digest: str, stage: str, error: BaseException) -> dict[str, Any]:
-    """The record of a case that failed.
-
-    Args:
-        case: that failed.
-        digest: of the run's settings.
-        stage: ``"load"``, ``"explain"`` or ``"save"``.
-        error: what was raised; its message keeps no path of the case.
-    """
-    return {
-        "case": case.name,
-        "status": "failed",
-        "settings": digest,
-        "shown": case.shown,
-        "stage": stage,
-        "reason": " ".join(scrub(reason(error), case).split())[:LONGEST],
-    }
-
-
-def reason(error: BaseException) -> str:
-    """What an error means to a person."""
-    if isinstance(error, (FutureTimeout, TimeoutError)):
-        return "reading took too long: the file or its storage hangs; try it alone, or raise --timeout"
-    if isinstance(error, ProcessExpired):
-        return f"the reading process ended with code {error.exitcode}: the file is corrupt, or memory ran out"
-    if isinstance(error, Exception) and is_out_of_memory(error):
-        return f"out of memory: {error}; try --fast, or a machine with more"
-    if isinstance(error, OSError) and error.errno:
-        return f"{os.strerror(error.errno)}: {error}"
-    # The project's own errors say all in their text; the name of others helps to find what they are.
-    known = isinstance(error, ValueError) and type(error).__module__.startswith("unoise_monai")
-    return str(error) if known else f"{type(error).__name__}: {error}"
-
-
-def check_output_fault(error: BaseException) -> None:
-    """Raise an `OutputFault` where an error of writing is one that every other case would meet, too."""
-    if isinstance(error, OSError) and error.errno in OUTPUT_ERRNOS:
-        raise OutputFault(
-            f"output must be writable, got: {os.strerror(error.errno)}. What is done is kept; start again to go on"
-        ) from error
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -169,14 +57,14 @@ def about(command: str, device: torch.device | None) -> dict[str, Any]:
 
 
 def software() -> str:
-    """The versions that a case's files hang on."""
+    """The versions that a case's files depend on."""
     # Without the local part: builds for other machines are the same software.
     return ", ".join(f"{package} {version(package).split('+')[0]}" for package in PACKAGES[:3])
 
 
 RUN_FILE = "run.json"
-METHODS = tuple(name for name in method_names() if name != "voxelwise_mean")
-"""Those that explain all that is segmented; the mean of voxels' maps is of a region."""
+CEILING = "label_distance"
+"""Not a method: voxels ranked by their distance to the label, which a network without need of context would follow."""
 
 
 class OtherSettings(ValueError):
@@ -185,24 +73,17 @@ class OtherSettings(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a case's files hang on, apart from the case and the machine.
+    """All that a case's files depend on, apart from the case, the machine and the methods of a `Comparison`.
 
     Args:
         bundle: its name.
         bundle_version: as its metadata says.
         weights_sha256: of the weights' file.
-        config_sha256: of the configuration that networks and preprocessing come from.
+        config_sha256: of the configuration and the metadata.
         software: versions of what makes the files.
-        number_format: that the precision means on the device.
-        quantity: what is written of the importance, one of `QUANTITIES`.
-        methods: attribution methods whose maps are written, too.
-        images: whether pictures are written.
-        fast: on a grid `FAST` times as coarse.
-        precision: see `resolve_precision`.
+        number_format: of the passes of the network.
+        changes: values of the configuration's ids that differ from its files.
         anonymised: whether cases have hashes for names.
-
-    Raises:
-        ValueError: when a quantity, a method or a precision is unknown.
     """
 
     bundle: str
@@ -211,23 +92,90 @@ class Settings:
     config_sha256: str
     software: str
     number_format: str = "auto"
-    quantity: str = "importance"
-    methods: tuple[str, ...] = ()
-    images: bool = True
-    fast: bool = False
-    precision: str = "auto"
+    changes: Mapping[str, Any] = field(default_factory=dict)
     anonymised: bool = False
 
-    def __post_init__(self) -> None:
-        check_choice("quantity", self.quantity, tuple(QUANTITIES))
-        check_choice("precision", self.precision, PRECISIONS)
-        for method in self.methods:
-            check_choice("method", method, METHODS)
+    @property
+    def values(self) -> dict[str, Any]:
+        """Each by its name, as JSON gives them back, for ``run.json``."""
+        return dict(json.loads(json.dumps(asdict(self), default=repr)))
 
     @property
     def digest(self) -> str:
         """Differs where anything differs."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(
+    bundle: Bundle, changes: Mapping[str, Any] = MappingProxyType({}), anonymised: bool = False, remote: bool = False
+) -> Settings:
+    """The settings of a run with a bundle.
+
+    Args:
+        bundle: loaded with ``changes``.
+        changes: see `load_bundle`; how much memory a pass may take changes no result.
+        anonymised: whether cases have hashes for names.
+        remote: whether workers choose a device, and with it a number format, of their own.
+    """
+    network, inferer = bundle.explainer.network, bundle.explainer.inferer
+    device = next(network.parameters()).device
+    precision = getattr(inferer, "precision", "fp32")
+    return Settings(
+        bundle=bundle.name,
+        bundle_version=bundle.version,
+        weights_sha256=bundle.weights_sha256,
+        config_sha256=bundle.config_sha256,
+        software=software(),
+        number_format="auto" if remote else str(resolve_precision(device, precision)),
+        changes={name: value for name, value in changes.items() if name != "memory_gb"},
+        anonymised=anonymised,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods whose maps are made beside the noise model's, and what is measured of each; none by default.
+
+    Args:
+        methods: names of attribution methods, or ``"label_distance"``, the ceiling.
+        options: of single methods, by name.
+        scorer: what is measured; None for maps alone.
+        robust_cases: on how many cases, the first of a run, sensitivity and randomisation are measured, which take many
+            maps each.
+        robust_passes: methods whose map takes more passes, forward and back together, are left out of them; the first
+            of these cases decides, so that a method has all of them or none.
+        truth_dir: folder with ``<case>.nii.gz``, what every voxel of a phantom is (`Truth`).
+
+    Raises:
+        ValueError: when a method is unknown, or is not one that explains all that is segmented.
+    """
+
+    methods: Sequence[str] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scorer: MapScorer | None = None
+    robust_cases: int = 3
+    robust_passes: float = 150.0
+    truth_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        known = tuple(name for name, method in METHODS.items() if "region" not in method.needs)
+        for method in self.methods:
+            check_choice("method", method, known if self.scorer is None else (*known, CEILING))
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
+
+    def is_robust(self, number: int) -> bool:
+        """Whether what takes many maps is measured of the case of this number."""
+        return self.scorer is not None and number < self.robust_cases
+
+    def digests(self, robust: bool) -> dict[str, str]:
+        """Of each method, a digest that differs where anything differs that its results on a case depend on.
+
+        Args:
+            robust: see `is_robust`.
+        """
+        shared = [repr(self.scorer), robust, self.robust_passes if robust else None, self.truth_dir is not None]
+        texts = {name: json.dumps([self.options.get(name, {}), *shared], default=repr) for name in self.methods}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwrite: bool = False) -> None:
@@ -243,12 +191,12 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
         OtherSettings: when they differ; it names what and both values.
     """
     path = output / RUN_FILE
-    now = json.loads(json.dumps(asdict(settings)))
+    now = settings.values
     with claiming(output):
         before = read_run(output).get("settings", {}) if path.is_file() else None
-        differing = [name for name in now if before is not None and before.get(name) != now[name]]
+        differing = [] if before is None else _differing(before, now)
         if differing and not overwrite:
-            told = "; ".join(f"{name} was {(before or {}).get(name)!r}, now {now[name]!r}" for name in differing)
+            told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in differing)
             raise OtherSettings(
                 f"{output} holds results of other settings: {told}. Choose another output, or --overwrite (without "
                 "--part)"
@@ -256,6 +204,16 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
         if differing or before is None:
             with atomic_path(path) as temporary:
                 temporary.write_text(json.dumps({**about, "settings": now}, indent=1) + "\n")
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Names and both values of what differs between two settings; each change of the configuration by itself."""
+    names = [name for name in now if name != "changes" and before.get(name) != now[name]]
+    found = [(name, before.get(name), now[name]) for name in names]
+    old, new = before.get("changes") or {}, now["changes"]
+    configured = "as the bundle has it"
+    changed = [name for name in {**old, **new} if old.get(name, configured) != new.get(name, configured)]
+    return found + [(name, old.get(name, configured), new.get(name, configured)) for name in changed]
 
 
 def read_run(output: Path) -> dict[str, Any]:

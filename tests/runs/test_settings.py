@@ -1,0 +1,136 @@
+"""An output is made with one set of settings, which name what the files depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from unoise_monai.bundle import Bundle
+from unoise_monai.metrics import MapScorer
+from unoise_monai.metrics.scores import Visibility
+from unoise_monai.metrics.visibility import Hiding
+from unoise_monai.runs import Comparison
+from unoise_monai.runs.settings import (
+    OtherSettings,
+    Settings,
+    about,
+    claim_output,
+    find_device,
+    read_run,
+    settings_of,
+    software,
+)
+
+Make = Callable[..., Settings]
+OTHERS = {
+    "bundle": "other",
+    "bundle_version": "0.2",
+    "weights_sha256": "2" * 64,
+    "config_sha256": "2" * 64,
+    "software": "1",
+    "number_format": "torch.bfloat16",
+    "anonymised": True,
+}
+CHANGES = {"quantity": "tolerance", "precision": "bf16", "pictures": ["mip"], "task#spacing_mm": [2.0, 2.0, 2.0]}
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert {*OTHERS, "changes"} == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, *CHANGES])
+def test_every_setting_changes_the_digest_and_is_refused_in_an_old_output(
+    name: str, settings: Make, tmp_path: Path
+) -> None:
+    before = settings(changes={})
+    value = CHANGES.get(name, OTHERS.get(name))
+    after = settings(changes={name: value}) if name in CHANGES else settings(changes={}, **{name: value})
+    old = "as the bundle has it" if name in CHANGES else getattr(before, name)
+    assert before.digest != after.digest
+    claim_output(tmp_path, before, {})
+    kept = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(OtherSettings, match="--overwrite") as caught:
+        claim_output(tmp_path, after, {})
+    assert f"other settings: {name} was {old!r}, now {value!r}. " in str(caught.value)
+    assert (tmp_path / "run.json").read_bytes() == kept
+    claim_output(tmp_path, after, {}, overwrite=True)
+    assert read_run(tmp_path)["settings"] == after.values
+
+
+def test_the_same_settings_go_on_and_keep_the_first_run_s_command(settings: Make, tmp_path: Path) -> None:
+    claim_output(tmp_path, settings(changes={"pictures": ("mip",)}), {"command": "first"})
+    claim_output(tmp_path, settings(changes={"pictures": ["mip"]}), {"command": "second"})
+    assert read_run(tmp_path)["command"] == "first"
+
+
+def test_a_broken_run_file_is_named(settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(OtherSettings, match=r"run\.json must be JSON"):
+        claim_output(tmp_path, settings(), {})
+
+
+def test_settings_are_those_of_the_bundle(make_bundle: Callable[..., Bundle]) -> None:
+    changes = {"quantity": "sigma", "precision": "bf16", "memory_gb": 2.0}
+    bundle = make_bundle(**changes)
+    found = settings_of(bundle, changes, anonymised=True)
+    assert (found.bundle, found.bundle_version, found.anonymised) == (bundle.name, bundle.version, True)
+    assert (found.weights_sha256, found.config_sha256) == (bundle.weights_sha256, bundle.config_sha256)
+    # However much memory a pass may take, the results are the same.
+    assert (found.number_format, found.changes) == ("torch.bfloat16", {"quantity": "sigma", "precision": "bf16"})
+    assert settings_of(bundle, changes, remote=True).number_format == "auto"
+
+
+def test_builds_of_a_version_are_the_same_software() -> None:
+    assert f"torch {torch.__version__.split('+')[0]}" in software()
+    assert "+" not in software()
+
+
+def test_about_names_the_device() -> None:
+    assert about("unoise explain", torch.device("cpu"))["device"].startswith("cpu (")
+    assert about("unoise explain", None)["device"].startswith("that of each worker")
+
+
+def test_auto_takes_the_device_that_there_is() -> None:
+    assert find_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert find_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"got '{name}'"):
+        find_device(name)
+
+
+@pytest.mark.parametrize("method", ["voxelwise_mean", "no_method", "label_distance"])
+def test_unknown_methods_are_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=f"method must be one of .*, got '{method}'"):
+        Comparison((method,))
+
+
+def test_a_comparison_knows_each_method_once_and_which_cases_are_robust() -> None:
+    comparison = Comparison(("saliency", "label_distance", "saliency"), scorer=MapScorer(), robust_cases=2)
+    assert comparison.methods == ("saliency", "label_distance")
+    assert [comparison.is_robust(number) for number in range(3)] == [True, True, False]
+    assert not Comparison(("saliency",)).is_robust(0)
+
+
+def test_the_digest_of_a_method_follows_what_its_results_depend_on(tmp_path: Path) -> None:
+    first = Comparison(("saliency", "rise"), scorer=MapScorer()).digests(False)
+    others = [
+        Comparison(("saliency", "rise"), {"saliency": {"sign": "absolute"}}, MapScorer()).digests(False),
+        Comparison(("saliency", "rise"), scorer=MapScorer([Visibility({"zero": Hiding("zero")})])).digests(False),
+        Comparison(("saliency", "rise"), scorer=MapScorer(), truth_dir=tmp_path).digests(False),
+        Comparison(("saliency", "rise"), scorer=MapScorer()).digests(True),
+        Comparison(("saliency", "rise")).digests(False),
+    ]
+    found = [first["saliency"], *(digests["saliency"] for digests in others)]
+    assert len(set(found)) == len(found)
+    # Options are those of one method.
+    assert others[0]["rise"] == first["rise"]
+    assert Comparison(("saliency",), scorer=MapScorer()).digests(False)["saliency"] == first["saliency"]
+    assert json.dumps(first)
