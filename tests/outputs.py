@@ -33,7 +33,7 @@ def write_output(output: Path, cohort: Path, pictures: bool = True) -> dict[str,
         importance /= importance.max()
         write_case(output, name, scan, {"importance": importance, "saliency": 40 * importance**2}, label, pictures)
         scans[name] = Path(case["image"])
-        figures = {
+        numbers = {
             "dice": [0.9, 0.10, 0.85][number % 3],
             "volume_ml_target": float((label > 0).sum()) / 1000,
             "importance_mean": float(importance.mean()),
@@ -41,21 +41,21 @@ def write_output(output: Path, cohort: Path, pictures: bool = True) -> dict[str,
             "importance_in_background": float(importance[label == 0].mean()),
         }
         organs = [{"organ": organ, "importance_share": share} for organ, share in (("liver", 0.25), ("spleen", 0.5))]
-        write_record(output, name, figures, organs=organs, seconds=[9.5, 10.25, 100.0][number % 3])
+        write_record(output, name, numbers, organs=organs, seconds=[9.5, 10.25, 100.0][number % 3])
     write_record(output, FAILED, status="failed", stage="read", reason=REASON)
     write_record(output, ODD, {"dice": float("nan")})
     return scans
 
 
 def write_record(
-    output: Path, name: str, figures: Mapping[str, float] | None = None, status: str = "done", **given: Any
+    output: Path, name: str, numbers: Mapping[str, float] | None = None, status: str = "done", **given: Any
 ) -> None:
     """Write a case's record as a run does, naming the files that lie in its folder."""
     folder = output / name
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     record = {"case": name, "status": status, "settings": "digest", "shown": f"{name}.nii.gz", **given}
     if status == "done":
-        record |= {"source": {"bytes": 1, "sha256": HASH}, "figures": dict(figures or {})}
+        record |= {"source": {"bytes": 1, "sha256": HASH}, "numbers": dict(numbers or {})}
         record["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": HASH} for path in files}
     Records(output).write(record)
 

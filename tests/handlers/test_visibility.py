@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unoise_monai.handlers import visibility
-from unoise_monai.handlers.visibility import VisibilityReport, figures
+from unoise_monai.handlers.visibility import VisibilityReport, quoted
 from unoise_monai.metrics import VisibilityCurve, VisibleDice
 from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, to_canonical
 
@@ -182,7 +182,7 @@ def test_a_class_that_no_volume_has_is_null(tmp_path: Path) -> None:
 def test_figures_between_the_levels() -> None:
     share = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
     curve = VisibilityCurve(share, share, torch.tensor([[0.0], [0.8], [0.9]], dtype=torch.float64))
-    assert figures(curve, ["organ"]) == {
+    assert quoted(curve, ["organ"]) == {
         "dice_at_10%": 0.2,
         "dice_at_20%": 0.4,
         "dice_at_30%": 0.6,
@@ -195,7 +195,7 @@ def test_figures_between_the_levels() -> None:
 def test_small_shares_are_quoted_where_they_were_measured() -> None:
     share = torch.tensor([0.0, 0.02, 0.6, 1.0], dtype=torch.float64)
     curve = VisibilityCurve(share, share, torch.tensor([[0.0], [0.7], [0.9], [0.9]], dtype=torch.float64))
-    found = figures(curve, ["vessel"])
+    found = quoted(curve, ["vessel"])
     assert found["dice_at_2%"] == 0.7
     assert not {"dice_at_1%", "dice_at_5%"} & set(found)
 

@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_case(draw: C
 
 
 def test_a_seed_keeps_its_abdomen() -> None:
-    # The shipped weights and the published figures were made with phantoms of given seeds.
+    # The shipped weights and the published numbers were made with phantoms of given seeds.
     phantom = abdomen_phantom(3, size=(32, 24, 20), spacing_mm=(3.5, 4, 5))
     labels = hashlib.sha256(phantom.label.tobytes() + phantom.truth.tobytes()).hexdigest()
     assert labels == "4423c781c613b6cbd0613a43365b1dabc52cc4c0b07447af81c4470c0ccac243"

@@ -87,7 +87,7 @@ def test_no_text_holds_a_path(tmp_path: Path) -> None:
                 "case": 3,
                 "files": 3,
                 "source": None,
-                "figures": [1],
+                "numbers": [1],
                 "organs": [{}],
                 "voxels": 3,
             }.items()

@@ -113,7 +113,7 @@ def test_reading_and_saving_overlap_the_network(bundle: Bundle, cases: list[Case
 
 
 def done(name: str, **more: Any) -> dict[str, Any]:
-    return {"case": name, "status": "done", "seconds": 1.25, "figures": {}, "note": "", **more}
+    return {"case": name, "status": "done", "seconds": 1.25, "numbers": {}, "note": "", **more}
 
 
 FAILED = {"case": "b", "status": "failed", "stage": "load", "reason": "file is empty"}
@@ -122,7 +122,7 @@ FAILED = {"case": "b", "status": "failed", "stage": "load", "reason": "file is e
 def test_a_line_a_case() -> None:
     stream = io.StringIO()
     progress = Progress(4, stream=stream)
-    progress(done("a", figures={"dice": 0.875}, note="on the CPU"))
+    progress(done("a", numbers={"dice": 0.875}, note="on the CPU"))
     progress(FAILED)
     progress(done("c", methods={"saliency": {}, "rise": {"failed": "no"}, "lime": {"failed": "none"}}))
     progress(done("d"))

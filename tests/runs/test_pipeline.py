@@ -64,7 +64,7 @@ def test_volumes(bundle: Bundle, cases: list[Case], tmp_path: Path, workers: int
     # The map of intensities is that of the scan itself, but for its resampling there and back.
     assert np.corrcoef(found["intensity"].get_fdata().ravel(), scan.get_fdata().ravel())[0, 1] > 0.9
     record = json.loads((tmp_path / "out" / ".unoise" / "records" / f"{name}.json").read_text())
-    assert 0 <= record["figures"]["dice"] <= 1
+    assert 0 <= record["numbers"]["dice"] <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

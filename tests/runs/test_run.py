@@ -164,7 +164,7 @@ def test_taking_over_leaves_nothing_of_other_settings(explain: Explain, cases: l
 def test_a_case_that_fails_late_leaves_no_file(
     explain: Explain, cases: list[Case], output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unoise_monai.runs.save.case_figures", fail)
+    monkeypatch.setattr("unoise_monai.runs.save.case_numbers", fail)
     assert explain(cases[:1]).failed == 1
     assert not (output / cases[0].name).exists()
     (row,) = table(output, "failures.csv")

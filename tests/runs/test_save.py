@@ -20,7 +20,7 @@ from unoise_monai.data.cases import Case
 from unoise_monai.runs import Comparison
 from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job
 from unoise_monai.runs.records import Records, State, fingerprint
-from unoise_monai.runs.save import CaseWriter, case_figures, organ_figures
+from unoise_monai.runs.save import CaseWriter, case_numbers, organ_rows
 
 Record: TypeAlias = dict[str, Any]
 Write: TypeAlias = Callable[..., Record]
@@ -85,11 +85,11 @@ def test_the_record_has_figures_and_is_kept(write: Write, case: Case, folder_of:
     records = Records(tmp_path / "out")
     assert json.dumps(records.read(case.name)) == json.dumps(record)
     assert records.state(case, "digest") is State.DONE
-    assert 0 <= record["figures"]["dice"] <= 1
+    assert 0 <= record["numbers"]["dice"] <= 1
     seg = voxels(folder_of / f"{case.name}_seg.nii.gz")
     for label, name in ((1, "anterior"), (2, "posterior")):
         volume_ml = (seg == label).sum() * 15.0 * 16.0 * 18.0 / 1000
-        assert record["figures"][f"volume_ml_{name}"] == pytest.approx(volume_ml, rel=1e-4)
+        assert record["numbers"][f"volume_ml_{name}"] == pytest.approx(volume_ml, rel=1e-4)
 
 
 def test_written_again_with_less_nothing_is_left_of_before(write: Write, case: Case, folder_of: Path) -> None:
@@ -121,12 +121,12 @@ def test_volumes_of_a_sheared_grid_are_its_determinant_s(
     record = write(Case("tilted", (tmp_path / "tilted.nii.gz",), "tilted.nii.gz"))
     seg = voxels(tmp_path / "out" / "tilted" / "tilted_seg.nii.gz")
     expected = (seg == 1).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
-    assert record["figures"]["volume_ml_anterior"] == pytest.approx(expected, rel=1e-5)
+    assert record["numbers"]["volume_ml_anterior"] == pytest.approx(expected, rel=1e-5)
     assert "tilted_importance.nii.gz has a sheared affine" in caplog.text
 
 
 def test_volumes_and_importance_by_hand() -> None:
-    found = case_figures(IMPORTANCE, SEGMENTATION, None, ("background", "a", "b", "c"), VOXEL_ML)
+    found = case_numbers(IMPORTANCE, SEGMENTATION, None, ("background", "a", "b", "c"), VOXEL_ML)
     assert found["volume_ml_a"] == pytest.approx(6 * 0.2)
     assert found["volume_ml_b"] == pytest.approx(2 * 0.2)
     assert found["volume_ml_c"] == 0
@@ -140,21 +140,21 @@ def test_volumes_and_importance_by_hand() -> None:
 def test_dice_by_hand_and_of_a_class_that_the_label_lacks() -> None:
     label = np.zeros_like(SEGMENTATION)
     label[0, :2] = 1
-    found = case_figures(IMPORTANCE, SEGMENTATION, label, ("background", "a", "b"), VOXEL_ML)
+    found = case_numbers(IMPORTANCE, SEGMENTATION, label, ("background", "a", "b"), VOXEL_ML)
     assert found["dice_a"] == pytest.approx(2 * 4 / (6 + 4))
     assert math.isnan(found["dice_b"])
     assert found["dice"] == found["dice_a"]
 
 
 def test_where_nothing_is_segmented_there_is_no_mean() -> None:
-    found = case_figures(IMPORTANCE, np.zeros_like(SEGMENTATION), None, ("background", "a"), VOXEL_ML)
+    found = case_numbers(IMPORTANCE, np.zeros_like(SEGMENTATION), None, ("background", "a"), VOXEL_ML)
     assert math.isnan(found["importance_in_foreground"])
 
 
 def test_organs_by_hand() -> None:
     organs = np.zeros((4, 3, 2), np.int64)
     organs[0] = 7
-    liver, elsewhere = organ_figures(IMPORTANCE, organs, {7: "liver"}, VOXEL_ML)
+    liver, elsewhere = organ_rows(IMPORTANCE, organs, {7: "liver"}, VOXEL_ML)
     assert (liver.organ, elsewhere.organ) == ("liver", "elsewhere")
     assert liver.importance_share == pytest.approx(6 * 0.75 / (8 * 0.75 + 16 * 0.25))
     assert liver.volume_share == pytest.approx(0.25)

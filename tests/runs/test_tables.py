@@ -12,14 +12,14 @@ from unoise_monai.runs.records import Records
 from unoise_monai.runs.save import write_tables
 
 
-def done(name: str, figures: dict[str, float], organs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+def done(name: str, numbers: dict[str, float], organs: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
     return {
         "case": name,
         "status": "done",
         "settings": "digest",
         "source": {"bytes": 1, "sha256": "f00"},
         "files": {f"{name}_importance.nii.gz": {"sha256": "abc"}, f"{name}_mip.png": {"sha256": "def"}},
-        "figures": figures,
+        "numbers": numbers,
         "organs": list(organs),
         "voxels": [3, 4, 5],
         "spacing_mm": [1.0, 0.5, 2.0],

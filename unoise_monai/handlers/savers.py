@@ -420,7 +420,7 @@ def _source(item: Mapping[Any, Any]) -> Path:
 def on_scan_grid(voxels: NDArray[Any], volume: Tensor, scan: Tensor, key: str, source: Path) -> NDArray[Any]:
     """A map's voxels in RAS order, once it is known to lie on the grid of its scan.
 
-    They are turned as the scan's: of a volume near 45 degrees the closest axes hang on the affine's last digits, in
+    They are turned as the scan's: of a volume near 45 degrees the closest axes depend on the affine's last digits, in
     which the map's may differ.
 
     Raises:

@@ -101,14 +101,14 @@ class VisibilityReport:
             points = {name: (curve.share.numpy(), curve.mean_score.numpy()) for name, curve in drawn.items()}
             full = next((curve.at(1.0) for curve in drawn.values() if shows_all(curve)), None)
             save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
-        summary = {name: figures(curve, self.class_names[1:]) for name, curve in curves.items()}
+        summary = {name: quoted(curve, self.class_names[1:]) for name, curve in curves.items()}
         with atomic_path(self.output_dir / "evaluation.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=1) + "\n")
         for name, values in summary.items():
             logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
 
 
-def figures(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
+def quoted(curve: VisibilityCurve, classes: Sequence[str]) -> dict[str, float | None]:
     """The numbers to quote of a curve: Dice at fixed shares, the area, each class's Dice with all visible."""
     small = [share for share in SMALL_SHARES if np.isclose(curve.share, share, rtol=0.02).any()]
     values = {f"dice_at_{share:.0%}": curve.at(share) for share in (*small, *QUOTED_SHARES)}

@@ -120,7 +120,7 @@ class Records:
     - ``files``: names in the case's folder, ``<case>_<quantity or method>.nii.gz``, ``<case>_seg.nii.gz`` and pictures,
       to None while they are being written, to size and SHA-256 of what was written (``bytes``, ``sha256``) after that;
     - failed: ``stage``, ``reason`` and ``shown``, the input as a person may see it;
-    - done: ``shown``; ``source``, size and SHA-256 of what was read; ``figures``, key to number (``dice``,
+    - done: ``shown``; ``source``, size and SHA-256 of what was read; ``numbers``, key to number (``dice``,
       ``dice_<class>``, ``volume_ml_<class>``, ``importance_mean``, ...); ``organs``, a dictionary each (``organ``,
       ``importance_share``, ...); ``voxels`` and ``spacing_mm``, three numbers each; ``device``, ``note``, ``seconds``
       and ``peak_memory_gb``; ``methods``, by name ``settings`` (a digest), ``files`` and, where they were scored,

@@ -419,8 +419,8 @@ class Progress:
         if reasons := failures(record):
             return head + "; ".join(f"failed at {stage}: {reason}" for stage, reason in reasons)
         parts = [f"{record['seconds']:.1f} s"]
-        if "dice" in record["figures"]:
-            parts.append(f"Dice {record['figures']['dice']:.3f}")
+        if "dice" in record["numbers"]:
+            parts.append(f"Dice {record['numbers']['dice']:.3f}")
         if record["note"]:
             parts.append(record["note"])
         rate = self.done / max(time.monotonic() - self.start, 1e-9)

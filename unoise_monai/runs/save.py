@@ -53,7 +53,7 @@ def write_tables(records: Records) -> None:
 
 def case_values(record: Mapping[str, Any]) -> dict[str, Any]:
     """A case's measures, the shares of its organs, its grid and what it cost, by column, from its record."""
-    values = dict(record.get("figures", {}))
+    values = dict(record.get("numbers", {}))
     values |= {f"organ_{each['organ']}": each["importance_share"] for each in record.get("organs", [])}
     values |= {name: record[name] for name in LAST_COLUMNS if name in record}
     sides = {name: record[name] for name in ("voxels", "spacing_mm") if name in record}
@@ -70,7 +70,7 @@ def file_hashes(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def ordered(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The columns of `case_values` that the rows have: Dice (its mean before the classes), other figures, the organs,
+    """The columns of `case_values` that the rows have: Dice (its mean before the classes), other numbers, the organs,
     which not every case has, and the rest."""
 
     def place(name: str) -> tuple[int, str]:
@@ -99,7 +99,7 @@ def _cell(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class OrganFigures:
+class OrganRow:
     """How much importance lies in one organ of a case."""
 
     organ: str
@@ -114,7 +114,7 @@ class OrganFigures:
     mean_importance: float
 
 
-def case_figures(
+def case_numbers(
     importance: NDArray[np.float32],
     segmentation: NDArray[np.integer[Any]],
     label: NDArray[np.integer[Any]] | None,
@@ -136,10 +136,10 @@ def case_figures(
         there is nothing to measure.
     """
     counts = np.bincount(segmentation.ravel(), minlength=len(classes))
-    figures = {f"volume_ml_{name}": float(counts[k]) * voxel_ml for k, name in enumerate(classes) if k}
+    numbers = {f"volume_ml_{name}": float(counts[k]) * voxel_ml for k, name in enumerate(classes) if k}
     inside = segmentation > 0
     p50, p95 = np.percentile(importance, [50, 95])
-    figures |= {
+    numbers |= {
         "importance_mean": float(importance.mean(dtype=np.float64)),
         "importance_p50": float(p50),
         "importance_p95": float(p95),
@@ -150,16 +150,16 @@ def case_figures(
         values = dice_per_class(segmentation, label, len(classes))
         dice = {f"dice_{name}": value for name, value in zip(classes[1:], values, strict=True)}
         there = [value for value in dice.values() if not math.isnan(value)]
-        figures |= {"dice": sum(there) / len(there) if there else math.nan, **dice}
-    return figures
+        numbers |= {"dice": sum(there) / len(there) if there else math.nan, **dice}
+    return numbers
 
 
-def organ_figures(
+def organ_rows(
     importance: NDArray[np.float32],
     organs: NDArray[np.integer[Any]],
     names: Mapping[int, str],
     voxel_ml: float,
-) -> list[OrganFigures]:
+) -> list[OrganRow]:
     """The importance of each organ, the one that matters most for its size first; label 0 is "elsewhere"."""
     rows = region_importance(
         torch.from_numpy(np.ascontiguousarray(importance))[None, None],
@@ -167,7 +167,7 @@ def organ_figures(
         names,
     )
     return [
-        OrganFigures(
+        OrganRow(
             row.name,
             row.volume_share * organs.size * voxel_ml,
             row.volume_share,
@@ -245,7 +245,7 @@ class CaseWriter:
         importance, affine = to_numpy(item["importance"])
         # Of a sheared grid, that of a tilted gantry, the sides' product would be too much.
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        organs = [] if loaded.organs is None else organ_figures(importance, loaded.organs, loaded.organ_names, voxel_ml)
+        organs = [] if loaded.organs is None else organ_rows(importance, loaded.organs, loaded.organ_names, voxel_ml)
         segmentation = to_numpy(item["seg"])[0]
         return {
             "case": loaded.case.name,
@@ -253,7 +253,7 @@ class CaseWriter:
             "settings": self.digest,
             "source": loaded.source,
             "shown": loaded.case.shown,
-            "figures": case_figures(importance, segmentation, loaded.label, self.bundle.class_names, voxel_ml),
+            "numbers": case_numbers(importance, segmentation, loaded.label, self.bundle.class_names, voxel_ml),
             "organs": [asdict(row) for row in organs],
             "voxels": list(importance.shape),
             "spacing_mm": [round(float(side), 4) for side in voxel_sizes(affine)],

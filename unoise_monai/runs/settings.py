@@ -196,10 +196,10 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
         before = read_run(output).get("settings", {}) if path.is_file() else None
         differing = [] if before is None else _differing(before, now)
         if differing and not overwrite:
-            told = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in differing)
+            differences = "; ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in differing)
             raise OtherSettings(
-                f"{output} holds results of other settings: {told}. Choose another output, or --overwrite (without "
-                "--part)"
+                f"{output} holds results of other settings: {differences}. Choose another output, or --overwrite "
+                "(without --part)"
             )
         if differing or before is None:
             with atomic_path(path) as temporary:
