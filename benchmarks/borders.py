@@ -78,7 +78,7 @@ def main() -> None:
         "cases": cases,
     }
     path = ROOT / "benchmarks" / "results" / "borders.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(result["means"]))
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     segmenter.eval()
     with torch.no_grad():
         logits = VolumeNetwork(segmenter.utility)(image.as_tensor())
-    chosen = yaml.safe_load((bundle / "configs" / "explain.yaml").read_text())["options"]
+    chosen = yaml.safe_load((bundle / "configs" / "explain.yaml").read_text(encoding="utf-8"))["options"]
     rows = {}
     for name in METHODS:
         options = {"precision": "auto", **chosen.get(name, {})}
@@ -73,7 +73,7 @@ def main() -> None:
         "options": chosen,
         "methods": rows,
     }
-    (ROOT / "benchmarks" / "results" / "costs.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ROOT / "benchmarks" / "results" / "costs.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     lines = ["| method | seconds | passes forward | back | peak GB |", "|---|---|---|---|---|"]
     for name, row in sorted(rows.items(), key=lambda item: item[1]["seconds"]):
         lines.append("| " + " | ".join([name, *(f"{value:g}" for value in row.values())]) + " |")

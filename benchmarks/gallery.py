@@ -49,7 +49,7 @@ OUT = ROOT / "runs" / "gallery"
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     hippocampus, pancreas = (ROOT / "bundles" / name for name in ("hippocampus_mr_unoise", "pancreas_ct_unoise"))
-    first = json.loads((hippocampus / "models" / "split.json").read_text())["validation"][0]
+    first = json.loads((hippocampus / "models" / "split.json").read_text(encoding="utf-8"))["validation"][0]
     explained(hippocampus, SHARED / "Task04_Hippocampus" / "imagesTr" / f"{first}.nii.gz", ["montage.png", "mip.png"])
     phantom = abdomen_phantom(3, (120, 100, 60), (2.5, 3.0, 5.0), oblique_degrees=12, left_handed=True)
     write_nifti(OUT / "phantom.nii.gz", phantom.image, phantom.affine)
@@ -77,7 +77,7 @@ def main() -> None:
     means = {"vessels": importance[image > REAL_THRESHOLD].mean(), "background": importance[image == 0].mean()}
     result = {"command": "python benchmarks/gallery.py", "volume": SCAN.name, "machine": machine()}
     result["mean importance"] = {name: round(float(mean), 3) for name, mean in means.items()}
-    (ROOT / "benchmarks" / "results" / "gallery.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ROOT / "benchmarks" / "results" / "gallery.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def explained(bundle: Path, image: Path, pictures: list[str], prefix: str = "") -> Path:

@@ -36,7 +36,7 @@ def main() -> None:
     results = [explain(path) for path in (REAL_CT, phantoms / "imagesTr" / "phantom_001.nii.gz") if path.is_file()]
     path = ROOT / "benchmarks" / "results" / "geometry.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     columns = list(results[0])
     lines = [columns, ["---"] * len(columns), *([str(value) for value in row.values()] for row in results)]
     sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)

@@ -81,7 +81,7 @@ def main() -> None:
         "cases": results,
     }
     path = ROOT / "benchmarks" / "results" / "iterative_paper.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(result["means"]))
 
 

@@ -78,7 +78,7 @@ def main() -> None:
         },
     }
     path = ROOT / "benchmarks" / "results" / "organs.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join([organ_table(organs), share_lines(organs), tissue_table(tissues)]))
 
 
@@ -88,7 +88,7 @@ def real_ct(segmenter: ExplainedSegmenter, volumes: CaseVolumes) -> tuple[dict[s
         raise ValueError(f"{volumes.name} must have a label, got none")
     logits = logits_of(segmenter, volumes.image)
     target = Region(volumes.label > 0, label=1)
-    organ_names = json.loads((CT / "organs.json").read_text())
+    organ_names = json.loads((CT / "organs.json").read_text(encoding="utf-8"))
     organs = volumes.labels_from(CT / "organs_001.nii.gz")
     tables, means = {}, {}
     for name, method in METHODS.items():

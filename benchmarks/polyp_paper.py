@@ -120,7 +120,7 @@ def main() -> None:
         tables += [f"{bundle}\n", model_table(rows), layer_table(rows)]
         tables += [f"Grad-CAM below DeepLIFT by {name}: {count} layers" for name, count in wins(rows).items()]
     path = ROOT / "benchmarks" / "results" / "polyp_paper.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write("\n".join([quoted_table(quoted), *tables]) + "\n")
 
 

@@ -48,7 +48,7 @@ def main() -> None:
         "runs": runs,
     }
     path = ROOT / "benchmarks" / "results" / "reliability.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(runs))
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     }
     path = Path(__file__).resolve().parent / "results" / "rendering.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for table in (rows, [saver]):
         lines = [list(table[0]), ["---"] * len(table[0]), *([str(value) for value in row.values()] for row in table)]
         sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)

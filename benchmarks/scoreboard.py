@@ -122,7 +122,7 @@ def finish(bundle: str, out: Path, cases: Sequence[Case], comparisons: dict[str,
         "failed": [f"{result['method']} on {result['case']}" for result in results if "failed" in result],
         "ranks": {row.method: round(row.overall, 2) for row in rows if row.overall == row.overall},
     }
-    (target / f"scoreboard_{bundle}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (target / f"scoreboard_{bundle}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(rows))
 
 

@@ -116,8 +116,8 @@ def main() -> None:
         lines += table(tuple(arguments.size), depth, arguments.channel_factor, arguments.share, arguments.repeats)
     result = Path(__file__).resolve().parent / "results" / "tiling.md"
     result.parent.mkdir(exist_ok=True)
-    result.write_text("\n".join(lines))
-    sys.stdout.write(result.read_text())
+    result.write_text("\n".join(lines), encoding="utf-8")
+    sys.stdout.write(result.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def main() -> None:
         },
     }
     path = ROOT / "benchmarks" / "results" / "truth.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(rows))
 
 

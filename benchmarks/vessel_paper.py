@@ -90,7 +90,7 @@ def main() -> None:
     for number, case in enumerate([*real_case(OUT), phantom()]):
         result["volumes"][case["case"]] = explained(case, methods, running, pictures=number == 0)
     path = ROOT / "benchmarks" / "results" / "vessel_paper.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(tables(result))
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     }
     path = ROOT / "benchmarks" / "results" / "vesselness.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([str(value) for value in row.values()] for row in rows)]
     sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)

@@ -73,7 +73,7 @@ def main() -> None:
                     deformation_aware=aware,
                 )
             trained_on = len(list_cases(phantoms))
-            epochs[name] = len((out / name / "train" / "metrics.csv").read_text().splitlines()) - 1
+            epochs[name] = len((out / name / "train" / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1
             networks[name] = utility(load_state(models / "utility.pt"))
     scores = {name: measure(network, list_cases(held_out)) for name, network in networks.items()}
     result = {
@@ -97,7 +97,7 @@ def main() -> None:
         }
     path = ROOT / "benchmarks" / "results" / f"vessels{'_shipped' if arguments.shipped else ''}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

@@ -88,12 +88,12 @@ def main() -> None:
         "machine": machine(),
         "weights": "shipped" if arguments.shipped else "trained in this run",
         "seconds": seconds,
-        **json.loads((out / "evaluation" / "evaluation.json").read_text()),
+        **json.loads((out / "evaluation" / "evaluation.json").read_text(encoding="utf-8")),
     }
     name = f"{arguments.bundle}_{arguments.part}{'_crops' if arguments.crops else ''}"
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(result))
 
 
@@ -123,7 +123,7 @@ def machine() -> str:
 
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 

@@ -47,7 +47,7 @@ def on_ranks(job: Callable[[Path], Any], folder: Path, world_size: int = 2) -> l
             process.kill()
             process.wait()
     if any(code != 0 for code in codes):
-        texts = "\n".join(log.read_text() for log in logs)
+        texts = "\n".join(log.read_text(encoding="utf-8") for log in logs)
         raise RuntimeError(f"all ranks must end with exit code 0 within {SECONDS} s, got {codes}:\n{texts}")
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(world_size)]
 

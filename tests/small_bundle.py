@@ -80,7 +80,7 @@ def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Pat
     """
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    (folder / "configs" / "inference.yaml").write_text(config)
-    (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA))
+    (folder / "configs" / "inference.yaml").write_text(config, encoding="utf-8")
+    (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA), encoding="utf-8")
     torch.save(small_segmenter(seed).state_dict(), folder / "models" / "model.pt")
     return folder

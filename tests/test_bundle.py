@@ -52,8 +52,8 @@ def test_there_are_shipped_bundles() -> None:
 def test_a_shipped_bundle_loads_as_its_files_say(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bundle = load_bundle(path, "cpu")
-    config = yaml.safe_load((path / "configs" / "inference.yaml").read_text())
-    metadata = json.loads((path / "configs" / "metadata.json").read_text())
+    config = yaml.safe_load((path / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+    metadata = json.loads((path / "configs" / "metadata.json").read_text(encoding="utf-8"))
     weights, network = path / "models" / "model.pt", bundle.explainer.network
     assert (bundle.name, bundle.version) == (path.name, metadata["version"])
     assert bundle.task == SegmentationTask(**{k: v for k, v in config["task"].items() if k != "_target_"})
@@ -76,7 +76,7 @@ def test_data_sets_evaluators_and_the_configs_device_are_left_alone(tmp_path: Pa
     path = write_small_bundle(tmp_path / "small")
     if form == "json":
         (path / "configs" / "inference.yaml").unlink()
-        (path / "configs" / "inference.json").write_text(json.dumps(yaml.safe_load(CONFIG)))
+        (path / "configs" / "inference.json").write_text(json.dumps(yaml.safe_load(CONFIG)), encoding="utf-8")
         assert find_bundle(path) == path
     bundle = load(path)
     assert (bundle.name, bundle.version) == ("small", "0.3.1")
@@ -92,10 +92,10 @@ def test_data_sets_evaluators_and_the_configs_device_are_left_alone(tmp_path: Pa
 
 def test_the_hash_of_the_configuration_follows_all_its_files(tmp_path: Path) -> None:
     path = write_small_bundle(tmp_path / "small")
-    (path / "configs" / "more.yaml").write_text("quantity: sigma\n")
+    (path / "configs" / "more.yaml").write_text("quantity: sigma\n", encoding="utf-8")
     hashes = [load(path).config_sha256, load(path, overlays=["more"]).config_sha256]
     for name, text in (("inference.yaml", CONFIG + "\n"), ("metadata.json", json.dumps({**METADATA, "a": 1}))):
-        (path / "configs" / name).write_text(text)
+        (path / "configs" / name).write_text(text, encoding="utf-8")
         hashes.append(load(path).config_sha256)
     assert len(set(hashes)) == 4
     assert load(path).config_sha256 == hashes[-1]
@@ -103,7 +103,7 @@ def test_the_hash_of_the_configuration_follows_all_its_files(tmp_path: Path) -> 
 
 def test_overlays_come_first_then_changes(tmp_path: Path) -> None:
     path = write_small_bundle(tmp_path / "small")
-    (path / "configs" / "more.yaml").write_text("quantity: sigma\nsigma_max: 3.0\nanswer: $6 * 7\n")
+    (path / "configs" / "more.yaml").write_text("quantity: sigma\nsigma_max: 3.0\nanswer: $6 * 7\n", encoding="utf-8")
     bundle = load(path, overlays=["more"], changes={"quantity": "tolerance", "task#spacing_mm": [2.0, 2.0, 2.0]})
     saver = bundle.savers[0]
     assert isinstance(saver, ImportanceSaver)
@@ -146,7 +146,7 @@ def test_without_a_task_the_metadata_name_the_classes(
     path = write_small_bundle(tmp_path / "small", config)
     pred = {"pred": {"channel_def": dict(enumerate(channels))}} if channels else {}
     metadata = {**METADATA, "network_data_format": {"outputs": pred}}
-    (path / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    (path / "configs" / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
     if not names:
         with pytest.raises(ValueError, match=r"bundle small: configs/metadata\.json must define the channels of pred"):
             load(path)
@@ -246,7 +246,7 @@ def test_configurations_that_cannot_be_used_are_named(tmp_path: Path, old: str, 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": 1}'])
 def test_metadata_without_a_version_are_refused(tmp_path: Path, text: str) -> None:
     path = write_small_bundle(tmp_path / "bad")
-    (path / "configs" / "metadata.json").write_text(text)
+    (path / "configs" / "metadata.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"bundle bad: configs/metadata\.json must "):
         load(path)
 

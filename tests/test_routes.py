@@ -70,8 +70,8 @@ def write_bundle(folder: Path, edit: dict[str, Any]) -> Path:
     """A copy of the shipped bundle with small networks, their weights, and an edited ``inference.yaml``."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
-    config = {**yaml.safe_load((SHIPPED / "inference.yaml").read_text()), **SMALL, **edit}
-    (folder / "configs" / "inference.yaml").write_text(yaml.safe_dump(config))
+    config = {**yaml.safe_load((SHIPPED / "inference.yaml").read_text(encoding="utf-8")), **SMALL, **edit}
+    (folder / "configs" / "inference.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "configs" / "metadata.json").write_bytes((SHIPPED / "metadata.json").read_bytes())
     torch.manual_seed(0)
     network = ConfigParser(config).get_parsed_content("network_def")
@@ -141,5 +141,5 @@ def test_an_option_of_the_command_is_an_edit(scan: Path, tmp_path: Path, unedite
     edited = written(write_bundle(tmp_path / "edited", {"quantity": "sigma", "pictures": []}), scan, tmp_path / "other")
     assert files_in(tmp_path / "out" / "scan") == edited
     assert edited["scan_seg.nii.gz"] == unedited["scan_seg.nii.gz"]
-    changes = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["changes"]
+    changes = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["settings"]["changes"]
     assert changes == {"quantity": "sigma", "pictures": []}

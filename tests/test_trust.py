@@ -38,8 +38,8 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bundle(folder: Path) -> Path:
     (folder / "configs").mkdir(parents=True)
-    (folder / "configs" / "inference.yaml").write_text("a: 1\n")
-    (folder / "configs" / "metadata.json").write_text("{}\n")
+    (folder / "configs" / "inference.yaml").write_text("a: 1\n", encoding="utf-8")
+    (folder / "configs" / "metadata.json").write_text("{}\n", encoding="utf-8")
     return folder
 
 
@@ -117,7 +117,7 @@ def test_the_command_of_the_refusal_lists_the_bundle(tmp_path: Path, monkeypatch
         subprocess.run(["bash", "-c", str(caught.value).splitlines()[-1]], check=True)
         check_trust(path)
         # The second round: a bundle that has changed is asked for again, and may be listed again.
-        (path / "configs" / "inference.yaml").write_text(f"b: {change}\n")
+        (path / "configs" / "inference.yaml").write_text(f"b: {change}\n", encoding="utf-8")
         with pytest.raises(UntrustedBundle, match=r"\(changed since it was listed: inference\.yaml\)"):
             check_trust(path)
 
@@ -129,7 +129,7 @@ def test_every_config_must_be_listed_as_it_is(tmp_path: Path, listed: Path) -> N
     (tmp_path / "link").symlink_to(path)
     check_trust(tmp_path / "link")
     (path / "configs" / "more").mkdir()
-    (path / "configs" / "more" / "net.yaml").write_text("b: $1\n")
+    (path / "configs" / "more" / "net.yaml").write_text("b: $1\n", encoding="utf-8")
     with pytest.raises(UntrustedBundle):
         check_trust(path)
     (path / "configs" / "more" / "net.yaml").unlink()
@@ -143,7 +143,7 @@ def test_linked_folders_are_refused(tmp_path: Path, listed: Path, deep: bool) ->
     listed.write_text(entries(path), encoding="utf-8")
     check_trust(path)
     (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "net.yaml").write_text("b: $1\n")
+    (tmp_path / "far" / "net.yaml").write_text("b: $1\n", encoding="utf-8")
     home = path / "configs" / "deep" if deep else path / "configs"
     home.mkdir(exist_ok=True)
     (home / "more").symlink_to(tmp_path / "far")

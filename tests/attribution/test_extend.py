@@ -26,7 +26,7 @@ NAME = "contrast_x_gradient"
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page's code block as a module that Python finds; what it registers is forgotten afterwards."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
-    (tmp_path / "contrast.py").write_text(code)
+    (tmp_path / "contrast.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(registry._CLASSES)
     yield "contrast"

@@ -192,7 +192,7 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
 
     common |= SMALL_NOISE
     run(bundle, ["train", "evaluate"], output_dir=str(tmp_path / "evaluation"), **common)
-    summary = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    summary = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     assert set(summary) == {"quantile", "threshold"}
     for name in ("quantile.csv", "threshold.csv", "visibility.png"):
         assert (tmp_path / "evaluation" / name).stat().st_size > 0
@@ -381,7 +381,7 @@ def test_presets_change_only_what_is_there(preset: Path) -> None:
 
 
 def test_the_gpu_preset_trains_the_utility_for_its_own_epochs(cohort: Path) -> None:
-    preset = yaml.safe_load((ROOT / "configs" / "task07_gpu.yaml").read_text())
+    preset = yaml.safe_load((ROOT / "configs" / "task07_gpu.yaml").read_text(encoding="utf-8"))
     bundle = ROOT / preset.pop("bundle_root")
     preset.pop("config_file")
     flow = workflow(bundle, UTILITY, **{**preset, "dataset_dir": str(cohort), "device": "cpu"})

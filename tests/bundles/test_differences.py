@@ -115,5 +115,5 @@ def test_every_configuration_is_compared() -> None:
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_configurations_are_short(bundle: Path) -> None:
-    lines = sum(len(path.read_text().splitlines()) for path in (bundle / "configs").iterdir())
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (bundle / "configs").iterdir())
     assert lines <= 560

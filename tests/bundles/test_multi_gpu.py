@@ -187,7 +187,7 @@ def test_rank_0_makes_files_first(ranks: list[dict[str, Any]]) -> None:
 def test_trains_with_fewer_volumes_than_ranks(
     bundle: Path, config: str, ranks: list[dict[str, Any]], folder: Path
 ) -> None:
-    split = json.loads((folder / bundle.name / "models" / "split.json").read_text())
+    split = json.loads((folder / bundle.name / "models" / "split.json").read_text(encoding="utf-8"))
     assert [len(split[part]) for part in ("training", "validation", "test")] == [1, 1, 0]
     assert ranks[0][f"{bundle.name} {config} missing"] == []
     states = [rank[f"{bundle.name} {config}"] for rank in ranks]
@@ -224,7 +224,7 @@ def test_torchrun_trains_and_measures_as_one_process(cohort: Path, folder: Path)
     options = {"validation_share": 0.4, "cache": "disk"}
     done = torchrun(bundle, "train", {**settings, **options})
     assert done.returncode == 0, done.stderr
-    assert len(json.loads((models / "split.json").read_text())["validation"]) == 3
+    assert len(json.loads((models / "split.json").read_text(encoding="utf-8"))["validation"]) == 3
 
     assert sorted(path.name for path in models.iterdir()) == ["model.pt", "split.json", "utility.pt"]
     output = folder / "run" / "train"
@@ -264,7 +264,7 @@ def test_a_rank_that_fails_ends_the_run_with_its_error(cohort: Path, folder: Pat
     split = {"seed": 0, "training": cases[:4], "validation": cases[4:], "test": []}
     models = folder / "failing" / "models"
     models.mkdir(parents=True)
-    (models / "split.json").write_text(json.dumps(split))
+    (models / "split.json").write_text(json.dumps(split), encoding="utf-8")
     # Rank 1 alone reads it, while rank 0 waits for it.
     truncated(data / "imagesTr" / f"{rank_share(cases[4:], 1, 2)[-1]}.nii.gz")
     # A rank that waits for ever would end in a `TimeoutExpired`.

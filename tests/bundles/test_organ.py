@@ -117,9 +117,9 @@ def test_refusals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("bad.yaml").write_text("{name: a, organ: b}")
+    Path("bad.yaml").write_text("{name: a, organ: b}", encoding="utf-8")
     Path("few.yaml").write_text("{name: a, labels: [background], spacing_mm: [1, 1, 1], patch_size: [8, 8, 8]}")
-    Path("list.yaml").write_text("[1]")
+    Path("list.yaml").write_text("[1]", encoding="utf-8")
     assert main(["bundles", *words]) != Exit.DONE
     assert says in capsys.readouterr().err
     assert not Path("new").exists()

@@ -70,7 +70,7 @@ def decathlon(tmp_path: Path, write: Callable[..., Path]) -> Path:
         "training": [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
         "test": ["./imagesTs/hippocampus_004.nii.gz", "./imagesTs/hippocampus_005.nii.gz"],
     }
-    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

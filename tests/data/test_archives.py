@@ -40,7 +40,7 @@ def test_an_ordinary_archive_is_unpacked(tmp_path: Path) -> None:
 def test_members_that_escape_are_refused(tmp_path: Path, case: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "mine.txt").write_text("mine")
+    (outside / "mine.txt").write_text("mine", encoding="utf-8")
     members = {
         "up": [member("../outside/mine.txt")],
         "deep": [member("Task/a/../../../outside/mine.txt")],
@@ -51,7 +51,7 @@ def test_members_that_escape_are_refused(tmp_path: Path, case: str) -> None:
     bad = archive(tmp_path / "Task.tar", *members)
     with pytest.raises(ValueError, match=r"Unsafe path|link detected"):
         extractall(bad, tmp_path / "out")
-    assert (outside / "mine.txt").read_text() == "mine"
+    assert (outside / "mine.txt").read_text(encoding="utf-8") == "mine"
     assert files(outside) == {"mine.txt"}
     assert files(tmp_path / "out") <= {"Task/good.txt"}
 

@@ -17,8 +17,8 @@ from unoise_monai.data.headers import CaseError
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    content = json.loads((folder / "dataset.json").read_text())
-    (folder / "dataset.json").write_text(json.dumps({**content, **changes}))
+    content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    (folder / "dataset.json").write_text(json.dumps({**content, **changes}), encoding="utf-8")
 
 
 def test_cases_come_in_the_order_of_the_index(decathlon: Path) -> None:
@@ -48,14 +48,14 @@ def test_the_index_must_be_readable(decathlon: Path, tmp_path: Path) -> None:
     with pytest.raises(CaseError, match=f"{tmp_path} must be a Decathlon task folder with a dataset.json, got none"):
         list_cases(tmp_path)
     for content, reason in (("{", "must be JSON: "), ("[1]", "must hold a JSON object, got list")):
-        (decathlon / "dataset.json").write_text(content)
+        (decathlon / "dataset.json").write_text(content, encoding="utf-8")
         for read in (list_cases, find_images):
             with pytest.raises(CaseError, match=rf"dataset.json {reason}"):
                 read(decathlon)
 
 
 def test_each_case_is_listed_once(decathlon: Path) -> None:
-    items = json.loads((decathlon / "dataset.json").read_text())["training"]
+    items = json.loads((decathlon / "dataset.json").read_text(encoding="utf-8"))["training"]
     rewrite(decathlon, training=[*items, items[1]])
     with pytest.raises(CaseError, match="must list each case once under 'training', got hippocampus_001 2 times"):
         list_cases(decathlon)
@@ -111,7 +111,7 @@ def test_download_only_what_is_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         calls.append(arguments)
         folder = Path(arguments["root_dir"]) / arguments["task"]
         folder.mkdir()
-        (folder / "dataset.json").write_text("{}")
+        (folder / "dataset.json").write_text("{}", encoding="utf-8")
 
     monkeypatch.setattr(module, "DecathlonDataset", fetch)
     folder = tmp_path / "new" / "data" / "Task09_Spleen"

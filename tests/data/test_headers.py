@@ -218,7 +218,7 @@ def test_names_in_headers_are_not_repeated(tmp_path: Path, extension: str, name:
     (tmp_path / "damaged").write_bytes(b"no stream")
     path = written(tmp_path, f"scan.{extension}", packed=True)
     (old,) = (each.name for each in tmp_path.glob("scan.*") if each != path)
-    path.write_text(path.read_text().replace(old, name.format(patient)))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, name.format(patient)), encoding="utf-8")
     with pytest.raises(CaseError) as caught:
         check_header(path)
     assert patient not in str(caught.value)

@@ -52,7 +52,7 @@ def test_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "b.nii.gz", tmp_path / "deep/er/a.nii")
     write_series(tmp_path / PATIENT)
     (tmp_path / "broken.nrrd").write_bytes(b"x")
-    (tmp_path / "readme.txt").write_text("x")
+    (tmp_path / "readme.txt").write_text("x", encoding="utf-8")
     (tmp_path / "out.nii").symlink_to("/etc/passwd")
     cases = {case.name: case for case in find_cases(tmp_path)}
     assert list(cases) == sorted(["a", "b", "broken", "out", series_name(UID)])
@@ -102,7 +102,7 @@ def decathlon(root: Path, **changes: object) -> None:
         "training": [{"image": f"./imagesTr/case_{n}.nii.gz", "label": f"./labelsTr/case_{n}.nii.gz"} for n in (1, 2)],
         "test": ["./imagesTs/case_3.nii.gz"],
     }
-    (root / "dataset.json").write_text(json.dumps({**index, **changes}))
+    (root / "dataset.json").write_text(json.dumps({**index, **changes}), encoding="utf-8")
 
 
 def test_a_decathlon_folder(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_bad_case_of_a_decathlon_folder(tmp_path: Path) -> None:
     "index", ["{", "[]", "{}", '{"training": [1]}', '{"training": [{"label": "a"}]}', '{"test": {}}']
 )
 def test_a_broken_decathlon_index(tmp_path: Path, index: str) -> None:
-    (tmp_path / "dataset.json").write_text(index)
+    (tmp_path / "dataset.json").write_text(index, encoding="utf-8")
     with pytest.raises(CaseError, match=r"dataset.json must"):
         find_cases(tmp_path)
 
@@ -147,7 +147,7 @@ def test_a_broken_decathlon_index(tmp_path: Path, index: str) -> None:
 def test_a_table(tmp_path: Path) -> None:
     write(tmp_path / "a.nii", tmp_path / "b.nii")
     text = "case,image,label\n../../etc/x,a.nii,b.nii\nP1,b.nii,\np1,a.nii,\nP1,b.nii,\n"
-    (tmp_path / "cases.csv").write_text(text)
+    (tmp_path / "cases.csv").write_text(text, encoding="utf-8")
     cases = find_cases(tmp_path / "cases.csv")
     assert len({case.name.casefold() for case in cases}) == 4
     assert not any("/" in case.name for case in cases)
@@ -195,7 +195,7 @@ def test_anonymous_cases_keep_their_labels(tmp_path: Path) -> None:
 def test_inputs_without_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    (tmp_path / "cases.csv").write_text("case,image\n")
+    (tmp_path / "cases.csv").write_text("case,image\n", encoding="utf-8")
     (tmp_path / "out" / ".unoise").mkdir(parents=True)
     for path in ("empty", "empty/*.nii", "cases.csv"):
         with pytest.raises(CaseError, match=r"input must hold volumes .* got none in "):
@@ -229,7 +229,7 @@ def test_a_file_without_a_picture_is_a_case_that_fails(tmp_path: Path, name: str
 
 def test_odd_files_are_cases_that_fail(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.nii")
-    (tmp_path / "scan.xyz").write_text("x")
+    (tmp_path / "scan.xyz").write_text("x", encoding="utf-8")
     for name, says in (("pipe.nii", "must be a regular file"), ("scan.xyz", "must be a volume")):
         (case,) = find_cases(tmp_path / name)
         with pytest.raises(CaseError, match=says):

@@ -54,7 +54,7 @@ def test_a_split_is_saved_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "run" / "split.json"
     cases = cases_of(*range(20))
     first = split_cases(cases, path, seed=1)
-    assert json.loads(path.read_text()) == {"seed": 1, **names(first)}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"seed": 1, **names(first)}
     # The file decides, whatever is asked for now, and gives the paths of now.
     elsewhere = [{**case, "image": case["image"].replace("/data", "/mnt")} for case in cases]
     again = split_cases(elsewhere, path, validation_share=0.5, seed=2)
@@ -80,7 +80,7 @@ def test_lost_cases_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", '{"training": []}', "[]"])
 def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "split.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(CaseError, match=rf"split {path} must be JSON with lists named training, validation, test"):
         split_cases(cases_of(1, 2), path)
 

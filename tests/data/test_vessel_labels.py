@@ -51,7 +51,7 @@ def test_a_label_beside_its_volume(tmp_path: Path, write: Write, angiogram: np.n
 def test_a_label_says_that_it_is_semi_automatic(tmp_path: Path, write: Write, angiogram: np.ndarray) -> None:
     path = label_vessels({"image": str(write(tmp_path / "scan.nii.gz", angiogram))})
     assert nib.load(path).header["descrip"].item().decode() == "semi-automatic vessel label, not hand-made"
-    note = json.loads((tmp_path / "scan_desc-semiauto_mask.json").read_text())
+    note = json.loads((tmp_path / "scan_desc-semiauto_mask.json").read_text(encoding="utf-8"))
     assert note["Manual"] is False
     assert "Semi-automatic" in note["Description"]
     assert note["Sources"] == ["scan.nii.gz"]

@@ -263,7 +263,7 @@ def test_noise_ratio_is_that_of_the_whole_batch(ranks: list[dict[str, Any]], of:
 
 
 def test_rank_0_alone_writes(ranks: list[dict[str, Any]], folder: Path) -> None:
-    lines = (folder / "metrics.csv").read_text().splitlines()
+    lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "1", "2", "3"]
     assert [rank["best"] for rank in ranks] == [["best_0.pt"]] * RANKS
     # The run is done.

@@ -107,7 +107,7 @@ def test_tables_and_figures(tmp_path: Path) -> None:
     assert [row["level"] for row in threshold] == list(THRESHOLDS)
     np.testing.assert_allclose([row["share_visible"] for row in threshold], [0.12, 0.12, 1.0], atol=1e-6)
 
-    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     curve = evaluator.state.metrics["quantile"]
     assert set(summary) == {"quantile", "threshold"}
     assert summary["quantile"] == {
@@ -174,7 +174,7 @@ def test_a_class_that_no_volume_has_is_null(tmp_path: Path) -> None:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON")
 
-    summary = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=refuse)
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert summary["quantile"]["dice_all_visible_posterior"] is None
     assert summary["quantile"]["dice_all_visible_anterior"] == 1
 
@@ -219,7 +219,7 @@ def test_a_cohort_without_foreground_writes_its_tables_and_no_plot(tmp_path: Pat
     empty["label"] = empty["label"] * 0
     evaluate(tmp_path, [empty], pictures=0)
     assert not (tmp_path / "visibility.png").exists()
-    summary = json.loads((tmp_path / "evaluation.json").read_text())
+    summary = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert summary["quantile"]["area"] is None
     assert summary["quantile"]["dice_all_visible_anterior"] is None
     assert len(table(tmp_path / "quantile.csv")) == len(SHARES)

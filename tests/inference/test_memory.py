@@ -172,13 +172,13 @@ def test_default_budget_on_cuda_counts_the_cache_as_free(monkeypatch: pytest.Mon
 
 
 def test_container_limit_lowers_the_ram(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("5000000\n")
-    (tmp_path / "memory.current").write_text("3000000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000\n")
+    (tmp_path / "memory.max").write_text("5000000\n", encoding="utf-8")
+    (tmp_path / "memory.current").write_text("3000000\n", encoding="utf-8")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000\n", encoding="utf-8")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=8_000_000))
     assert default_budget(CPU) == 1_500_000
-    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
     assert default_budget(CPU) == 4_000_000
 
 

@@ -209,7 +209,7 @@ def test_the_organs_of_a_real_ct() -> None:
     scan = nib.load(ABDOMEN / "imagesTr" / "abdomen_001.nii.gz")
     organs = nib.load(ABDOMEN / "organs_001.nii.gz")
     np.testing.assert_allclose(scan.affine, organs.affine)
-    names = json.loads((ABDOMEN / "organs.json").read_text())
+    names = json.loads((ABDOMEN / "organs.json").read_text(encoding="utf-8"))
     intensity, labels = torch.from_numpy(scan.get_fdata(dtype=np.float32)), torch.from_numpy(organs.get_fdata())
     edges = torch.stack(torch.gradient(intensity)).norm(dim=0)
     spacing = [float(mm) for mm in scan.header.get_zooms()]

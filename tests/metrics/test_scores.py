@@ -209,10 +209,10 @@ def test_the_page_s_score_gets_a_column_and_ranks_in_its_direction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/extend/score.md as it stands: its class from a file, its configuration by MONAI."""
-    code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "my_scores.py").write_text(code)
+    code, config = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my_scores.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_scores.yaml").write_text(config)
+    (tmp_path / "my_scores.yaml").write_text(config, encoding="utf-8")
     files = [EXPLAIN, tmp_path / "my_scores.yaml"]
     parser = ConfigParser(ConfigParser.load_config_files(files))
     for score in range(4):
@@ -230,9 +230,9 @@ def test_the_page_s_score_gets_a_column_and_ranks_in_its_direction(
     rows = {row.method: row for row in write_scoreboard(results, tmp_path)}
     # Low is good: the map that lies in one voxel comes first.
     assert (rows["point"].ranks["spread"], rows["flat"].ranks["spread"]) == (1, 2)
-    table = (tmp_path / "scoreboard.csv").read_text().splitlines()
+    table = (tmp_path / "scoreboard.csv").read_text(encoding="utf-8").splitlines()
     assert "spread,spread_low,spread_high,spread_rank" in table[0]
-    head = (tmp_path / "scoreboard.md").read_text().splitlines()[0]
+    head = (tmp_path / "scoreboard.md").read_text(encoding="utf-8").splitlines()[0]
     assert head.endswith("| spread |")
 
 

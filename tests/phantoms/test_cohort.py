@@ -22,7 +22,7 @@ def test_the_cohort_is_a_decathlon_folder_with_its_truth(kind: str, modality: st
     cases = load_decathlon_datalist(str(root / "dataset.json"), True, "training")
     tests = load_decathlon_datalist(str(root / "dataset.json"), True, "test")
     assert [Path(case["image"]).name for case in cases] == ["phantom_001.nii.gz", "phantom_002.nii.gz"]
-    index = json.loads((root / "dataset.json").read_text())
+    index = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     assert (index["numTraining"], index["numTest"]) == (2, 1)
     assert index["labels"] == {"0": "background", "1": target}
     assert index["modality"] == {"0": modality}
@@ -78,7 +78,7 @@ def test_a_case_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
 
 
 def test_an_existing_data_set_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text("{}", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"root must not hold a data set already, got .*dataset\.json"):
         write_phantom_cohort(tmp_path, 1, size=(16, 16, 16), progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]

@@ -103,7 +103,7 @@ def test_a_damaged_record_counts_as_none(record: str, tmp_path: Path) -> None:
 
 
 def test_an_output_without_records_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "cohort.csv").write_text("case,status\na,done\n")
+    (tmp_path / "cohort.csv").write_text("case,status\na,done\n", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=r"output must hold the records of a run, got '.*' without any"):
         read_cases(tmp_path)
 
@@ -121,8 +121,9 @@ def test_no_case_name_leads_out_of_the_output(name: str, tmp_path: Path) -> None
     files |= {f"../{name}_mip.png": {"sha256": HASH}, f"{name}_/../../_mip.png": {"sha256": HASH}}
     record = {"case": name, "status": "done", "files": files, "source": {"sha256": HASH}}
     (output / ".unoise/records").mkdir(parents=True)
-    (output / ".unoise/records/x.json").write_text(json.dumps(record))
-    assert read_cases(output)[0].pictures == {}
+    (output / ".unoise/records/x.json").write_text(json.dumps(record), encoding="utf-8")
+    # A record under another name than its case's counts as none.
+    assert read_cases(output) == []
     assert page_name(name).replace("-", "").replace("_", "").isalnum()
 
 
@@ -228,7 +229,7 @@ def test_versions_and_settings_of_a_run_but_no_paths_and_names(tmp_path: Path) -
         "versions": {"torch": "2.8", "os": "/usr/lib/x"},
         "settings": {"methods": ["saliency", "rise"], "fast": False, "organs": None, "scans": "C:\\data"},
     }
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     assert run_facts(tmp_path) == [
         ("bundle", "hippocampus_mr_unoise"),
         ("weights sha256", "ab12"),

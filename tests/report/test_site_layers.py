@@ -140,7 +140,7 @@ def test_a_scan_is_read_beneath_maps_only(cases: dict[str, SiteCase], monkeypatc
 def test_what_cannot_be_read_is_left_out(case: SiteCase, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     case.maps["saliency"].write_bytes(case.maps["saliency"].read_bytes()[:200])
     bad = tmp_path / "DOE^JANE.nii.gz"
-    bad.write_text("nothing")
+    bad.write_text("nothing", encoding="utf-8")
     segmentation = case.segmentation
     assert segmentation is not None
     content = bytearray(gzip.decompress(segmentation.read_bytes()))

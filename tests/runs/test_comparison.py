@@ -301,7 +301,7 @@ def test_a_bad_case_does_not_end_the_run(bundle: Bundle, folder: Path, tmp_path:
     summary = compare(bundle, cases, out, methods)
     assert (summary.done, summary.failed) == (1, 1)
     assert counts_of(out) == dict.fromkeys(methods, ("1", "1"))
-    text = (out / "scoreboard.md").read_text()
+    text = (out / "scoreboard.md").read_text(encoding="utf-8")
     for method in methods:
         assert f"- {method} on {cases[0].name}: case {cases[0].name}: image file {bad.name}" in text
     assert str(tmp_path) not in text
@@ -331,7 +331,7 @@ def test_a_method_that_fails_on_a_case_is_reported_and_tried_again(
     assert compare(bundle, cases, tmp_path, methods).failed == 1
     assert counts_of(tmp_path) == {"saliency": ("1", "1"), "unoise": ("2", "0")}
     line = f"- saliency on {cases[1].name}: ValueError: the layer must be another"
-    assert line in (tmp_path / "scoreboard.md").read_text()
+    assert line in (tmp_path / "scoreboard.md").read_text(encoding="utf-8")
     # What else there is of the case is written.
     assert (tmp_path / cases[1].name / f"{cases[1].name}_unoise.nii.gz").is_file()
     assert compare(bundle, cases, tmp_path, methods).failed == 0
@@ -346,7 +346,7 @@ def test_a_missing_truth_is_one_case_s_fault(bundle: Bundle, cases: list[Case], 
     compare(bundle, cases, tmp_path / "out", ("random",), truth_dir=truth)
     assert counts_of(tmp_path / "out") == {"random": ("1", "1")}
     assert "truth_average_precision" in results_of(tmp_path / "out", cases[1])["random"]["scores"]
-    text = (tmp_path / "out" / "scoreboard.md").read_text()
+    text = (tmp_path / "out" / "scoreboard.md").read_text(encoding="utf-8")
     assert f"must have a label map {cases[0].name}.nii.gz, got none" in text
     assert str(tmp_path) not in text
 

@@ -88,12 +88,12 @@ def test_labels_are_merged_where_the_task_says_so(case: Case, bundle: Bundle, tm
 
 def test_organs_are_named_by_the_table_beside_them(organs: Case, read: CaseReader, tmp_path: Path) -> None:
     assert read(organs).organ_names == {3: "label 3"}
-    (tmp_path / "organs.json").write_text(json.dumps({"3": "liver"}))
+    (tmp_path / "organs.json").write_text(json.dumps({"3": "liver"}), encoding="utf-8")
     loaded = read(organs)
     assert loaded.organ_names == {3: "liver"}
     assert loaded.organs is not None
     assert (loaded.organs[5:9] == 3).all()
-    (tmp_path / "organs.json").write_text("{")
+    (tmp_path / "organs.json").write_text("{", encoding="utf-8")
     with pytest.raises(CaseError, match=r"organs\.json must map labels to names"):
         read(organs)
 

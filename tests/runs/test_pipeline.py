@@ -63,7 +63,7 @@ def test_volumes(bundle: Bundle, cases: list[Case], tmp_path: Path, workers: int
     np.testing.assert_array_equal(found["seg"].get_fdata(), expected.segmentation[0].numpy())
     # The map of intensities is that of the scan itself, but for its resampling there and back.
     assert np.corrcoef(found["intensity"].get_fdata().ravel(), scan.get_fdata().ravel())[0, 1] > 0.9
-    record = json.loads((tmp_path / "out" / ".unoise" / "records" / f"{name}.json").read_text())
+    record = json.loads((tmp_path / "out" / ".unoise" / "records" / f"{name}.json").read_text(encoding="utf-8"))
     assert 0 <= record["numbers"]["dice"] <= 1
 
 

@@ -67,7 +67,7 @@ def test_voxels_beside_their_header_count(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.ones((4, 5, 6), np.float32)), str(tmp_path / "scan.mhd"))
     case = Case("scan", (tmp_path / "scan.mhd",), "scan.mhd")
     assert [path.name for path in inputs_of(case)] == ["scan.mhd", "scan.raw"]
-    (tmp_path / "scan.mhd").write_text("nothing")
+    (tmp_path / "scan.mhd").write_text("nothing", encoding="utf-8")
     assert inputs_of(case) == [tmp_path / "scan.mhd"]
 
 
@@ -113,7 +113,7 @@ def test_an_input_that_cannot_be_read_says_nothing_against_results(
 
 def test_forgetting_takes_the_record_and_its_files_only(records: Records, case: Case) -> None:
     other = records.output / case.name / "notes.txt"
-    other.write_text("mine")
+    other.write_text("mine", encoding="utf-8")
     records.forget(case.name)
     assert records.read(case.name) is None
     assert records.state(case, "digest") is State.MISSING
@@ -125,9 +125,9 @@ def test_what_a_killed_run_leaves_is_swept(records: Records, case: Case) -> None
     left = records.output / case.name / ".0123456789abcdef0123456789abcdef.nii.gz"
     left.write_bytes(b"half")
     mine = records.output / case.name / ".hidden"
-    mine.write_text("mine")
+    mine.write_text("mine", encoding="utf-8")
     with atomic_path(records.output / "cohort.csv") as temporary:
-        temporary.write_text("")
+        temporary.write_text("", encoding="utf-8")
         pattern = temporary.name
     (records.output / pattern).write_bytes(b"half")
     records.sweep([case.name, "not there"], whole=False)
@@ -140,13 +140,13 @@ def test_what_a_killed_run_leaves_is_swept(records: Records, case: Case) -> None
 
 def test_all_are_read_by_name_but_for_half_written_ones(records: Records) -> None:
     records.write({"case": "A", "status": "failed"})
-    (records.folder / ".0123456789abcdef0123456789abcdef.json").write_text("{")
+    (records.folder / ".0123456789abcdef0123456789abcdef.json").write_text("{", encoding="utf-8")
     assert [record["case"] for record in records.all()] == ["A", "a [1]"]
     assert Records(records.output / "nothing").all() == []
 
 
 def test_a_damaged_record_counts_as_none(records: Records, case: Case, caplog: pytest.LogCaptureFixture) -> None:
-    (records.folder / f"{case.name}.json").write_text("")
+    (records.folder / f"{case.name}.json").write_text("", encoding="utf-8")
     assert records.state(case, "digest") is State.MISSING
     assert records.all() == []
     assert f"{case.name}: its record is damaged" in caplog.text
@@ -191,7 +191,7 @@ def test_names_of_organs_are_an_input(case: Case, tmp_path: Path) -> None:
     (tmp_path / "organs.nii").write_bytes(b"organs")
     with_organs = replace(case, organs=tmp_path / "organs.nii")
     assert tmp_path / "organs.json" not in inputs_of(with_organs)
-    (tmp_path / "organs.json").write_text("{}")
+    (tmp_path / "organs.json").write_text("{}", encoding="utf-8")
     assert inputs_of(with_organs)[-1] == tmp_path / "organs.json"
 
 
@@ -249,7 +249,7 @@ def test_the_tables_are_free_again_after_use(tmp_path: Path) -> None:
 
 def test_a_short_hidden_file_is_nobody_s_temporary_one(records: Records) -> None:
     mine = records.output / ".abc123"
-    mine.write_text("mine")
+    mine.write_text("mine", encoding="utf-8")
     records.sweep([], whole=True)
     assert mine.exists()
 

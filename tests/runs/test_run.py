@@ -157,7 +157,7 @@ def test_taking_over_leaves_nothing_of_other_settings(explain: Explain, cases: l
         "failures.csv",
         "run.json",
     }
-    assert cases[0].name not in (output / "cohort.csv").read_text()
+    assert cases[0].name not in (output / "cohort.csv").read_text(encoding="utf-8")
     assert sorted(path.name for path in (output / ".unoise" / "records").iterdir()) == ["case-0.json", "case-1.json"]
 
 
@@ -172,7 +172,7 @@ def test_a_case_that_fails_late_leaves_no_file(
 
 
 def test_an_output_that_cannot_be_written_is_reported(explain: Explain, cases: list[Case], output: Path) -> None:
-    output.write_text("a file")
+    output.write_text("a file", encoding="utf-8")
     with pytest.raises(OutputFault, match="output must be writable"):
         explain(cases[:1])
 

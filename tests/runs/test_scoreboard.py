@@ -231,6 +231,6 @@ def test_everything_is_written(tmp_path: Path) -> None:
 
 def test_a_comparison_in_which_all_failed_has_a_table(tmp_path: Path) -> None:
     write_scoreboard(RESULTS[-1:], tmp_path)
-    assert "no foreground" in (tmp_path / "scoreboard.md").read_text()
+    assert "no foreground" in (tmp_path / "scoreboard.md").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="results must be at least one, got none"):
         write_scoreboard([], tmp_path)

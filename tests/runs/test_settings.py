@@ -69,7 +69,7 @@ def test_the_same_settings_go_on_and_keep_the_first_run_s_command(settings: Make
 
 
 def test_a_broken_run_file_is_named(settings: Make, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{")
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(OtherSettings, match=r"run\.json must be JSON"):
         claim_output(tmp_path, settings(), {})
 

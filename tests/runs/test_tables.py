@@ -80,5 +80,5 @@ def test_organs_have_their_table_where_there_are_any(records: Records) -> None:
 
 def test_nothing_done_still_makes_tables(tmp_path: Path) -> None:
     write_tables(Records(tmp_path))
-    assert (tmp_path / "cohort.csv").read_text() == "case,status\n"
-    assert (tmp_path / "failures.csv").read_text() == "case,file,stage,reason\n"
+    assert (tmp_path / "cohort.csv").read_text(encoding="utf-8") == "case,status\n"
+    assert (tmp_path / "failures.csv").read_text(encoding="utf-8") == "case,file,stage,reason\n"

@@ -65,9 +65,9 @@ def split_cases(
     if not path.is_file():
         parts = _drawn(list(by_name), validation_share, test_share, seed)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1))
+            temporary.write_text(json.dumps({"seed": seed, **parts}, indent=1), encoding="utf-8")
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         listed = {name for part in PARTS for name in saved[part]}
     except (ValueError, KeyError, TypeError) as error:
         raise CaseError(f"the split {path} must be JSON with lists named {', '.join(PARTS)}: {error!r}") from error

@@ -103,7 +103,7 @@ class VisibilityReport:
             save_png(plot_visibility(points, reference=full), self.output_dir / "visibility.png")
         summary = {name: quoted(curve, self.class_names[1:]) for name, curve in curves.items()}
         with atomic_path(self.output_dir / "evaluation.json") as temporary:
-            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+            temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         for name, values in summary.items():
             logger.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
 

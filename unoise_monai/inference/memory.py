@@ -307,10 +307,10 @@ def _available_ram() -> int:
     """Bytes of RAM that this process can get: the system's own figure, or its container's limit if that is lower."""
     available: int = psutil.virtual_memory().available
     limit = CGROUP / "memory.max"
-    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+    if limit.exists() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
         # The page cache counts as used, though the kernel gives it up on demand.
-        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used = int((CGROUP / "memory.current").read_text()) - int(statistics["inactive_file"])
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+        used = int((CGROUP / "memory.current").read_text(encoding="utf-8")) - int(statistics["inactive_file"])
         available = min(available, max(0, int(most) - used))
     return available
 

@@ -137,7 +137,7 @@ def _organs(case: Case, path: Path, scan: MetaTensor) -> tuple[NDArray[np.int64]
     table = path.parent / ORGAN_NAMES
     if table.is_file():
         try:
-            names |= {int(label): str(name) for label, name in json.loads(table.read_text()).items()}
+            names |= {int(label): str(name) for label, name in json.loads(table.read_text(encoding="utf-8")).items()}
         except (ValueError, AttributeError) as error:
             raise CaseError(f"case {case.name}: {ORGAN_NAMES} must map labels to names: {error}") from error
     return labels, names

@@ -58,7 +58,7 @@ def claimed(output: Path, part: tuple[int, int] | None = None) -> Iterator[None]
                         pass
             stack.enter_context(_taken(state / f"{mine}.run", output))
             owner = state / f"{mine}.owner"
-            owner.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}))
+            owner.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}), encoding="utf-8")
             stack.callback(owner.unlink, missing_ok=True)
         yield
 
@@ -84,7 +84,7 @@ def _taken(lock: Path, output: Path) -> Iterator[None]:
         held.acquire()
     except Timeout as error:
         owner = lock.with_suffix(".owner")
-        who = json.loads(owner.read_text()) if owner.is_file() else {}
+        who = json.loads(owner.read_text(encoding="utf-8")) if owner.is_file() else {}
         raise OutputInUse(
             f"{output} must be written by one run at a time, and process {who.get('process', 'unknown')} on "
             f"{who.get('machine', 'an unknown machine')} is at it ({lock.stem})"
@@ -135,14 +135,17 @@ class Records:
         self.folder = output / STATE / "records"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The record of a case, None where there is none, or none that can be read."""
+        """The record of a case, None where there is none, or none of this case that can be read."""
         try:
-            return dict(json.loads((self.folder / f"{name}.json").read_text()))
+            record = dict(json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
+            record = {}
+        if record.get("case") != name:
             logger.warning("%s: its record is damaged, and counts as none", name)
             return None
+        return record
 
     def all(self) -> list[dict[str, Any]]:
         """Every record, by case name."""
@@ -167,7 +170,7 @@ class Records:
     def write(self, record: dict[str, Any]) -> None:
         """Keep a record; that of a case that is done comes after its files."""
         with atomic_path(self.folder / f"{record['case']}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def forget(self, name: str, keep: Iterable[str] = ()) -> None:
         """Remove the files that a case's record names, then the record, and the case's folder where nothing is left."""

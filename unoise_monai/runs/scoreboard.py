@@ -240,7 +240,7 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
     rows = method_rows(results)
     for file, text in (("scoreboard.csv", csv_table(rows)), ("scoreboard.md", markdown_table(rows, results))):
         with atomic_path(folder / file) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     every = [curve for result in results for modes in result.get("curves", {}).values() for curve in modes.values()]
     measure = _measures(every[0])[0] if every else ""
     name = {"dice": "Dice", "iou": "IoU"}.get(measure, measure.replace("_", " "))

@@ -203,7 +203,7 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
             )
         if differing or before is None:
             with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps({**about, "settings": now}, indent=1) + "\n")
+                temporary.write_text(json.dumps({**about, "settings": now}, indent=1) + "\n", encoding="utf-8")
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -223,6 +223,6 @@ def read_run(output: Path) -> dict[str, Any]:
         OtherSettings: when it is not JSON.
     """
     try:
-        return dict(json.loads((output / RUN_FILE).read_text()))
+        return dict(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
     except ValueError as error:
         raise OtherSettings(f"{output / RUN_FILE} must be JSON as a run writes it: {error}") from error
