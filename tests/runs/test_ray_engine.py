@@ -117,7 +117,7 @@ def test_a_bad_case_and_one_whose_worker_dies_are_one_line_each(
     bad = Case("bad", (tmp_path / "gone.nii.gz",), "gone.nii.gz")
     engine = RayEngine(work(settings, tmp_path / "out"))
     assert run([cohort[0], bad], tmp_path / "out", engine) == Summary(2, 1, 0, 1)
-    assert "gone.nii.gz must be there" in (tmp_path / "out" / "failures.csv").read_text(encoding="utf-8")
+    assert "gone.nii.gz is missing" in (tmp_path / "out" / "failures.csv").read_text(encoding="utf-8")
     before = (tmp_path / "out" / ".unoise" / "records" / f"{cohort[0].name}.json").read_bytes()
     assert run(cohort[:1], tmp_path / "out", engine, overwrite=True) == Summary(1, 1, 0, 0)
     assert (tmp_path / "out" / ".unoise" / "records" / f"{cohort[0].name}.json").read_bytes() != before
