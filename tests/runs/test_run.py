@@ -255,7 +255,7 @@ def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
     explain(cases[:1], ["intensity"])
     before = contents(output / cases[0].name)
     with monkeypatch.context() as patched:
-        place = "load.CaseReader.__call__" if stage == "load" else "save.CaseWriter.__call__"
+        place = "explain.CaseReader.__call__" if stage == "load" else "save.CaseWriter.__call__"
         patched.setattr(f"unoise_monai.runs.{place}", fail)
         assert explain(cases[:1], ["intensity", "saliency"]) == Summary(1, done=0, kept=0, failed=1)
     assert contents(output / cases[0].name) == before
