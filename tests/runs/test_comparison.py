@@ -27,7 +27,7 @@ from unoise_monai.inference import Explainer, TiledInferer
 from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.scores import Infidelity, PhantomTruth, Randomisation, Sensitivity, Visibility
 from unoise_monai.metrics.visibility import Hiding
-from unoise_monai.phantoms import Truth, write_phantom_cohort
+from unoise_monai.phantoms import Truth
 from unoise_monai.runs import Comparison, Summary, explain_cases, scoreboard, settings_of
 from unoise_monai.runs.records import Records
 from unoise_monai.unoise import ExplainedSegmenter
@@ -66,20 +66,6 @@ class Bright(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.relu(self.conv(x)))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom_cohort(
-        tmp_path_factory.mktemp("comparison") / "phantoms",
-        count=3,
-        test_count=1,
-        size=(20, 18, 16),
-        spacing_mm=(15.0, 16.0, 18.0),
-        oblique_degrees=12.0,
-        left_handed=True,
-        progress=False,
-    )
 
 
 @pytest.fixture
