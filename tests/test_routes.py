@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from bad_scans import BAD
 from monai.bundle import ConfigParser, ConfigWorkflow
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
@@ -83,24 +86,29 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def explain(bundle: Path, scan: Path, output: Path, *more: str) -> None:
+def explain(bundle: Path, scan: Path, output: Path, *more: str, status: Exit = Exit.DONE) -> None:
     command = ["explain", str(bundle), str(scan), str(output), "--trust-bundle", "--device", "cpu", "--quiet"]
-    assert main([*command, "--workers", "0", *more]) == Exit.DONE
+    assert main([*command, "--workers", "0", *more]) == status
 
 
-def written(bundle: Path, scan: Path, output: Path) -> dict[str, bytes]:
-    """What the bundle's own run and the command write, and Python gives: all the same."""
+def run(bundle: Path, data: Path, output: Path) -> None:
+    """The bundle's own run."""
     flow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "inference.yaml"),
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type="infer",
         bundle_root=str(bundle),
-        dataset_dir=str(scan),
-        output_dir=str(output / "run"),
+        dataset_dir=str(data),
+        output_dir=str(output),
     )
     flow.initialize()
     flow.run()
+
+
+def written(bundle: Path, scan: Path, output: Path) -> dict[str, bytes]:
+    """What the bundle's own run and the command write, and Python gives: all the same."""
+    run(bundle, scan, output / "run")
     explain(bundle, scan, output / "command")
     files = files_in(output / "run" / "scan")
     assert files_in(output / "command" / "scan") == files
@@ -143,3 +151,35 @@ def test_an_option_of_the_command_is_an_edit(scan: Path, tmp_path: Path, unedite
     assert edited["scan_seg.nii.gz"] == unedited["scan_seg.nii.gz"]
     changes = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["settings"]["changes"]
     assert changes == {"quantity": "sigma", "pictures": []}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("plain") / "bundle", {"pictures": []})
+
+
+# Two series of one folder are two cases here, see below.
+@pytest.mark.parametrize("name", [name for name in BAD if name != "two series"])
+def test_a_bad_scan_is_refused_by_the_bundle_s_run_and_by_the_command(name: str, bundle: Path, tmp_path: Path) -> None:
+    write, reason = BAD[name]
+    write(tmp_path / "in")
+    run(bundle, tmp_path / "in", tmp_path / "run")
+    explain(bundle, tmp_path / "in", tmp_path / "command", status=Exit.SOME_FAILED)
+    for output in (tmp_path / "run", tmp_path / "command"):
+        with (output / "failures.csv").open(newline="", encoding="utf-8") as file:
+            (row,) = csv.DictReader(file)
+        assert re.search(reason, row["reason"])
+        assert not list(output.glob("*/*.nii.gz"))
+
+
+def test_two_series_of_one_folder_are_two_cases_on_both(bundle: Path, tmp_path: Path) -> None:
+    BAD["two series"][0](tmp_path / "in")
+    run(bundle, tmp_path / "in", tmp_path / "run")
+    explain(bundle, tmp_path / "in", tmp_path / "command")
+    names = {
+        output: sorted(path.name for path in (tmp_path / output).glob("series-*")) for output in ("run", "command")
+    }
+    assert len(names["run"]) == 2
+    assert names["run"] == names["command"]
+    for case in names["run"]:
+        assert files_in(tmp_path / "run" / case) == files_in(tmp_path / "command" / case)
