@@ -10,8 +10,6 @@ Grad-CAM's may be, is as far as can be from any other. Task04 (CC BY-SA 4.0) is 
 benchmarks/results/borders.json and prints the table that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -26,11 +24,11 @@ from torch import Tensor, nn
 from visibility import ROOT, machine
 
 from unoise_monai.attribution import Region, border_mean
+from unoise_monai.attribution.base import make_attributor
 from unoise_monai.attribution.composed import VoxelwiseMean
-from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.overlap import rank_correlation
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.types import Image, VoxelMap
 
 LABEL = 1

@@ -6,8 +6,6 @@ Writes benchmarks/results/costs.json and prints the table that docs/scoreboard.m
 bundle's explain.yaml; precision is the machine's fast one.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -6,8 +6,6 @@ Explains a real angiogram (chris_MRA, C. Rorden, CC BY-NC 4.0), the first valida
 read from ../shared/data, and an oblique, left-handed phantom. Writes to docs/images and to the bundles' docs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

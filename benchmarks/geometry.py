@@ -6,8 +6,6 @@ The importance volumes are read again by nibabel and by SimpleITK. Writes benchm
 the table that the docs quote. The real CT is skipped where ../shared/data is absent.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

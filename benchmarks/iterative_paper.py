@@ -9,8 +9,6 @@ stops by default. Task04 (CC BY-SA 4.0) is read from ../shared/data. Writes benc
 docs/images/iterative_rounds.png, and prints the table that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -32,8 +30,7 @@ from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks import UNet
-from unoise_monai.networks.modes import evaluating
-from unoise_monai.networks.weights import load_utility
+from unoise_monai.networks.weights import evaluating, load_utility
 from unoise_monai.phantoms import Truth, abdomen_phantom
 from unoise_monai.render import save_png
 from unoise_monai.render.canvas import EDGE_LETTERS, blend, display_slice, find_window, grey_levels, pixel_mm

@@ -12,8 +12,6 @@ without one and have to pass. Killed is what makes them fail, or take much longe
 Writes benchmarks/results/mutants.json and prints the table. Ends with 1 where fewer than ``--threshold`` are killed.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json

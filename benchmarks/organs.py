@@ -10,8 +10,6 @@ is explained is the network's own segmentation. Writes benchmarks/results/organs
 docs/papers.md and, between them, the largest shares that its text names.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -28,7 +26,7 @@ from unoise_monai.data import SegmentationTask
 from unoise_monai.data.cases import Item as Case
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference
 from unoise_monai.metrics.regions import RegionRow, region_importance, regions_over_cases
-from unoise_monai.networks.modes import segmentation
+from unoise_monai.networks.weights import segmentation
 from unoise_monai.unoise import ExplainedSegmenter
 
 CT = ROOT.parent / "shared" / "data" / "abdomen_ct"

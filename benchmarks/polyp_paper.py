@@ -12,8 +12,6 @@ The border's score is a logit here and a probability there. Writes benchmarks/re
 table of docs/papers.md and, for each data set, all figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -30,16 +28,15 @@ from truth import CPU, numbers, phantoms, shipped, text
 from visibility import PHANTOMS, REAL, ROOT, machine
 from volumes import find_cases, load_case
 
-from unoise_monai.attribution.base import Attributor, Score
+from unoise_monai.attribution.base import Attributor, Score, make_attributor
 from unoise_monai.attribution.layers import find_layers
-from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.attribution.targets import border_mean
 from unoise_monai.data.cases import Item as Case
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.faithfulness import GaussianPerturbation, infidelities, max_sensitivity
 from unoise_monai.metrics.scores import per_intensity
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.types import Image, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter
 

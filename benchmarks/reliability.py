@@ -8,8 +8,6 @@ benchmarks/results/reliability.json and prints the table that docs/reliability.m
 outputs lie in runs/reliability.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -8,8 +8,6 @@ float32 scan in a file, with maps in float32 as the networks give them. Writes b
 prints the tables that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ Stopped, it goes on with what is missing. Writes benchmarks/results/scoreboard_<
 docs/images/scoreboard_*.png. Each of the jobs explains its own cases, on one core: seconds are those of one core.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -6,8 +6,6 @@ The weights are random: what is measured is time and how far each way is from th
 benchmarks/results/tiling.md and prints it.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import sys

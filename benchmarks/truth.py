@@ -10,8 +10,6 @@ is explained is the network's own segmentation. Writes benchmarks/results/truth.
 docs/papers.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -27,7 +25,7 @@ from tqdm import tqdm
 from visibility import PHANTOMS, ROOT, machine
 from volumes import CaseVolumes, find_cases, load_case
 
-from unoise_monai.attribution.registry import make_attributor
+from unoise_monai.attribution.base import make_attributor
 from unoise_monai.attribution.targets import Target, foreground_sum
 from unoise_monai.data import SegmentationTask
 from unoise_monai.data.cases import Item as Case
@@ -35,7 +33,7 @@ from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_mean
 from unoise_monai.metrics.regions import average_precision, truth_scores
 from unoise_monai.networks import load_state
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.phantoms import Truth, write_phantom_cohort
 from unoise_monai.types import LabelMap, Logits, VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter

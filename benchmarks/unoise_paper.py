@@ -7,8 +7,6 @@ Writes benchmarks/results/unoise_paper.json and docs/images/unoise_*.png, and pr
 quotes. All noise models learn against the shipped hippocampus utility, on its training cases, for the same epochs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

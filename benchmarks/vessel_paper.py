@@ -9,8 +9,6 @@ highest values lie: on vessels, within 3 mm of them, elsewhere, and behind the v
 benchmarks/results/vessel_paper.json and docs/images/vessel_*.png, and prints the tables that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -30,16 +28,16 @@ from visibility import ROOT, machine, task_of
 from volumes import CaseVolumes, load_case
 
 from unoise_monai.attribution import class_sum
+from unoise_monai.attribution.base import make_attributor
 from unoise_monai.attribution.layer_methods import LayerGuidedActivation, LayerGuidedBackprop
 from unoise_monai.attribution.layers import every_layer
-from unoise_monai.attribution.registry import make_attributor
 from unoise_monai.data.cases import Item as Case
 from unoise_monai.data.nifti import write_nifti
 from unoise_monai.handlers.savers import to_numpy
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics import foreground_dice
 from unoise_monai.metrics.visibility import distance_map, importance_order, top_share
-from unoise_monai.networks.modes import evaluating, probabilities
+from unoise_monai.networks.weights import evaluating, probabilities
 from unoise_monai.phantoms import vessel_phantom
 from unoise_monai.render import layer_grid, mips, montage, save_png, scale_map, to_canonical
 from unoise_monai.render.canvas import EDGE_LETTERS, blend, grey_levels, pixel_mm

@@ -7,8 +7,6 @@ tissue is removed already, and its voxels above 60 stand for one. Writes benchma
 prints a table.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

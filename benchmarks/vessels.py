@@ -8,8 +8,6 @@ and, where it is there, on the real angiogram chris_MRA, against its voxels abov
 Writes benchmarks/results/vessels[_shipped].json and prints the table that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -27,7 +25,7 @@ from unoise_monai.data.nifti import write_nifti
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics import foreground_dice
 from unoise_monai.networks import UNet, UNetMSS, load_state
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.unoise import ExplainedSegmenter
 

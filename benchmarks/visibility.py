@@ -8,8 +8,6 @@
 Writes benchmarks/results/<bundle>_<part>[_crops].json and prints the table that the docs quote.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

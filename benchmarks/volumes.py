@@ -1,7 +1,5 @@
 """One case as a network sees it, and the way back to its file: what the scripts here share."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

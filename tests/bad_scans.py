@@ -1,7 +1,5 @@
 """Scans that were once read silently wrong on some route: writers of each, and what every route must answer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

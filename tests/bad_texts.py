@@ -1,7 +1,5 @@
 """NRRD and MetaImage files, good and bad, beside those of `bad_volumes`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Files that a cohort may hold by accident or malice: each a name, what writes it, and whether it must be refused."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import struct

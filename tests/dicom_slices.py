@@ -1,7 +1,5 @@
 """DICOM series as a scanner's export holds them, with a patient's name in every header."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Kills a cohort run at random moments until it has ended, and compares outputs."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

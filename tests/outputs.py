@@ -1,7 +1,5 @@
 """The output of a small finished run: phantoms, their maps and pictures, and the records of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs a function of a test module on several ranks: processes of one group, gloo on the CPU."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

@@ -1,7 +1,5 @@
 """Reads cases as `CaseReader` does, but for those whose names say what goes wrong; importable by other processes."""
 
-from __future__ import annotations
-
 import os
 import time
 

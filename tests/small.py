@@ -1,7 +1,5 @@
 """The small network, picture, region and geometry that tests of attributions share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """A bundle of two tiny networks, in the shape of the shipped ones, for tests of what loads and runs bundles."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

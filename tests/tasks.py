@@ -1,7 +1,5 @@
 """The tasks of the shipped bundles, as their configurations define them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A bundle of objects that a run has made is told apart by its weights, not by devices, layouts or places."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

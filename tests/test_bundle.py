@@ -1,7 +1,5 @@
 """A bundle gives its networks with their weights, its pipeline and its savers; nothing else of it runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The rules about the tree itself: which module imports which, how long files are, what never lands, what is tested."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

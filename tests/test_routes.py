@@ -1,7 +1,5 @@
 """The configuration of a bundle is followed on every route: its own run, the command and Python give the same."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

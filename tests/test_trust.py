@@ -1,7 +1,5 @@
 """Bundles of the checkout run, and those that the user has listed as they are; nothing else does."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Which voxels a 3D medical segmentation network relies on: learned noise masks (U-Noise) as MONAI bundles."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, however the run ends."""
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Iterator

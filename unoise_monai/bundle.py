@@ -1,7 +1,5 @@
 """A bundle's networks and settings, loaded once, and which bundles may run."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io

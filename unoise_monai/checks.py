@@ -1,7 +1,5 @@
 """Checks that refuse bad input before work starts, each naming the thing, the rule and the value."""
 
-from __future__ import annotations
-
 import math
 
 import torch

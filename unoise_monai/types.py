@@ -3,8 +3,6 @@
 B is the batch, C the channels, ``*spatial`` is ``(X, Y, Z)`` in the order nibabel loads them (``(X, Y)`` in 2D).
 """
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """U-Noise in three dimensions: a frozen utility network and the noise model that explains it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -38,7 +36,7 @@ class ExplainedSegmenter(nn.Module):
         """The voxels of context that a block on that grid needs beyond its faces; None where a part has none."""
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> ExplainedSegmenter:
+    def train(self, mode: bool = True) -> "ExplainedSegmenter":
         super().train(mode)
         self.utility.eval()
         return self

@@ -1,7 +1,5 @@
 """What holds for all attributions: the call shape, signs, items, geometry, and nothing changed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

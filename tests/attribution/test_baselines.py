@@ -1,7 +1,5 @@
 """Baselines have the statistics that their names say, of each item and channel."""
 
-from __future__ import annotations
-
 import math
 import re
 

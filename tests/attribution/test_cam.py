@@ -1,7 +1,5 @@
 """Class activation maps equal their papers' formulas, written as loops over channels and voxels."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -12,7 +10,7 @@ from small import picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.guided import GuidedBackprop
+from unoise_monai.attribution.backpropagation import GuidedBackprop
 from unoise_monai.attribution.layer_methods import (
     CAM,
     GradCAM,

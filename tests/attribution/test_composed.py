@@ -1,15 +1,13 @@
 """Composed methods take the method, and what holds for it, from its name, its class or itself."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from unoise_monai.attribution.backpropagation import GuidedBackprop
 from unoise_monai.attribution.base import Attributor, Score
 from unoise_monai.attribution.composed import ComposedAttributor, Method, SmoothGrad, VoxelwiseMean
 from unoise_monai.attribution.gradient import IntegratedGradients, Saliency, note_convergence
-from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 

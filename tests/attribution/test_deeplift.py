@@ -1,7 +1,5 @@
 """DeepLIFT adds up to the difference of scores, also through pooling, skip connections and PReLU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import captum.attr
@@ -14,8 +12,8 @@ from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unoise_monai.attribution.backpropagation import RESCALED, DeepLift, DeepLiftShap, rescale
 from unoise_monai.attribution.base import baselines
-from unoise_monai.attribution.deeplift import RESCALED, DeepLift, DeepLiftShap, rescale
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 

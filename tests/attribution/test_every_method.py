@@ -1,7 +1,5 @@
 """What holds for every method by its name: batches, geometry, precision, tiles, and nothing else changed."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from typing import Any
@@ -12,13 +10,12 @@ from monai.data import MetaTensor
 from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor
+from unoise_monai.attribution.base import METHODS, Attributor, make_attributor, method_names
 from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.attribution.iterative import RegionOfInterest
 from unoise_monai.attribution.layer_methods import LayerDeepLift, LayerPath
 from unoise_monai.attribution.perturbation import PerturbationAttributor
-from unoise_monai.attribution.registry import METHODS, make_attributor, method_names
 from unoise_monai.attribution.targets import SoftDice
 
 CHEAP: dict[str, dict[str, Any]] = {

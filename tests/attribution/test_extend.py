@@ -1,7 +1,5 @@
 """The page that says how to write a method has one that works as it stands there."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys
@@ -14,9 +12,8 @@ from monai.bundle import ConfigParser
 from small import picture, region, unet
 from torch import nn
 
-from unoise_monai.attribution import registry
-from unoise_monai.attribution.base import NEEDS, Attributor, Score
-from unoise_monai.attribution.registry import METHODS, make_attributor, method_names, register
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import METHODS, NEEDS, Attributor, Score, make_attributor, method_names, register
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend" / "method.md"
 NAME = "contrast_x_gradient"
@@ -28,11 +25,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
     (tmp_path / "contrast.py").write_text(code, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(registry._CLASSES)
+    before = dict(base._CLASSES)
     yield "contrast"
     sys.modules.pop("contrast", None)
-    registry._CLASSES.clear()
-    registry._CLASSES.update(before)
+    base._CLASSES.clear()
+    base._CLASSES.update(before)
 
 
 @pytest.mark.parametrize("route", ["python", "bundle"])

@@ -1,7 +1,5 @@
 """Parts of the image as features: supervoxels, what is kept and hidden, and ablation of each."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gradient methods against formulas, loops and Captum; what holds for all of them."""
 
-from __future__ import annotations
-
 import logging
 import re
 from typing import Any
@@ -24,7 +22,7 @@ from unoise_monai.attribution.gradient import (
     note_convergence,
 )
 from unoise_monai.attribution.targets import Region, Target
-from unoise_monai.networks.modes import attributing
+from unoise_monai.networks.weights import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
 GRADIENT_METHODS = ComposedAttributor.methods()

@@ -1,7 +1,5 @@
 """Rules for the way back: which activations there are, which are refused, and maps against passes by hand."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +13,7 @@ from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.guided import (
+from unoise_monai.attribution.backpropagation import (
     RECTIFIERS,
     Activations,
     ClippedGradient,
@@ -27,6 +24,7 @@ from unoise_monai.attribution.guided import (
     own_inputs,
     own_output,
 )
+from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.attribution.targets import Region
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet

@@ -1,7 +1,5 @@
 """Rounds that unveil what a network known to look at two blobs falls back on."""
 
-from __future__ import annotations
-
 import logging
 import re
 from functools import partial

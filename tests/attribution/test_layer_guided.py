@@ -1,7 +1,5 @@
 """Guided backpropagation at a layer and DeepLIFT of a layer equal passes back by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small import picture, region, unet

@@ -1,7 +1,5 @@
 """Contributions of a layer add up to what its features change, in one window or several."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

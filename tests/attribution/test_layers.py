@@ -1,7 +1,5 @@
 """Layers are found where a network goes down, turns and comes up; measured in windows they equal one pass."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 
@@ -16,7 +14,7 @@ from unoise_monai.attribution.layers import Layer, find_layers, layer_named, ove
 from unoise_monai.attribution.targets import Difference, Foreground, Region, SoftDice, Target
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet, UNetMSS
-from unoise_monai.networks.modes import attributing
+from unoise_monai.networks.weights import attributing
 
 
 def image(*size: int) -> Tensor:

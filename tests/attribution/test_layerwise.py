@@ -1,7 +1,5 @@
 """Maps of a layer lie on the image's grid, where they belong, for one layer and for all."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.data import MetaTensor
@@ -10,10 +8,9 @@ from small import AFFINE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Score
+from unoise_monai.attribution.base import METHODS, Score
 from unoise_monai.attribution.layer_methods import GradCAM, GradCAMPlusPlus, GuidedGradCAM, LayerGuidedBackprop
 from unoise_monai.attribution.layers import LayerActivation, LayerAttributor, every_layer, on_image
-from unoise_monai.attribution.registry import METHODS
 from unoise_monai.attribution.targets import Region
 from unoise_monai.networks import UNet
 

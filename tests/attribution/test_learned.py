@@ -1,7 +1,5 @@
 """The noise model as a method, and the controls, which ask no network."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.data import MetaTensor

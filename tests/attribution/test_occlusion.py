@@ -1,7 +1,5 @@
 """Occlusion against a naive loop and Captum's, windows at the borders, and millimetres."""
 
-from __future__ import annotations
-
 import itertools
 import re
 

@@ -1,7 +1,5 @@
 """Options out of range are refused before work starts, by a message with the option, the rule and the value."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

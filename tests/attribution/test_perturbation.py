@@ -1,7 +1,5 @@
 """What holds for every method that hides parts of the image: limits, seeds, copies, tiles, and nothing changed."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

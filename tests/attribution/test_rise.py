@@ -1,7 +1,5 @@
 """RISE: masks as the paper has them, and the map as their formula says."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The regions of iterative unveiling, and the fine-tuning between its rounds."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 

@@ -1,7 +1,5 @@
 """Smoothed maps against a loop, Captum's own, and what noise does to linear networks."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import captum.attr
@@ -10,10 +8,10 @@ import torch
 from small import unet
 from torch import Tensor, nn
 
+from unoise_monai.attribution.backpropagation import GuidedBackprop
 from unoise_monai.attribution.base import seeded
 from unoise_monai.attribution.composed import NoisyMaps, SmoothGrad, SmoothGradSquared, VarGrad
 from unoise_monai.attribution.gradient import IntegratedGradients
-from unoise_monai.attribution.guided import GuidedBackprop
 from unoise_monai.attribution.targets import Region
 
 SIZE = (8, 6)

@@ -1,7 +1,5 @@
 """LIME against its normal equations, KernelSHAP against Shapley values by their definition."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math

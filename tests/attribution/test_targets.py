@@ -1,7 +1,5 @@
 """Targets give the scalar of their formula, for the voxels that the unperturbed image chose, item by item."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The mean of voxels' maps: a loop over voxels, and the map of the region where the method is linear."""
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings
@@ -12,7 +10,7 @@ import torch
 from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import guided
+from unoise_monai.attribution import backpropagation
 from unoise_monai.attribution import layers as layerwise
 from unoise_monai.attribution.composed import SmoothGrad, VoxelwiseMean, each_voxel
 from unoise_monai.attribution.layer_methods import GuidedGradCAM
@@ -170,7 +168,7 @@ def test_refuses_what_is_no_region_of_the_image(target: Any, got: str) -> None:
 def test_the_network_is_looked_at_once(cam: type, monkeypatch: pytest.MonkeyPatch) -> None:
     network, image, region = unet(2), image_of(1, 1, 40, 8), blob(40, 8)
     cam(network)(image, region)  # what a pass takes is measured
-    watched = [(layerwise, "layer_named"), (guided, "activations")]
+    watched = [(layerwise, "layer_named"), (backpropagation, "activations")]
     looks: list[str] = []
     for module, name in watched:
         real = getattr(module, name)

@@ -1,7 +1,5 @@
 """Every bundle, whole: its metadata, its network, and the path from training to importance volumes."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

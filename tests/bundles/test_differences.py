@@ -1,7 +1,5 @@
 """The bundles differ in what their data are, and in nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """explain.yaml of every bundle, and every method on the hippocampus bundle."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

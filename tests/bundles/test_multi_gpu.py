@@ -1,7 +1,5 @@
 """Every bundle trains in several processes: the same metrics as one, each file once, and no rank waits for ever."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """docs/extend/organ.md: a small YAML file and one command make a bundle that trains and explains."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The commands around ``unoise explain``, from their arguments to what they write."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unoise_monai.cli import Exit, commands
+from unoise_monai.cli import Exit
+from unoise_monai.cli import main as cli
 from unoise_monai.cli.main import main
 from unoise_monai.data.reading import load_volume
 from unoise_monai.handlers.savers import PICTURES
@@ -29,7 +28,7 @@ BAD = Finding("bundles", "x", "no weights", ok=False, advice="train them")
 
 
 def test_choices_are_those_of_the_package() -> None:
-    assert (tuple(PICTURES), STYLES, tuple(KINDS)) == (commands.PICTURES, commands.STYLES, commands.KINDS)
+    assert (tuple(PICTURES), STYLES, tuple(KINDS)) == (cli.PICTURES, cli.STYLES, cli.KINDS)
 
 
 @pytest.fixture(scope="module")

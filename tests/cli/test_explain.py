@@ -1,7 +1,5 @@
 """``unoise explain``: its options, and from them to its files."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json
@@ -13,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from unoise_monai.attribution.registry import method_names
+from unoise_monai.attribution.base import method_names
 from unoise_monai.cli import Exit, explain
 from unoise_monai.cli.main import main, parser
 from unoise_monai.handlers.savers import QUANTITIES

@@ -1,7 +1,5 @@
 """The ``unoise`` command: its exit status, its help, completion in a shell, and what none of these import."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Small volumes and a small Decathlon folder, on a grid as scanners make them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An archive writes nothing outside the folder that it is unpacked to: what downloads rely on MONAI for."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from pathlib import Path

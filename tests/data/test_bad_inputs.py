@@ -1,7 +1,5 @@
 """Files that are damaged, absurd or hostile end in a clear refusal or a right result, at once and in little memory."""
 
-from __future__ import annotations
-
 import signal
 import time
 import tracemalloc

@@ -1,7 +1,5 @@
 """A known field is found, geometry stays, and what has no tissue is left alone."""
 
-from __future__ import annotations
-
 import logging
 import pickle
 

@@ -1,7 +1,5 @@
 """What is computed once is kept, with its geometry, and the random part is not."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +14,8 @@ from tasks import hippocampus
 
 from unoise_monai.data.datasets import CACHES, case_dataset
 from unoise_monai.data.finding import Case, list_cases
-from unoise_monai.data.reading import CaseError, LoadCased
+from unoise_monai.data.headers import CaseError
+from unoise_monai.data.reading import LoadCased
 from unoise_monai.data.transforms import preprocessing, training_transforms
 
 TASK = hippocampus(patch_size=(8, 8, 8))

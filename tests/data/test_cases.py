@@ -1,7 +1,5 @@
 """Messages about a case tell no path, and a case goes to other processes whole."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A CSV names cases, their images and their maps."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any Decathlon folder is read as it comes, and a broken one is refused by name."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

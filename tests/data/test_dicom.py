@@ -1,7 +1,5 @@
 """A DICOM series becomes one volume in its place, with all slices or not at all, and tells nothing of the patient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """A header is believed as far as its file, the machine's memory and space allow; `test_bad_inputs.py` has the many ways
 to be bad."""
 
-from __future__ import annotations
-
 import os
 import re
 import zlib

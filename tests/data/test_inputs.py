@@ -1,7 +1,5 @@
 """Every kind of input gives its cases, all of them, under names of their own."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

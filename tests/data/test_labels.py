@@ -1,7 +1,5 @@
 """Each case gets its own map, from a folder or a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Whatever a case is called, its name is a file's on every system, its own, and tells no more than it may."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

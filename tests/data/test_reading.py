@@ -1,7 +1,5 @@
 """A volume is read as it is stored, to its last byte; a bad one is refused by the case's and the file's names."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 import os

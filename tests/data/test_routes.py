@@ -1,7 +1,5 @@
 """What was once read wrongly, without a word, is refused or read rightly on every route."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A folder is searched whole, once, and never left."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path, PurePath
 

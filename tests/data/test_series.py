@@ -1,7 +1,5 @@
 """DICOM files are sorted by series, whatever they are called and wherever they lie."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

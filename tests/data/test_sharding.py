@@ -1,7 +1,5 @@
 """Every item is taken, none weighs more than another, and no rank is idle."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """No patient serves twice, and a drawn split stays as it was drawn."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

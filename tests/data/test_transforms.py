@@ -1,7 +1,5 @@
 """A volume becomes a network's input in one way, and every voxel keeps its place in the patient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from tasks import hippocampus, pancreas
 
 from unoise_monai.data.finding import list_cases
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError
 from unoise_monai.data.transforms import SegmentationTask, preprocessing, scaled_to_percentile, training_transforms
 
 Write = Callable[..., Path]

@@ -1,7 +1,5 @@
 """Semi-automatic labels lie on their image's grid and say what they are."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tubes are found whatever their direction, plates and balls are not, and labels come out whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

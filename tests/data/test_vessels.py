@@ -1,7 +1,5 @@
 """Folders as people keep them: which volume is a case, and which label is its own."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run that was killed goes on where it was, ends as if nothing had happened, and keeps its best model."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Two ranks learn what one process learns from both their batches, and write once."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from pathlib import Path

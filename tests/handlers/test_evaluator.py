@@ -1,7 +1,5 @@
 """A case that fails is a line in a table; the others are written."""
 
-from __future__ import annotations
-
 import csv
 import logging
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The table of a run has one row an epoch, however often the run was killed."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Each case's volumes and pictures lie in its own folder, on its own grid, and show what its file holds."""
 
-from __future__ import annotations
-
 import logging
 import math
 from itertools import product

@@ -1,7 +1,5 @@
 """The report quotes what the metrics measured, under the names of the task's classes."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Sequence
@@ -20,8 +18,8 @@ from nibabel.eulerangles import euler2mat
 from PIL import Image
 from torch import Tensor, nn
 
-from unoise_monai.handlers import visibility
-from unoise_monai.handlers.visibility import VisibilityReport, quoted
+from unoise_monai.handlers import training
+from unoise_monai.handlers.training import VisibilityReport, quoted
 from unoise_monai.metrics import VisibilityCurve, VisibleDice
 from unoise_monai.render import PAPER_THRESHOLDS, decile_pictures, to_canonical
 
@@ -202,8 +200,8 @@ def test_small_shares_are_quoted_where_they_were_measured() -> None:
 
 def test_small_structures_get_pictures_of_small_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict] = []
-    real = visibility.decile_pictures
-    monkeypatch.setattr(visibility, "decile_pictures", lambda *a, **k: drawn.append(k) or real(*a, **k))
+    real = training.decile_pictures
+    monkeypatch.setattr(training, "decile_pictures", lambda *a, **k: drawn.append(k) or real(*a, **k))
     report = VisibilityReport(tmp_path, [], CLASSES, picture_shares=(0.01, 0.02))
     batch = list_data_collate([item(1)])
     report.draw(SimpleNamespace(state=SimpleNamespace(output={"image": batch["image"], "pred": batch["label"] / 2})))

@@ -1,7 +1,5 @@
 """Importance and segmentation lie on the file's own grid, and each value in its own voxel."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A pass's memory is measured right, the network stays as it was, and the tiles are the fewest that fit."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

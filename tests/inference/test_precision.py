@@ -1,7 +1,5 @@
 """Precision follows the machine, float32 comes out, and the settings and the network stay as they were."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiles equal the whole volume, and the rule says when they do."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """A network over volumes: padded and cut back, and in tiles the same values and gradients as in one pass."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

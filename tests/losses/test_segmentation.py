@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unoise_monai.losses import BCEIoUDiceLoss, FocalTverskyLoss, MultiScaleLoss, full_resolution
 from unoise_monai.losses.segmentation import soft_labels
-from unoise_monai.networks.modes import probabilities
+from unoise_monai.networks.weights import probabilities
 
 
 def volumes(classes: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unoise_monai.losses import DualNoiseRatio, UNoiseLoss
-from unoise_monai.losses.unoise import utility_loss
+from unoise_monai.losses.noise import utility_loss
 
 
 def batch(classes: int, spatial: tuple[int, ...] = (3, 4)) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.losses import VisibleShare, VisibleShareLoss
-from unoise_monai.losses.unoise import utility_loss
-from unoise_monai.losses.visibility import visible
+from unoise_monai.losses.noise import utility_loss, visible
 from unoise_monai.networks import UNet
 from unoise_monai.unoise import ExplainedSegmenter
 

@@ -1,7 +1,5 @@
 """Infidelity, maximum sensitivity and their perturbations, against sums written out, Captum, and known answers."""
 
-from __future__ import annotations
-
 import math
 import re
 

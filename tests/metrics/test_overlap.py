@@ -21,7 +21,7 @@ from unoise_monai.metrics.overlap import (
     surface_distance,
 )
 from unoise_monai.metrics.visibility import distance_map
-from unoise_monai.networks.modes import segmentation
+from unoise_monai.networks.weights import segmentation
 
 SPACING = {2: (0.5, 2.0), 3: (0.7, 1.3, 2.5)}
 

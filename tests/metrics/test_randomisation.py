@@ -1,7 +1,5 @@
 """Which layers become random, in which order, and what it does to a map; nothing of it stays."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re
@@ -13,8 +11,7 @@ from torch import Tensor, nn
 
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.attribution.targets import Target, foreground_sum
-from unoise_monai.metrics.overlap import rank_correlation, structural_similarity
-from unoise_monai.metrics.randomisation import (
+from unoise_monai.metrics.faithfulness import (
     Layer,
     kept_weights,
     order_of_calls,
@@ -22,6 +19,7 @@ from unoise_monai.metrics.randomisation import (
     randomise,
     weighted_layers,
 )
+from unoise_monai.metrics.overlap import rank_correlation, structural_similarity
 from unoise_monai.networks import UNet
 
 

@@ -1,7 +1,5 @@
 """How much importance lies in each region, against loops, over cases, and on a real CT with its organs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Scores: each is what its metric gives, and gets what it needs; a further one is one class."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,9 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from unoise_monai.attribution.backpropagation import DeepLiftShap
 from unoise_monai.attribution.base import Score
 from unoise_monai.attribution.composed import SmoothGrad
-from unoise_monai.attribution.deeplift import DeepLiftShap
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.gradient import IntegratedGradients, Saliency
 from unoise_monai.attribution.perturbation import RISE, Occlusion

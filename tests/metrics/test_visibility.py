@@ -1,7 +1,5 @@
 """Ranks, curves, and what is segmented of the visible voxels, against naive sorting, hiding and counting."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unoise_monai.networks.modes import attributing, evaluating, probabilities, segmentation
+from unoise_monai.networks.weights import attributing, evaluating, probabilities, segmentation
 
 
 def test_every_submodule_gets_its_own_mode_back_also_after_an_error() -> None:

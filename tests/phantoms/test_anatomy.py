@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 
 from unoise_monai.phantoms.abdomen import Solid, Tissue, random_abdomen, random_hounsfield

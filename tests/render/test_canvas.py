@@ -1,7 +1,5 @@
 """What all pictures share: the patient the right way round, what is refused, grey, colours, and PNG."""
 
-from __future__ import annotations
-
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any

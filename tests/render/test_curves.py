@@ -1,7 +1,5 @@
 """Every curve and point is drawn, on its own, with its name; bad ones are refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb

@@ -1,7 +1,5 @@
 """Sheets of panels: sizes in millimetres, places, titles, letters, outlines and the colour bar."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Every picture is the same however a file is stored, leaves its input alone and refuses bad ones; their table."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """A rotating MIP: the patient the right way round, in proportion, and what the animation's file holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +8,8 @@ import pytest
 from PIL import Image
 
 from unoise_monai.render.canvas import bar_colours, blend, grey_levels, to_canonical
-from unoise_monai.render.mip import project, project_at_brightest
+from unoise_monai.render.mip import project, project_at_brightest, rotating_mip, save_animation, view_letters
 from unoise_monai.render.panels import BAR_WIDTH, GAP, TITLE_HEIGHT, Panel, draw_panels
-from unoise_monai.render.rotation import rotating_mip, save_animation, view_letters
 
 SHAPE = (14, 12, 10)
 SPACING_MM = (1.0, 1.5, 3.0)

@@ -5,8 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from unoise_monai.render.mip import project, project_at_brightest
-from unoise_monai.render.rotation import Turn, turned_mips, view_letters
+from unoise_monai.render.mip import Turn, project, project_at_brightest, turned_mips, view_letters
 
 SPACING_MM = (0.7, 1.1, 2.5)
 TOWARDS = {

@@ -1,7 +1,5 @@
 """A cohort of tiny phantoms on an oblique, anisotropic, left-handed grid."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

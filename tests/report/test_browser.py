@@ -1,7 +1,5 @@
 """The report in a real browser, from disk: it sorts, filters, draws, and shows right as right."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

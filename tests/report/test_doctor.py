@@ -1,7 +1,5 @@
 """The doctor tries every part, gives advice on a failing one, names nobody, and reaches no network."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import os

@@ -1,7 +1,5 @@
 """The report is whole, stands by itself, shows no patient and runs no one's script."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

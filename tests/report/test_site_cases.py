@@ -1,7 +1,5 @@
 """What a run left is found in its records, and nothing beyond it; columns, cells and numbers show what is there."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The charts show what counting voxels one by one gives; pictures are small and hold nothing but their pixels."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from unoise_monai.report.charts import (
+from unoise_monai.report.cases import (
     BINS,
     COLOURS,
     UNREADABLE_PICTURE,

@@ -1,7 +1,5 @@
 """A case's layers lie where its files lie, and what cannot be read is said without a path."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 from dataclasses import replace

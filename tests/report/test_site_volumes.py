@@ -1,7 +1,5 @@
 """Volumes are read as they lie in space, get fewer voxels in the same place, and a header with nothing but a grid."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import itertools

@@ -1,7 +1,5 @@
 """The viewer comes from the installed package, whole and with its licence, or the user is told how to get it."""
 
-from __future__ import annotations
-
 import json
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path

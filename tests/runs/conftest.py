@@ -1,7 +1,5 @@
 """A small cohort on an oblique, anisotropic, left-handed grid, and a bundle whose networks need no training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

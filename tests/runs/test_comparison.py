@@ -1,7 +1,5 @@
 """A comparison makes and scores every map, goes on where it stopped, and outlives a method that fails."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +14,7 @@ import torch
 from tasks import pancreas
 from torch import Tensor, nn
 
-from unoise_monai.attribution import registry
+from unoise_monai.attribution import base
 from unoise_monai.attribution.gradient import Saliency
 from unoise_monai.bundle import Bundle
 from unoise_monai.data import preprocessing
@@ -311,7 +309,7 @@ class Failing(Saliency):
 def test_a_method_that_fails_on_a_case_is_reported_and_tried_again(
     bundle: Bundle, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "saliency": Failing})
+    monkeypatch.setattr(base, "METHODS", {**base.METHODS, "saliency": Failing})
     monkeypatch.setattr(Failing, "calls", 0)
     methods = ("saliency", "unoise")
     assert compare(bundle, cases, tmp_path, methods).failed == 1

@@ -1,7 +1,5 @@
 """The network's own output, a map of each method, less memory where there is little, and how much was taken."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A failed case has a line that a person can act on and that tells no path; out of memory, less is taken."""
 
-from __future__ import annotations
-
 import errno
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs that are killed, that run beside each other, or whose disk is full end, in the end, as one left in peace."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator

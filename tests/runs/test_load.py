@@ -1,7 +1,5 @@
 """A case is read once, whole, onto its file's grid and the network's."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """No case ends a run: not one that crashes its reader, hangs it, or fails anywhere; what is shown meanwhile."""
 
-from __future__ import annotations
-
 import errno
 import io
 import time

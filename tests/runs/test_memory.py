@@ -1,7 +1,5 @@
 """Memory stays flat over a long cohort."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from statistics import median
 

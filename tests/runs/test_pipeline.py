@@ -1,7 +1,5 @@
 """Whatever a bundle's configuration reads volumes with, the maps lie on the file's grid; here without a task."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """On a Ray cluster of two nodes the files are those of a local run, also when a node dies half-way."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

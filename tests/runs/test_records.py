@@ -1,7 +1,5 @@
 """One run at a time; a record stands for files that are there, whole, and made as the run makes them."""
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import os

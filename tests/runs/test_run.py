@@ -1,7 +1,5 @@
 """What is done stays, what is missing is made, and no two settings meet."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is written lies on the file's grid, and the record says what it is; its numbers equal those counted by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

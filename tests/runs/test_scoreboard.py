@@ -1,7 +1,5 @@
 """Means, ranks and failures of every method, by hand; the tables that hold them, and the curves that are drawn."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

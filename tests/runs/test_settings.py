@@ -1,7 +1,5 @@
 """An output is made with one set of settings, which name what the files depend on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import fields

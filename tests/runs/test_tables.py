@@ -1,7 +1,5 @@
 """Tables hold what the records hold, and nothing that a spreadsheet would run."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Methods made of other methods: noise tunnels, and the mean of voxels' maps."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
@@ -10,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from unoise_monai.attribution.base import (
+    METHODS,
     Attributor,
     Score,
     batches,
     check_at_least,
     check_noise,
     check_time_limit,
+    register,
     seeded,
     signed,
 )
 from unoise_monai.attribution.gradient import GradientAttributor
 from unoise_monai.attribution.layer_methods import CAM, GuidedGradCAM
-from unoise_monai.attribution.registry import METHODS, register
 from unoise_monai.attribution.targets import Region, Target, class_logits
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.tiling import VolumeNetwork

@@ -1,7 +1,5 @@
 """Ablation, LIME and Kernel SHAP: parts of the image as features."""
 
-from __future__ import annotations
-
 import logging
 import math
 from abc import abstractmethod
@@ -15,9 +13,8 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Score, check_at_least
+from unoise_monai.attribution.base import Score, check_at_least, register
 from unoise_monai.attribution.perturbation import PerturbationAttributor
-from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_finite
 from unoise_monai.inference.memory import default_budget
 from unoise_monai.types import Image, LabelMap

@@ -4,8 +4,6 @@ For methods that explain a difference, ``notes["score_difference"]`` is that bet
 baseline, and ``notes["convergence_delta"]`` how far a map with ``sign="signed"`` misses it in its sum.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import abstractmethod
 from collections import Counter
@@ -26,9 +24,9 @@ from unoise_monai.attribution.base import (
     check_baseline,
     check_baselines,
     check_noise,
+    register,
     seeded,
 )
-from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 

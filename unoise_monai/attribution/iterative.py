@@ -1,7 +1,5 @@
 """Iterative unveiling of regions (Bordes et al.), with and without fine-tuning."""
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
@@ -16,13 +14,20 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, Baseline, Score, baseline, check_at_least, check_baseline
+from unoise_monai.attribution.base import (
+    Attributor,
+    Baseline,
+    Score,
+    baseline,
+    check_at_least,
+    check_baseline,
+    register,
+)
 from unoise_monai.attribution.composed import SmoothGrad
-from unoise_monai.attribution.registry import register
 from unoise_monai.attribution.targets import ClassProbability, Target, class_sum
 from unoise_monai.checks import check_finite, check_fraction
 from unoise_monai.inference.tiling import VolumeNetwork
-from unoise_monai.networks.modes import attributing, segmentation
+from unoise_monai.networks.weights import attributing, segmentation
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,6 @@ everything passes the layer, as in a U-Net's first and last; elsewhere it is wha
 Over windows, the target must be linear in the logits.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar
@@ -22,6 +20,7 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
+from unoise_monai.attribution.backpropagation import DeepLift, GuidedBackprop, activations, clipping, rescaling
 from unoise_monai.attribution.base import (
     Attributor,
     Baseline,
@@ -30,14 +29,12 @@ from unoise_monai.attribution.base import (
     check_at_least,
     check_baseline,
     outputs_of,
+    register,
     signed,
     watching,
 )
-from unoise_monai.attribution.deeplift import DeepLift, rescaling
 from unoise_monai.attribution.gradient import RULES, note_convergence
-from unoise_monai.attribution.guided import GuidedBackprop, activations, clipping
 from unoise_monai.attribution.layers import LayerAttributor, over_windows
-from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.types import Image

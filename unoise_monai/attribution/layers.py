@@ -1,7 +1,5 @@
 """The layers of a network: which there are, their activations, and maps on their grids."""
 
-from __future__ import annotations
-
 import math
 import weakref
 from abc import abstractmethod
@@ -16,12 +14,11 @@ from monai.networks.layers.simplelayers import SkipConnection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import Attributor, Call, Score, probe_side, signed, watching
-from unoise_monai.attribution.guided import own_output
-from unoise_monai.attribution.registry import register
+from unoise_monai.attribution.backpropagation import own_output
+from unoise_monai.attribution.base import Attributor, Call, Score, probe_side, register, signed, watching
 from unoise_monai.attribution.targets import Target
 from unoise_monai.inference.tiling import Slices, VolumeNetwork
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.types import Image, Logits, VoxelMap
 
 

@@ -1,14 +1,11 @@
 """The noise model as a method, and the controls that ask no network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import Attributor, Score, seeded
-from unoise_monai.attribution.registry import register
+from unoise_monai.attribution.base import Attributor, Score, register, seeded
 from unoise_monai.attribution.targets import Target
 from unoise_monai.types import Image
 from unoise_monai.unoise import ExplainedSegmenter
@@ -40,7 +37,7 @@ class Learned(Attributor):
         self.utility = network
 
     @classmethod
-    def of(cls, segmenter: ExplainedSegmenter, **options: Any) -> Learned:
+    def of(cls, segmenter: ExplainedSegmenter, **options: Any) -> "Learned":
         """The attributor of a segmenter's own noise model."""
         return cls(segmenter.utility, segmenter.noise_model, **options)
 

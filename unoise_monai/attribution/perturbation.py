@@ -1,7 +1,5 @@
 """Occlusion and RISE: hide parts of the image, and see what becomes of the target."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -23,9 +21,9 @@ from unoise_monai.attribution.base import (
     check_at_least,
     check_baseline,
     check_time_limit,
+    register,
     seeded,
 )
-from unoise_monai.attribution.registry import register
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
 

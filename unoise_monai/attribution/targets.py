@@ -4,8 +4,6 @@ Functions that take ``logits`` make a target from those of the unperturbed image
 ValueError when an item has no such voxel, or the network no such class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, TypeAlias, TypeVar
@@ -15,7 +13,7 @@ from monai.metrics import compute_dice
 from torch import Tensor
 from torch.nn import functional as F
 
-from unoise_monai.networks.modes import probabilities, segmentation
+from unoise_monai.networks.weights import probabilities, segmentation
 from unoise_monai.types import LabelMap, Logits, VoxelMap
 
 
@@ -248,7 +246,7 @@ class ClassProbability:
             raise ValueError("the unperturbed image must give the class at least one voxel, got none")
 
     @classmethod
-    def of(cls, target: Target, logits: Logits) -> ClassProbability:
+    def of(cls, target: Target, logits: Logits) -> "ClassProbability":
         """What a target asks about, judged by the logits of the unperturbed image.
 
         A `Region` asks about its class in its voxels; another target with a ``label`` about that class where it is

@@ -47,7 +47,7 @@ class _Methods(argparse.Action):
         if values != "help":
             setattr(namespace, self.dest, values)
             return
-        from unoise_monai.attribution.registry import METHODS
+        from unoise_monai.attribution.base import METHODS
 
         # What needs a region has none in a run over a cohort, which explains all that is segmented.
         methods = {name: method for name, method in METHODS.items() if "region" not in method.needs}

@@ -1,16 +1,198 @@
-"""``unoise``: explain cohorts and what belongs to it, from a shell."""
-
-from __future__ import annotations
+"""The ``unoise`` command, and those of its commands that are short."""
 
 import argparse
+import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from unoise_monai.cli import Exit, commands, explain
+from unoise_monai.cli import Exit, explain
+
+# As the package names them, whose import takes seconds; a test compares the two.
+PICTURES = ("montage", "mip", "rotation")
+STYLES = ("colour", "red")
+KINDS = ("abdomen", "vessels")
+
+
+def add_report(subparsers: Any) -> None:
+    """The options of ``unoise report``."""
+    command = subparsers.add_parser(
+        "report",
+        help="make pages of a cohort's results",
+        description="Write OUTPUT/report: a table of cases, a page a case, and a 3-D viewer; open its index.html.",
+    )
+    command.add_argument("output", metavar="OUTPUT", type=Path, help="what `unoise explain` has written")
+    command.add_argument("--input", metavar="INPUT", help="of `unoise explain`, to show the scans beneath the maps")
+    command.add_argument("--key", type=Path, metavar="FILE", help="that `unoise explain --anonymise` has used")
+    command.add_argument("--no-viewer", dest="viewer", action="store_false", help="pictures and tables only")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.set_defaults(run=run_report)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Write a cohort's results as pages that open from disk.
+
+    Raises:
+        FileNotFoundError: when OUTPUT holds no results.
+        CaseError: when there is nothing in INPUT, or no key in its file.
+    """
+    from unoise_monai.data.cases import read_key
+    from unoise_monai.data.finding import find_cases
+    from unoise_monai.report.site import write_site
+
+    key = None if args.key is None else read_key(args.key, make=False)
+    # The viewer alone shows scans.
+    cases = find_cases(args.input, None, None, key) if args.input and args.viewer else []
+    scans = {case.name: case.files if case.series else case.files[0] for case in cases if not case.problem}
+    index = write_site(args.output, scans, viewer=args.viewer, progress=not args.quiet)
+    sys.stdout.write(f"{index}\n")
+    return Exit.DONE
+
+
+def add_render(subparsers: Any) -> None:
+    """The options of ``unoise render``."""
+    command = subparsers.add_parser(
+        "render",
+        help="draw a map over its scan",
+        description="Draw projections, slices or a turning projection of a map over its scan, by the suffix of OUTPUT.",
+    )
+    command.add_argument("scan", metavar="SCAN", type=Path, help="the scan's file")
+    command.add_argument("importance", metavar="MAP", type=Path, help="a map on the scan's grid")
+    command.add_argument("output", metavar="OUTPUT", type=Path, help="a .png, or a .gif for --picture rotation")
+    command.add_argument("--segmentation", type=Path, metavar="FILE", help="class indices, outlined")
+    command.add_argument("--picture", default="montage", choices=PICTURES, help="%(default)s by default")
+    command.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="black and white")
+    command.add_argument("--style", default="colour", choices=STYLES, help="%(default)s by default")
+    command.add_argument("--threshold", type=float, default=0.1, help="below, the scan alone (%(default)s)")
+    command.add_argument("--scale", action="store_true", help="to the map's 99.9th percentile, for maps beyond 0 to 1")
+    command.set_defaults(run=run_render)
+
+
+def run_render(args: argparse.Namespace) -> int:
+    """Draw a map over its scan.
+
+    Raises:
+        ValueError: when OUTPUT has the wrong suffix, or the map is not on the scan's grid or, without ``--scale``, not
+            within 0 and 1.
+    """
+    suffix = ".gif" if args.picture == "rotation" else ".png"
+    if args.output.suffix.lower() != suffix:
+        raise ValueError(f"OUTPUT must end in {suffix} for {args.picture}, got {args.output.name}")
+
+    from unoise_monai.data.reading import load_volume
+    from unoise_monai.handlers.savers import PICTURES, label_voxels, on_scan_grid, to_numpy
+    from unoise_monai.render.canvas import display_scale, to_canonical
+
+    scan, importance = load_volume(args.scan)[None], load_volume(args.importance)[None]
+    image, spacing_mm = to_canonical(*to_numpy(scan))
+    voxels = on_scan_grid(to_numpy(importance)[0], importance, scan, "MAP", args.scan)
+    outline = None
+    if args.segmentation is not None:
+        segmentation = load_volume(args.segmentation)[None]
+        labels = label_voxels(segmentation, "--segmentation")
+        outline = on_scan_grid(labels, segmentation, scan, "--segmentation", args.scan)
+    picture = PICTURES[args.picture]
+    window = None if args.window is None else tuple(args.window)
+    options = {"window": window, "style": args.style, "threshold": args.threshold}
+    shown = display_scale(voxels) if args.scale else voxels
+    picture.save(picture.draw(image, spacing_mm, importance=shown, segmentation=outline, **options), args.output)
+    return Exit.DONE
+
+
+def add_phantom(subparsers: Any) -> None:
+    """The options of ``unoise phantom``."""
+    command = subparsers.add_parser(
+        "phantom",
+        help="write synthetic scans",
+        description="Write synthetic scans, their labels and their truth maps as a Decathlon folder.",
+    )
+    command.add_argument("root", metavar="ROOT", type=Path, help="folder to write to")
+    command.add_argument("--count", type=int, required=True, help="labelled scans")
+    command.add_argument("--test_count", "--test-count", type=int, default=0, help="unlabelled ones (%(default)s)")
+    command.add_argument("--kind", default="abdomen", choices=KINDS, help="%(default)s by default")
+    command.add_argument("--seed", type=int, default=0, help="%(default)s by default")
+    command.add_argument("--size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels (the kind's own)")
+    command.add_argument("--spacing_mm", "--spacing-mm", type=float, nargs=3, metavar=("X", "Y", "Z"), help="mm")
+    command.add_argument("--oblique_degrees", "--oblique-degrees", type=float, default=0.0, help="turn of the grid")
+    command.add_argument("--left_handed", "--left-handed", action="store_true", help="flip the first voxel axis")
+    command.add_argument("--noise", type=float, help="standard deviation, in the image's unit (the kind's own)")
+    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.set_defaults(run=run_phantom)
+
+
+def run_phantom(args: argparse.Namespace) -> int:
+    """Write synthetic scans as a Decathlon folder."""
+    from unoise_monai.phantoms.cohort import write_phantom_cohort
+
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "run", "quiet")}
+    write_phantom_cohort(**options, progress=not args.quiet)
+    return Exit.DONE
+
+
+def add_doctor(subparsers: Any) -> None:
+    """The options of ``unoise doctor``."""
+    command = subparsers.add_parser(
+        "doctor",
+        help="say what is installed and try a small volume",
+        description="Say what is installed, which device and which bundles there are, and try one small volume.",
+    )
+    command.add_argument("bundles", nargs="*", metavar="BUNDLE", help="names or folders (all that are known by name)")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Say what is installed, and whether it works; see `Exit`."""
+    from unoise_monai.bundle import find_bundle
+    from unoise_monai.report.doctor import diagnose
+
+    diagnosis = diagnose([find_bundle(name) for name in args.bundles] or None)
+    text = json.dumps(diagnosis.as_dict(), indent=1) if args.json else "\n".join(diagnosis.lines)
+    sys.stdout.write(f"{text}\n")
+    return Exit.DONE if diagnosis.ok else Exit.ERROR
+
+
+def add_bundles(subparsers: Any) -> None:
+    """The options of ``unoise bundles``."""
+    command = subparsers.add_parser(
+        "bundles",
+        help="list bundles, or make a new one",
+        description="List the bundles that go by their name, or copy one's configurations for other data.",
+    )
+    command.add_argument("copy", nargs="*", metavar="copy BUNDLE FOLDER", help="make FOLDER from BUNDLE, untrained")
+    command.add_argument(
+        "--task", type=Path, metavar="YAML", help="the new bundle's task: labels, spacing, intensities"
+    )
+    command.set_defaults(run=run_bundles)
+
+
+def run_bundles(args: argparse.Namespace) -> int:
+    """List the known bundles, or make one.
+
+    Raises:
+        ValueError: when the words are not ``copy BUNDLE FOLDER``, or the task is none.
+    """
+    import yaml
+
+    from unoise_monai.bundle import copy_bundle, known_bundles
+
+    if not args.copy:
+        sys.stdout.writelines(f"{name}\t{folder}\n" for name, folder in known_bundles().items())
+        return Exit.DONE
+    if len(args.copy) != 3 or args.copy[0] != "copy":
+        raise ValueError(f"bundles takes nothing, or copy BUNDLE FOLDER, got {' '.join(args.copy)}")
+    task = None
+    if args.task is not None:
+        task = yaml.safe_load(args.task.read_text(encoding="utf-8"))
+        if not isinstance(task, dict):
+            raise ValueError(f"--task must hold a mapping, got {type(task).__name__}")
+    sys.stdout.write(f"{copy_bundle(args.copy[1], args.copy[2], task)}\n")
+    return Exit.DONE
 
 
 class _Version(argparse.Action):
@@ -33,11 +215,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     explain.add_explain(subparsers)
-    commands.add_report(subparsers)
-    commands.add_render(subparsers)
-    commands.add_phantom(subparsers)
-    commands.add_doctor(subparsers)
-    commands.add_bundles(subparsers)
+    add_report(subparsers)
+    add_render(subparsers)
+    add_phantom(subparsers)
+    add_doctor(subparsers)
+    add_bundles(subparsers)
     return top
 
 

@@ -1,7 +1,5 @@
 """Cases: their names, their files, and what messages may repeat of them."""
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import hmac
@@ -159,7 +157,7 @@ class Case:
     problem: str = ""
 
     @classmethod
-    def of(cls, item: Item) -> Case:
+    def of(cls, item: "Item") -> "Case":
         """The case of an item, such as those of a training's split."""
         image, label = item["image"], Path(item["label"]) if "label" in item else None
         if isinstance(image, (str, os.PathLike)):
@@ -171,7 +169,7 @@ class Case:
         """The whole sentence of a ``problem``, else empty."""
         return self.problem and f"{'DICOM series' if self.series else f'file {self.shown}'} {self.problem}"
 
-    def item(self) -> Item:
+    def item(self) -> "Item":
         """What MONAI's dictionary transforms take, see `Item`; `LoadCased` refuses one with a ``fault``."""
         image = [str(file) for file in self.files] if self.series else str(next(iter(self.files), self.shown))
         item: Item = {"case": self.name, "image": image}

@@ -1,7 +1,5 @@
 """Splits of cases, data sets with their cache, and the share of each rank."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """DICOM: files sorted into series, and a series as one volume with its place in space."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

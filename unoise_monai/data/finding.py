@@ -1,7 +1,5 @@
 """Finds the cases of an input: a file, a folder, a pattern, a Decathlon folder, a table, DICOM series."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

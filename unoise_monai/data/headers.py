@@ -1,7 +1,5 @@
 """What a volume's header claims, and whether it can be true, before anything large is allocated for it."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

@@ -1,7 +1,5 @@
 """Writes volumes as NIfTI that 3D Slicer, SimpleITK and nibabel read alike."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

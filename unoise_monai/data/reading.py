@@ -1,7 +1,5 @@
 """Reads volumes, on every route, and refuses what a network must not see, naming the case and the file."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 import os

@@ -1,7 +1,5 @@
 """What a segmentation task is, and the one definition of how a volume becomes a network's input."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass

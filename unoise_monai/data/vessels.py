@@ -1,7 +1,5 @@
 """Folders of angiograms, and semi-automatic labels of their vessels."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -2,8 +2,14 @@
 
 from unoise_monai.handlers.evaluator import CaseEvaluator
 from unoise_monai.handlers.savers import PICTURES, ImportanceSaver, Picture, PictureSaver, Saver
-from unoise_monai.handlers.training import BestModel, LossProgress, MetricsTable, NoiseRatioUpdater, RunCheckpoint
-from unoise_monai.handlers.visibility import VisibilityReport
+from unoise_monai.handlers.training import (
+    BestModel,
+    LossProgress,
+    MetricsTable,
+    NoiseRatioUpdater,
+    RunCheckpoint,
+    VisibilityReport,
+)
 
 __all__ = [
     "PICTURES",

@@ -1,7 +1,5 @@
 """An evaluator that goes on after a bad case."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import os

@@ -1,7 +1,5 @@
 """Writes each case's volumes and pictures beside each other."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +27,7 @@ from unoise_monai.render.canvas import (
     save_png,
     to_canonical,
 )
-from unoise_monai.render.mip import check_slab, mips
-from unoise_monai.render.rotation import rotating_mip, save_animation
+from unoise_monai.render.mip import check_slab, mips, rotating_mip, save_animation
 from unoise_monai.render.slices import check_layout, montage
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,5 @@
 """One volume in; its segmentation and importance out, on the input file's own grid."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from unoise_monai.data.reading import case_name
 from unoise_monai.inference.tiling import TiledInferer
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.types import VoxelMap
 from unoise_monai.unoise import ExplainedSegmenter
 

@@ -1,7 +1,5 @@
 """How much memory a pass takes, how much there is, and in which number format it runs."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import math
@@ -162,7 +160,7 @@ and bf16, on 64^3 to 128^3 voxels on an AMX CPU. Tiles kept to their budget ther
 """
 
 CGROUP = Path("/sys/fs/cgroup")
-_COSTS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], PassCost]] = weakref.WeakKeyDictionary()
+_COSTS: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], PassCost]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Whole volumes through a network, exactly, in tiles where memory asks for them."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator, Sequence

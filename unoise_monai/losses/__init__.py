@@ -1,5 +1,6 @@
 """Losses that train the noise model, and those that train the utility."""
 
+from unoise_monai.losses.noise import DualNoiseRatio, UNoiseLoss, VisibleShare, VisibleShareLoss
 from unoise_monai.losses.segmentation import (
     BCEIoUDiceLoss,
     DeformationAware,
@@ -9,8 +10,6 @@ from unoise_monai.losses.segmentation import (
     RandomDeformation,
     full_resolution,
 )
-from unoise_monai.losses.unoise import DualNoiseRatio, UNoiseLoss
-from unoise_monai.losses.visibility import VisibleShare, VisibleShareLoss
 
 __all__ = [
     "BCEIoUDiceLoss",

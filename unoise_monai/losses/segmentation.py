@@ -1,7 +1,5 @@
 """Losses that train the utility: segmentation, several scales, deformation-aware learning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +11,7 @@ from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.networks.modes import probabilities
+from unoise_monai.networks.weights import probabilities
 from unoise_monai.types import Image, LabelMap, Logits
 
 SMALLEST_LOSS = 1e-6

@@ -2,9 +2,15 @@
 
 from unoise_monai.metrics.bootstrap import Interval, bootstrap_difference, bootstrap_mean
 from unoise_monai.metrics.cost import Cost, measure_cost
-from unoise_monai.metrics.faithfulness import InfidelityResult, infidelities, infidelity, max_sensitivity
+from unoise_monai.metrics.faithfulness import (
+    InfidelityResult,
+    RandomisationResult,
+    infidelities,
+    infidelity,
+    max_sensitivity,
+    randomisation,
+)
 from unoise_monai.metrics.overlap import dice_per_class, foreground_dice, segmentation_pair
-from unoise_monai.metrics.randomisation import RandomisationResult, randomisation
 from unoise_monai.metrics.regions import (
     MeanTolerance,
     RegionRow,

@@ -1,7 +1,5 @@
 """Percentile bootstrap intervals of means over cases; whole patients are drawn where cases belong together."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

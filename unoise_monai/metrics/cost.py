@@ -1,7 +1,5 @@
 """What a map costs: time, memory, and passes of the network."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

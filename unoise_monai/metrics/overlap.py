@@ -4,8 +4,6 @@ The measures take ``logits`` ``(B, K, *spatial)`` and ``label``, class indices `
 ``(B, max(K - 1, 1))``: one number an item and foreground class, NaN where the label has none of the class.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from unoise_monai.checks import check_choice
-from unoise_monai.networks.modes import probabilities, segmentation
+from unoise_monai.networks.weights import probabilities, segmentation
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
 

@@ -1,7 +1,5 @@
 """Importance and tolerance within regions, and importance against the truth of a phantom."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scores of a map: each class has a name, a direction, what it needs and its columns; `MapScorer` is a list of them."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,9 +14,8 @@ from unoise_monai.attribution.base import Attributor, baselines
 from unoise_monai.attribution.base import Score as TargetScore
 from unoise_monai.attribution.targets import Target
 from unoise_monai.checks import check_choice
-from unoise_monai.metrics.faithfulness import infidelity, max_sensitivity
+from unoise_monai.metrics.faithfulness import infidelity, max_sensitivity, randomisation
 from unoise_monai.metrics.overlap import MEASURES, check_measures
-from unoise_monai.metrics.randomisation import randomisation
 from unoise_monai.metrics.regions import truth_scores
 from unoise_monai.metrics.visibility import MODES, Hiding, VisibilityScorer
 from unoise_monai.phantoms.abdomen import Truth

@@ -1,7 +1,5 @@
 """What stays of a segmentation when only the most important voxels are visible."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from unoise_monai.attribution.base import baseline
 from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.metrics.overlap import MEASURES, check_grid, check_measures, check_positive, check_spacing
-from unoise_monai.networks.modes import evaluating
+from unoise_monai.networks.weights import evaluating
 from unoise_monai.types import Image, LabelMap, Logits, VoxelMap
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -1,7 +1,5 @@
 """The U-Nets of U-Noise and of DS6."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

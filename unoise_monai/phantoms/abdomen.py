@@ -1,7 +1,5 @@
 """Synthetic abdominal CT with a target, landmarks and distractors."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from enum import IntEnum
@@ -24,7 +22,7 @@ class Tissue(IntEnum):
 
     hounsfield: int
 
-    def __new__(cls, value: int, hounsfield: int) -> Tissue:
+    def __new__(cls, value: int, hounsfield: int) -> "Tissue":
         tissue = int.__new__(cls, value)
         tissue._value_, tissue.hounsfield = value, hounsfield
         return tissue

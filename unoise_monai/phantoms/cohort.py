@@ -1,7 +1,5 @@
 """Many phantoms as a Decathlon folder, so that they train and test what real tasks do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A simplified head, and how a time-of-flight angiogram comes to look as it does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -19,7 +17,7 @@ class Tissue(IntEnum):
 
     brightness: tuple[float, float]
 
-    def __new__(cls, value: int, low: float, high: float) -> Tissue:
+    def __new__(cls, value: int, low: float, high: float) -> "Tissue":
         tissue = int.__new__(cls, value)
         tissue._value_, tissue.brightness = value, (low, high)
         return tissue

@@ -1,7 +1,5 @@
 """Ellipsoids and tubes in millimetres, and their painting onto a voxel grid anywhere in space."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -38,13 +36,13 @@ class Tube(NamedTuple):
     points: Array
     radii: Array
 
-    def gap(self, other: Tube) -> float:
+    def gap(self, other: "Tube") -> float:
         """The smallest distance from surface to surface, in mm; negative where the tubes overlap."""
         squares = (self.points**2).sum(axis=1)[:, None] + (other.points**2).sum(axis=1)
         distances = np.sqrt(np.maximum(squares - 2 * self.points @ other.points.T, 0))
         return float((distances - self.radii[:, None] - other.radii).min())
 
-    def moved(self, axes: Array, shift: Array) -> Tube:
+    def moved(self, axes: Array, shift: Array) -> "Tube":
         """The tube turned by the rotation ``axes`` (3, 3), then moved by ``shift`` (3,) in mm."""
         return Tube(self.points @ axes.T + shift, self.radii)
 

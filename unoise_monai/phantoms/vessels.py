@@ -1,7 +1,5 @@
 """Synthetic angiograms: trees of arteries in a head, with exact labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

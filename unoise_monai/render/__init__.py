@@ -2,8 +2,7 @@
 
 from unoise_monai.render.canvas import display_scale, save_png, scale_map, to_canonical
 from unoise_monai.render.curves import plot_visibility
-from unoise_monai.render.mip import mips, slab_mips
-from unoise_monai.render.rotation import rotating_mip, save_animation
+from unoise_monai.render.mip import mips, rotating_mip, save_animation, slab_mips
 from unoise_monai.render.slices import DECILES, PAPER_THRESHOLDS, decile_pictures, layer_grid, montage
 
 __all__ = [

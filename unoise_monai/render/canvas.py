@@ -1,7 +1,5 @@
 """What all pictures share: axes, grey values, colours, checks, PNG."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Curves of visibility, and rank against cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

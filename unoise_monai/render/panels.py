@@ -1,7 +1,5 @@
 """Panels beside each other, with titles and a colour bar: the sheet that every picture is drawn on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Slices side by side: of a scan, of shares of its voxels, of layers."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What is installed, on which machine, with which bundles, and whether a small volume goes through each."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import platform

@@ -1,7 +1,5 @@
 """A finished run as one static folder: a table of cases, a page a case, a 3-D viewer."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,10 +16,15 @@ from tqdm import tqdm
 from unoise_monai.atomic import atomic_path
 from unoise_monai.data.reading import Source
 from unoise_monai.report.cases import (
+    THUMBNAIL,
+    UNREADABLE_PICTURE,
+    Picture,
     SiteCase,
     cell,
+    charts,
     class_names,
     columns,
+    copy_picture,
     number_columns,
     page_name,
     read_cases,
@@ -29,7 +32,6 @@ from unoise_monai.report.cases import (
     show,
     tiles,
 )
-from unoise_monai.report.charts import THUMBNAIL, UNREADABLE_PICTURE, Picture, charts, copy_picture
 from unoise_monai.report.volumes import NO_SCAN, Layer, pack, read_layers
 
 PACKAGE = "ipyniivue"

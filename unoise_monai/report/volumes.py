@@ -1,7 +1,5 @@
 """The volumes that a report shows, as they lie in space."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import logging

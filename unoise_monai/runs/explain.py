@@ -1,7 +1,5 @@
 """Reads a case, runs the network and the attribution methods on it, and scores their maps."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -23,8 +21,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unoise_monai.attribution.base import Attributor, signed
-from unoise_monai.attribution.registry import METHODS, make_attributor
+from unoise_monai.attribution.base import METHODS, Attributor, make_attributor, signed
 from unoise_monai.attribution.targets import foreground_sum
 from unoise_monai.bundle import Bundle, build
 from unoise_monai.data.cases import Case
@@ -37,7 +34,7 @@ from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.metrics.cost import measure_cost
 from unoise_monai.metrics.scores import ScoredMap, per_intensity
 from unoise_monai.metrics.visibility import distance_map
-from unoise_monai.networks.modes import attributing, segmentation
+from unoise_monai.networks.weights import attributing, segmentation
 from unoise_monai.runs.records import ORGAN_NAMES, fingerprint, inputs_of, reason_for
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
@@ -306,7 +303,7 @@ class CaseExplainer:
     def _predict(self, loaded: Loaded, attempt: Attempt) -> tuple[MetaTensor, str]:
         return self.explainer(attempt).predict(loaded.item["image"]), str(attempt.device)
 
-    def _map(self, method: str, subject: _Subject, job: Job, attempt: Attempt) -> tuple[Tensor, dict[str, Any]]:
+    def _map(self, method: str, subject: "_Subject", job: Job, attempt: Attempt) -> tuple[Tensor, dict[str, Any]]:
         """A method's map, and what its record says of it."""
         scorer = self.comparison.scorer
         if scorer is None:
@@ -325,7 +322,7 @@ class CaseExplainer:
         }
 
     def _scored_map(
-        self, method: str, subject: _Subject, job: Job, attempt: Attempt
+        self, method: str, subject: "_Subject", job: Job, attempt: Attempt
     ) -> tuple[ScoredMap, dict[str, Any], bool]:
         """A method's map, what it cost, and whether it is scored by what takes many passes."""
         image, target = subject.image, subject.target

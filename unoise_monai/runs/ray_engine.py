@@ -1,7 +1,5 @@
 """Runs cases as Ray tasks, on one machine or many; the files are those of a local run."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence

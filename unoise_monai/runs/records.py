@@ -1,7 +1,5 @@
 """What an output holds: one run at a time, a record of every case, written last, and what ended a case."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -21,8 +19,7 @@ from pebble.common import ProcessExpired
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.data.cases import STATE, Case, scrub
-from unoise_monai.data.headers import read_header
-from unoise_monai.data.reading import CaseError
+from unoise_monai.data.headers import CaseError, read_header
 from unoise_monai.handlers.evaluator import cause_of
 from unoise_monai.inference.memory import is_out_of_memory
 

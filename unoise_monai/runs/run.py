@@ -1,7 +1,5 @@
 """A run over cases: what is done stays, what is missing is made."""
 
-from __future__ import annotations
-
 import multiprocessing
 import pickle
 import sys
@@ -184,7 +182,7 @@ def _jobs(
 
 
 def _run(
-    run: Engine, batches: Iterable[Sequence[Job]], records: Records, comparison: Comparison, progress: Progress
+    run: Engine, batches: Iterable[Sequence[Job]], records: Records, comparison: Comparison, progress: "Progress"
 ) -> int:
     """Run jobs and write the tables, also when the run ends early; how many have failed."""
     failed = 0

@@ -1,7 +1,5 @@
 """Writes what there is to say of a case, its record last, and the tables of all cases."""
 
-from __future__ import annotations
-
 import csv
 import math
 import time

@@ -1,7 +1,5 @@
 """Every method over all cases: means, intervals, ranks; as tables and pictures."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

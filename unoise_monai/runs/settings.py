@@ -1,7 +1,5 @@
 """Settings that the files of a run depend on, kept with them, so that one output never mixes two of them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution.registry import METHODS
+from unoise_monai.attribution.base import METHODS
 from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.memory import resolve_precision
