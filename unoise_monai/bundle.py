@@ -88,6 +88,22 @@ def is_trusted(bundle: str | os.PathLike[str]) -> bool:
     return True
 
 
+def trust(bundle: str | os.PathLike[str]) -> None:
+    """List a bundle as it is now, for whoever has made it: `check_trust` lets it run.
+
+    Raises:
+        UntrustedBundle: when the list is not named and there is no home folder.
+        OSError: when it cannot be written.
+    """
+    if is_trusted(bundle):
+        return
+    path = trust_list()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = sorted(file for file in (Path(bundle).resolve() / "configs").rglob("*") if file.is_file())
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{file_sha256(each)}  {each}\n" for each in files)
+
+
 def trust_list() -> Path:
     """The file that lists the bundles to trust; it need not be there.
 
@@ -276,7 +292,7 @@ def load_bundle(
         config = {**copy.deepcopy(parser.get()), "device": torch.device("cpu")}
         network, savers = parser.get_parsed_content("network_def"), parser.get_parsed_content("savers")
         chain, inferer, restore = (parser.get_parsed_content(f"{name}") for name in PIPELINE)
-        task = parser.get_parsed_content("task") if "task" in parser else None
+        class_names = tuple(parser.get_parsed_content("class_names")) if "class_names" in parser else None
         named = parser.get_parsed_content("weights") if "weights" in parser else folder / "models" / "model.pt"
     # A configuration runs code, which raises what it likes.
     except Exception as error:
@@ -295,7 +311,7 @@ def load_bundle(
     return Bundle(
         name=folder.name,
         version=metadata["version"],
-        class_names=_class_names(metadata, folder.name) if task is None else task.class_names,
+        class_names=class_names or _class_names(metadata, folder.name),
         explainer=Explainer(network.to(device).eval(), chain, inferer, restore),
         savers=tuple(savers),
         config=config,

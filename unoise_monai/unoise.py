@@ -28,7 +28,10 @@ class ExplainedSegmenter(nn.Module):
 
     def __init__(self, utility: nn.Module, noise_model: nn.Module) -> None:
         super().__init__()
-        self.utility = utility.requires_grad_(False)
+        # Not of the module, which TorchScript's cannot.
+        for parameter in utility.parameters():
+            parameter.requires_grad_(False)
+        self.utility = utility
         self.noise_model = noise_model
         self.stride = _combined(utility, noise_model, "stride", math.lcm)
         """The grid, in voxels, of the input's sides; None where a part has none."""

@@ -45,9 +45,17 @@ def find_images(path: str | os.PathLike[str]) -> list[Item]:
     return unlabelled or items
 
 
-def find_labelled(path: str | os.PathLike[str]) -> list[Item]:
-    """`find_items`, but of a Decathlon folder the labelled cases alone, in its order."""
-    return list_cases(path, check_headers=False) if (Path(path) / INDEX).is_file() else find_items(path)
+def find_labelled(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> list[Item]:
+    """`find_items`, but the labelled cases alone where a Decathlon folder or ``labels`` has some.
+
+    Args:
+        path: see `find_cases`.
+        labels: see `find_cases`.
+    """
+    if labels is None and (Path(path) / INDEX).is_file():
+        return list_cases(path, check_headers=False)
+    items = [case.item() for case in find_cases(path, labels)]
+    return [item for item in items if "label" in item] or items
 
 
 def list_cases(folder: str | os.PathLike[str], section: str = "training", check_headers: bool = True) -> list[Item]:

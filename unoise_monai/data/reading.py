@@ -208,10 +208,11 @@ class LoadCased(MapTransform):
             when image and label lie on different grids.
     """
 
-    def __init__(self, keys: KeysCollection, labels: int, spacing_mm: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, keys: KeysCollection, labels: int, spacing_mm: Sequence[float] | None = None, channels: int = 1
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.labels = labels
-        self.spacing_mm = spacing_mm
+        self.labels, self.spacing_mm, self.channels = labels, spacing_mm, channels
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         d = dict(data)

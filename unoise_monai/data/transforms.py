@@ -12,6 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import (
     AsDiscreted,
+    Compose,
     EnsureTyped,
     Lambdad,
     MapTransform,
@@ -228,18 +229,18 @@ def scaled_to_percentile(image: torch.Tensor, percentile: float) -> torch.Tensor
 
 
 def training_transforms(
-    task: SegmentationTask,
-    patch_size: Sequence[int] | None = None,
+    preprocess: Compose,
+    patch_size: Sequence[int],
     samples: int = 1,
     augment: bool = True,
     flip_axes: Sequence[int] = (),
     sampling: str = "foreground",
 ) -> CaseCompose:
-    """`preprocessing`, then random crops, then augmentation.
+    """A case's preprocessing, then random crops, then augmentation.
 
     Args:
-        task: the task's definition.
-        patch_size: the crops, in voxels; the task's own by default.
+        preprocess: from a case's files to ``image`` and ``label``, see `preprocessing`.
+        patch_size: the crops, in voxels.
         samples: crops a volume.
         augment: small rotations, scalings, noise and changes of intensity.
         flip_axes: axes whose direction means nothing in this task (anatomy left and right usually does).
@@ -250,7 +251,7 @@ def training_transforms(
     """
     check_choice("sampling", sampling, ("foreground", "uniform"))
     keys = ["image", "label"]
-    size = task.patch_size if patch_size is None else tuple(patch_size)
+    size = tuple(patch_size)
     steps: list[Transform] = [
         # The edge's values: what the normalisation makes of air differs from volume to volume.
         SpatialPadd(keys, size, mode=["edge", "constant"]),
@@ -276,5 +277,5 @@ def training_transforms(
             RandAdjustContrastd("image", prob=0.3, gamma=(0.8, 1.25), retain_stats=True),
         ]
     # One flat chain: CacheDataset keeps the result of the steps before the first random one.
-    steps = [*preprocessing(task).transforms, *steps]
+    steps = [*preprocess.transforms, *steps]
     return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])

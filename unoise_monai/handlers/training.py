@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar, Timer
+from ignite.handlers import ProgressBar, TimeLimit, Timer
 from monai.data import decollate_batch
 from monai.engines import SupervisedTrainer
 from monai.utils import evenly_divisible_all_gather
@@ -132,6 +132,16 @@ class BestModel:
             torch.save(self.network.state_dict(), temporary)
         state = engine.state
         logger.info("best %s so far, %.4f, saved as %s", state.key_metric_name, state.best_metric, self.path.name)
+
+
+class MinutesLimit(TimeLimit):
+    """Ignite's `TimeLimit` in minutes, attachable from a bundle's list of handlers; what the best model was stays."""
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(round(60 * minutes))
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
 
 class LossProgress(ProgressBar):

@@ -24,10 +24,16 @@ class SplitExplanationd(MapTransform):
     Shape:
         ``pred`` ``(K + 1, *spatial)`` to ``importance`` ``(1, *spatial)`` float32 in [0, 1] and ``seg``
         ``(1, *spatial)`` class indices. ``pred`` is dropped: at a scan's full size it is large.
+
+    Args:
+        key: of the prediction.
+        decide: a dictionary chain that makes class indices or one channel a class from the logits under ``key``; by
+            default the largest logit, or one logit above 0.
     """
 
-    def __init__(self, key: str = "pred") -> None:
+    def __init__(self, key: str = "pred", decide: Callable[[Mapping[Any, Any]], Any] | None = None) -> None:
         super().__init__([key])
+        self.decide = decide
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -35,8 +41,12 @@ class SplitExplanationd(MapTransform):
         logits = pred[:-1]
         # The interpolation back to the file's grid rounds: no importance leaves [0, 1].
         d["importance"] = pred[-1:].clamp(0.0, 1.0)
-        binary = logits.shape[0] == 1
-        d["seg"] = (logits > 0).to(torch.uint8) if binary else logits.argmax(dim=0, keepdim=True).to(torch.uint8)
+        if self.decide is not None:
+            logits = self.decide({**d, self.keys[0]: logits})[self.keys[0]]
+        # Decided already, or one logit.
+        single = logits.shape[0] == 1
+        d["seg"] = (logits > 0 if self.decide is None else logits) if single else logits.argmax(dim=0, keepdim=True)
+        d["seg"] = d["seg"].to(torch.uint8)
         for key in ("importance", "seg"):
             # The file's own affine to the bit, not the one that inverting every step in turn rounded.
             d[key].affine = pred.meta["original_affine"]

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.utils import copy_model_state
@@ -21,7 +22,23 @@ SHOWN = 3
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """A checkpoint's state dict, on the CPU; code in a checkpoint is never run (``weights_only=True``).
+    """A checkpoint's state dict, on the CPU.
+
+    Args:
+        path: see `read_checkpoint`.
+
+    Raises:
+        ValueError: when the file holds something other than a state dict. Otherwise as `read_checkpoint`.
+    """
+    state = read_checkpoint(path)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(value).__name__} at '{name}'")
+    return state
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU; code in a checkpoint is never run (``weights_only=True``).
 
     Args:
         path: a ``.safetensors`` file, or one by ``torch.save``, whatever its suffix.
@@ -29,7 +46,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError: when there is no such file.
         OSError: when it may not be read.
-        ValueError: when the file asks to run code, is damaged, or holds something other than a state dict.
+        ValueError: when the file asks to run code, is damaged, or holds something other than values by name.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,9 +61,6 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} must hold a state dict, tensors only: {_reason(error)}") from error
     if not (isinstance(state, dict) and all(isinstance(name, str) for name in state)):
         raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(state).__name__}")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path} must hold a state dict, names to tensors, got {type(value).__name__} at '{name}'")
     return dict(state)
 
 
@@ -61,7 +75,7 @@ def load_weights(network: nn.Module, path: str | Path, name: str = "network") ->
     Raises:
         ValueError: when the weights do not fit; it names which. Otherwise as `load_state`.
     """
-    _fit(network, load_state(path), path, name)
+    put_weights(network, load_state(path), path, name)
     return network
 
 
@@ -82,19 +96,49 @@ def load_utility(utility: nn.Module, paths: str | Path | Sequence[str | Path], t
     if found is None:
         hint = f"; train them with:\n  {train_command}" if train_command else ""
         raise FileNotFoundError(f"no utility weights at {' or '.join(map(str, paths))}{hint}")
-    state = load_state(found)
-    prefix = "utility."
-    if any(name.startswith(prefix) for name in state):
-        state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-    _fit(utility, state, found, "utility network")
-    logger.info("utility weights from %s", Path(found).name)
+    state, said = unwrapped(read_checkpoint(found), utility)
+    put_weights(utility, state, found, "utility network")
+    logger.info("utility weights from %s%s", Path(found).name, "".join(f", {each}" for each in said))
     return utility
 
 
-def _fit(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, name: str) -> None:
+def put_weights(network: nn.Module, state: Mapping[str, Tensor], source: str | Path, name: str) -> None:
+    """Put weights into a network that has exactly these.
+
+    Raises:
+        ValueError: when they do not fit; it names which, and ``source`` and ``name``.
+    """
     if misfits := _misfits(network.state_dict(), state):
         raise ValueError(f"the weights in {source} must fit the {name}, got {misfits}")
     network.load_state_dict(dict(state))
+
+
+KEYS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
+"""Under which trainers keep the weights in their checkpoints."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "utility.")
+"""That wrappers put before the names of weights."""
+
+
+def unwrapped(checkpoint: Mapping[str, Any], network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in a trainer's checkpoint by the names that the network has for them, and what was unwrapped."""
+    state, said = dict(checkpoint), []
+    while key := next((key for key in KEYS if isinstance(state.get(key), Mapping)), None):
+        state = dict(state[key])
+        said.append(f"taken from '{key}'")
+    own = network.state_dict().keys()
+    # A wrapper in a wrapper has a prefix before a prefix.
+    while prefix := max(PREFIXES, key=lambda each: len(_within(state, each).keys() & own)):
+        inner = _within(state, prefix)
+        if len(inner.keys() & own) <= len(state.keys() & own):
+            break
+        others = f", {len(state) - len(inner)} others left out" if len(inner) < len(state) else ""
+        said.append(f"prefix '{prefix}' removed{others}")
+        state = inner
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}, said
+
+
+def _within(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,323 @@
+"""From a user's trained network to a bundle that explains it: checks, training, and whether the map may be believed."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+from numpy.typing import NDArray
+
+from unoise_monai.atomic import atomic_path
+from unoise_monai.bundle import Bundle, file_sha256, load_bundle, trust
+from unoise_monai.checks import check_choice, check_fraction
+from unoise_monai.data.cases import Case
+from unoise_monai.data.finding import find_cases
+from unoise_monai.fit.checking import (
+    CHECKED,
+    Checked,
+    Tell,
+    check_dice,
+    check_network,
+    crop_size_of,
+    foreground_crop,
+    measure_noise,
+    scan_dice,
+    time_step,
+    write_segmentations,
+)
+from unoise_monai.fit.loading import TrainedModel
+from unoise_monai.fit.writing import write_bundle, write_readme
+from unoise_monai.metrics.bootstrap import bootstrap_difference
+from unoise_monai.metrics.scores import MapScorer, Visibility
+from unoise_monai.metrics.visibility import MODES, Hiding
+from unoise_monai.networks.outputs import ClassLogits
+from unoise_monai.networks.unet import UNet
+from unoise_monai.runs.records import Records
+from unoise_monai.runs.run import explain_cases, method_results
+from unoise_monai.runs.settings import Comparison, settings_of
+from unoise_monai.unoise import ExplainedSegmenter
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVES = {"visible": ("train", "train_visible"), "noise": ("train",)}
+"""What a noise model is trained on, and the configurations that do: Dice with a share of the voxels visible, or the
+published noise."""
+SHARES = (0.1, 0.2, 0.3, 0.5, 1.0)
+RIVALS = ("unoise", "saliency", "random")
+LABELS = "labels"
+"""Folder of a bundle with the model's own segmentations."""
+BATCH = 4
+JUDGED = 12
+"""Cases, at most, on which the finished map is measured."""
+SPARE = 0.7
+"""The share of the minutes that the planned steps take; validation and what varies have the others."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A bundle that explains a user's network, and how well."""
+
+    folder: Path
+    dice: Mapping[str, Mapping[str, float]]
+    """By method, by share of the voxels that are visible and how the others are hidden, mean Dice."""
+    believed: bool
+    """Whether the map is better than a random order of the voxels, beyond chance."""
+
+    def explain(self, image: str | Path) -> Any:
+        """Explain the segmentation of one file; see `Explainer`."""
+        return load_bundle(self.folder).explain(image)
+
+
+def fit(
+    found: TrainedModel,
+    data: str | Path,
+    out: str | Path,
+    labels: str | Path | None = None,
+    objective: str = "visible",
+    minutes: float = 30.0,
+    min_dice: float = 0.5,
+    device: str | torch.device | None = None,
+    check_only: bool = False,
+    tell: Tell = print,
+) -> Fitted | None:
+    """Train a noise model for a network, and write the bundle that explains with both.
+
+    Started again with the same arguments, it goes on where it was stopped.
+
+    Args:
+        found: the model, see `load`.
+        data: cases with or without labels, see `find_cases`.
+        out: the bundle's folder, new or of a fit that was stopped.
+        labels: ``"model"`` for the model's own segmentation, or a folder with ``<case>.nii.gz``; by default the labels
+            of the data, or where there are none the model's.
+        objective: of `OBJECTIVES`.
+        minutes: that training takes at most.
+        min_dice: that the model must reach on cases with labels by people.
+        device: where it runs; a GPU where there is one by default.
+        check_only: stop before anything is written.
+        tell: takes the lines that say what was found.
+
+    Returns:
+        None where only checked.
+
+    Raises:
+        UnfitModel: when a check fails.
+        FileExistsError: when ``out`` holds something else.
+        CaseError: when there are no cases, or one that is checked is bad.
+        ValueError: when an argument is out of its range.
+    """
+    check_choice("objective", objective, tuple(OBJECTIVES))
+    check_fraction("min_dice", min_dice)
+    if not minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {minutes}")
+    out, data = Path(out).resolve(), Path(data).resolve()
+    settings = {
+        "weights_sha256": found.weights_sha256,
+        "labels": str(labels),
+        "objective": objective,
+        "minutes": minutes,
+    }
+    before = _before(out, settings)
+    if before is None:
+        set_determinism(seed=0)
+        lines: list[str] = []
+
+        def note(line: str) -> None:
+            lines.append(line)
+            tell(line)
+
+        prepared = _checked(found, data, labels, min_dice, torch.device(device or _device()), note)
+        if check_only:
+            return None
+        before = _begin(found, prepared, data, out, objective, minutes, {**settings, "lines": lines}, tell)
+    if not (out / "models" / "model.pt").is_file() or not before.get("trained"):
+        train(out, OBJECTIVES[objective])
+        before["trained"] = True
+        _save(out, before)
+    return judge(out, found.name, before, device, tell)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _before(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What ``fit.json`` says of a fit that was stopped; None where the folder is new."""
+    if not out.exists():
+        return None
+    file = out / "fit.json"
+    if not file.is_file():
+        raise FileExistsError(f"OUT must be a new folder or one of unoise fit, got {out}")
+    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if differing := [name for name, value in settings.items() if before.get(name) != value]:
+        raise FileExistsError(f"{out} must be of the same {', '.join(differing)}; choose another OUT, or remove it")
+    return before
+
+
+def _save(out: Path, facts: Mapping[str, Any]) -> None:
+    with atomic_path(out / "fit.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class _Prepared:
+    checked: Checked
+    cases: list[Case]
+    own_labels: bool
+    """Whether the model's own segmentation is the target."""
+
+
+def _checked(
+    found: TrainedModel, data: Path, labels: str | Path | None, min_dice: float, device: torch.device, tell: Tell
+) -> _Prepared:
+    for line in found.notes:
+        tell(line)
+    cases = [case for case in find_cases(data, None if labels == "model" else labels) if not case.problem]
+    labelled = [case for case in cases if case.label is not None]
+    own = labels == "model" or not labelled
+    cases = cases if own else labelled
+    tell(f"data: {len(cases)} cases, {'the model segments them itself' if own else 'with labels'}")
+    found.network.to(device)
+    chain = found.model.preprocessing()
+    chosen = [cases[index] for index in np.linspace(0, len(cases) - 1, min(CHECKED, len(cases))).round().astype(int)]
+    items = [chain({key: value for key, value in case.item().items() if key != "label"}) for case in chosen]
+    utility = check_network(found, items[0]["image"][None].as_tensor().to(device), tell)
+    checked = Checked(utility, crop_size=())
+    if labelled:
+        with_labels = [case for case in chosen if case.label is not None] or labelled[:CHECKED]
+        checked.dice = scan_dice(found, utility, with_labels)
+        check_dice(found, checked.dice, items[0], min_dice, tell)
+    noise_model = UNet(items[0]["image"].ndim - 1, found.model.channels, 1, depth=3, channel_factor=4).to(device)
+    checked.crop_size = crop_size_of(found, utility, [item["image"].shape[1:] for item in items], noise_model.stride)
+    pairs = [
+        _pair(item, case, found, utility, own, checked.crop_size) for item, case in zip(items, chosen, strict=True)
+    ]
+    checked.sigma_max = measure_noise(utility, pairs, len(found.model.class_names))
+    checked.hidden_value = float(torch.cat([image.flatten() for image, _ in pairs]).mean())
+    checked.seconds_a_step = time_step(utility, noise_model, pairs[0], checked.sigma_max)
+    size = " x ".join(map(str, checked.crop_size))
+    tell(f"noise: Dice falls to half with a standard deviation of {checked.sigma_max:.3g}, in the network's own units")
+    tell(f"training: crops of {size} voxels, {checked.seconds_a_step:.2f} s each, {BATCH} a step, on {device}")
+    return _Prepared(checked, cases, own)
+
+
+def _pair(
+    item: dict[str, Any], case: Case, found: TrainedModel, utility: ClassLogits, own: bool, size: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A crop and its classes, by people or by the network."""
+    device = next(utility.parameters()).device
+    if own:
+        inferer = found.model.inferer()
+        with torch.no_grad():
+            logits = inferer(item["image"][None].to(device), utility)
+        label = logits.argmax(dim=1) if logits.shape[1] > 1 else (logits > 0)[:, 0]
+        item = {**item, "label": torch.as_tensor(label).cpu().float()}
+    else:
+        item = found.model.preprocessing(with_label=True)(case.item())
+    image, label = foreground_crop(item, size, utility.stride or 1)
+    return image.to(device), label.to(device)
+
+
+def _begin(
+    found: TrainedModel,
+    prepared: _Prepared,
+    data: Path,
+    out: Path,
+    objective: str,
+    minutes: float,
+    facts: dict[str, Any],
+    tell: Tell,
+) -> dict[str, Any]:
+    """Write the bundle with the user's weights in it, and plan the training."""
+    checked, cases = prepared.checked, prepared.cases
+    steps = max(1, int(0.7 * len(cases)) // BATCH)
+    seconds = 60 * minutes * SPARE
+    epochs = int(min(200, max(2, seconds / (steps * BATCH * checked.seconds_a_step))))
+    own = LABELS if prepared.own_labels else None
+    write_bundle(found, checked, out, data, own, minutes, epochs, objective)
+    if own is not None:
+        write_segmentations(found, checked.utility, cases, out / LABELS, tell)
+    segmenter = ExplainedSegmenter(checked.utility, UNet(len(checked.crop_size), found.model.channels, 1, 3, 4))
+    torch.save(segmenter.cpu().state_dict(), out / "models" / "model.pt")
+    tell(f"plan: {epochs} epochs of {steps} steps, {epochs * steps * BATCH * checked.seconds_a_step / 60:.0f} minutes")
+    facts |= {"model": found.name, "cases": len(cases), "dice": checked.dice, "epochs": epochs, "trained": False}
+    _save(out, facts)
+    return facts
+
+
+def train(out: Path, configurations: Sequence[str]) -> None:
+    """Run a bundle's own training, as ``python -m monai.bundle run training`` does."""
+    files = [out / "configs" / f"{name}.yaml" for name in configurations]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update({"bundle_root": str(out)})
+    for name in ("initialize", "run"):
+        for value in parser.get_parsed_content(name):
+            logger.debug("%s: %s", name, value)
+
+
+def judge(out: Path, name: str, facts: dict[str, Any], device: Any, tell: Tell) -> Fitted:
+    """Measure the finished map beside saliency and a random order, on cases that it was not trained on."""
+    trust(out)
+    bundle = load_bundle(out, device)
+    sigma = float(bundle.parsed("sigma_max"))
+    hidings = {"mean": Hiding("mean"), "noise": Hiding("noise", sigma=sigma)}
+    scorer = MapScorer([Visibility(hidings=hidings, shares=(0.0, *SHARES))])
+    comparison = Comparison(methods=RIVALS, scorer=scorer, robust_cases=0)
+    cases = _unseen(out, bundle)
+    folder = out / "eval" / "fit"
+    explain_cases(cases, bundle, settings_of(bundle, {}), folder, comparison, workers=0, quiet=True)
+    results = method_results(Records(folder), comparison)
+    return _verdict(out, name, facts, results, tell)
+
+
+def _unseen(out: Path, bundle: Bundle) -> list[Case]:
+    parser = ConfigParser(ConfigParser.load_config_files([out / "configs" / "train.yaml"]))
+    parser.update({"bundle_root": str(out)})
+    return [Case.of(item) for item in parser.get_parsed_content("split")["validation"]][:JUDGED]
+
+
+def _verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mapping[str, Any]], tell: Tell) -> Fitted:
+    """The table of mean Dice, whether the map beats a random order, and all of it on the bundle's page."""
+    curves = {
+        (method, operator): np.array(
+            [result["curves"][operator][MODES[0]]["dice"] for result in results if result["method"] == method],
+            dtype=np.float64,
+        )
+        for method in RIVALS
+        for operator in ("mean", "noise")
+        if not any("failed" in result for result in results if result["method"] == method)
+    }
+    dice = {f"{method}, {operator}": _by_share(values) for (method, operator), values in curves.items()}
+    header = " | ".join(f"{share:.0%}" for share in SHARES)
+    table = [f"| Dice with the others hidden | {header} |", "|---" * (len(SHARES) + 1) + "|"]
+    table += [f"| {row} | {' | '.join(f'{value:.3f}' for value in values.values())} |" for row, values in dice.items()]
+    means = {key: np.nanmean(values[:, 1:-1], axis=1) for key, values in curves.items()}
+    own, chance = (
+        sum(means[method, operator] for operator in ("mean", "noise")) / 2 for method in ("unoise", "random")
+    )
+    better = bootstrap_difference(own, chance)
+    believed = bool(better.low > 0) if len(own) > 1 else bool(better.mean > 0)
+    gain = f"mean Dice with 10 to 50% visible, map minus random order: {better.mean:+.3f}"
+    gain += f" (95% of {better.low:+.3f} to {better.high:+.3f}) on {len(own)} cases" if len(own) > 1 else " on one case"
+    verdict = (
+        f"{'Better than a random order' if believed else 'Do not use this map: no better than a random order'}: {gain}."
+    )
+    for line in (*table, verdict):
+        tell(line)
+    write_readme(out, name, facts["lines"], table, verdict)
+    _save(out, {**facts, "table": dice, "believed": believed, "model_sha256": file_sha256(out / "models" / "model.pt")})
+    return Fitted(out, dice, believed)
+
+
+def _by_share(values: NDArray[np.float64]) -> dict[str, float]:
+    """The mean over cases ``(N, shares)``, of which the first share, none, is left out."""
+    return {
+        f"{share:.0%}": round(float(mean), 4)
+        for share, mean in zip(SHARES, np.nanmean(values, axis=0)[1:], strict=True)
+    }
