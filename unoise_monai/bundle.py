@@ -377,6 +377,31 @@ def build(config: Mapping[str, Any], name: str) -> Any:
     return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
 
 
+def run_configuration(
+    folder: Path, names: Sequence[str], changes: Mapping[str, Any] = MappingProxyType({}), start: str = "run"
+) -> None:
+    """Run configurations of a bundle laid over each other, as ``python -m monai.bundle run`` does.
+
+    Args:
+        folder: of the bundle, which is trusted.
+        names: of the configurations, the first one whole.
+        changes: other values for ids.
+        start: the id that is run.
+
+    Raises:
+        FileNotFoundError: when there is no such configuration.
+    """
+    files = [folder / "configs" / f"{name}{_config_file(folder).suffix}" for name in names]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update({"bundle_root": str(folder), **changes})
+    for name in ("initialize", start):
+        if name in parser:
+            parser.get_parsed_content(name)
+
+
 def copy_bundle(
     source: str | os.PathLike[str], target: str | os.PathLike[str], task: Mapping[str, Any] | None = None
 ) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from unoise_monai.cli import Exit, explain
+from unoise_monai.cli import Exit, explain, fit
 
 # As the package names them, whose import takes seconds; a test compares the two.
 PICTURES = ("montage", "mip", "rotation")
@@ -215,6 +215,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     explain.add_explain(subparsers)
+    fit.add_fit(subparsers)
+    fit.add_evaluate(subparsers)
     add_report(subparsers)
     add_render(subparsers)
     add_phantom(subparsers)

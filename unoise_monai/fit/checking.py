@@ -237,11 +237,11 @@ def foreground_crop(item: Mapping[str, Any], size: Sequence[int], stride: int) -
 
 def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tensor:
     """A crop of ``(B, C, *spatial)`` around a voxel, moved inwards at the borders."""
-    starts = [
-        max(0, min(middle - side // 2, length - side))
-        for middle, side, length in zip(centre, size, volume.shape[2:], strict=True)
-    ]
-    return volume[(..., *(slice(start, start + side) for start, side in zip(starts, size, strict=True)))]
+    place: Any = [...]
+    for middle, side, length in zip(centre, size, volume.shape[2:], strict=True):
+        start = max(0, min(middle - side // 2, length - side))
+        place.append(slice(start, start + side))
+    return volume[tuple(place)]
 
 
 def time_step(utility: ClassLogits, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float) -> float:

@@ -1,7 +1,6 @@
 """From a user's trained network to a bundle that explains it: checks, training, and whether the map may be believed."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from monai.utils import set_determinism
 from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.bundle import Bundle, file_sha256, load_bundle, trust
+from unoise_monai.bundle import Bundle, file_sha256, load_bundle, run_configuration, trust
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.data.cases import Case
 from unoise_monai.data.finding import find_cases
@@ -42,8 +41,6 @@ from unoise_monai.runs.records import Records
 from unoise_monai.runs.run import explain_cases, method_results
 from unoise_monai.runs.settings import Comparison, settings_of
 from unoise_monai.unoise import ExplainedSegmenter
-
-logger = logging.getLogger(__name__)
 
 OBJECTIVES = {"visible": ("train", "train_visible"), "noise": ("train",)}
 """What a noise model is trained on, and the configurations that do: Dice with a share of the voxels visible, or the
@@ -136,8 +133,9 @@ def fit(
         if check_only:
             return None
         before = _begin(found, prepared, data, out, objective, minutes, {**settings, "lines": lines}, tell)
-    if not (out / "models" / "model.pt").is_file() or not before.get("trained"):
-        train(out, OBJECTIVES[objective])
+    if not before["trained"]:
+        # Statistics are told at the end.
+        run_configuration(out, OBJECTIVES[objective], {"is_not_rank0": True})
         before["trained"] = True
         _save(out, before)
     return judge(out, found.name, before, device, tell)
@@ -249,16 +247,6 @@ def _begin(
     facts |= {"model": found.name, "cases": len(cases), "dice": checked.dice, "epochs": epochs, "trained": False}
     _save(out, facts)
     return facts
-
-
-def train(out: Path, configurations: Sequence[str]) -> None:
-    """Run a bundle's own training, as ``python -m monai.bundle run training`` does."""
-    files = [out / "configs" / f"{name}.yaml" for name in configurations]
-    parser = ConfigParser(ConfigParser.load_config_files(files))
-    parser.update({"bundle_root": str(out)})
-    for name in ("initialize", "run"):
-        for value in parser.get_parsed_content(name):
-            logger.debug("%s: %s", name, value)
 
 
 def judge(out: Path, name: str, facts: dict[str, Any], device: Any, tell: Tell) -> Fitted:

@@ -77,9 +77,13 @@ def load(
     if path.suffix in PROGRAMS:
         if not path.is_file():
             raise FileNotFoundError(f"MODEL must be there, got {path}, which is not")
-        network = Program(path)
-        config = {"_target_": "unoise_monai.fit.Program", "path": f"$@bundle_root + '/model/network{path.suffix}'"}
-        found = TrainedModel(path.stem, model, network, config, path, [f"network: {path.name}, with its own code"])
+        config: dict[str, Any] = {
+            "_target_": "unoise_monai.fit.Program",
+            "path": f"$@bundle_root + '/model/network{path.suffix}'",
+        }
+        found = TrainedModel(
+            path.stem, model, Program(path), config, path, [f"network: {path.name}, with its own code"]
+        )
         if weights is not None:
             raise ValueError(f"--weights must not be given for {path.name}, which holds its own, got {weights}")
         found.weights_sha256 = file_sha256(path)

@@ -17,6 +17,7 @@ from monai.inferers import Inferer
 from monai.transforms import (
     Activationsd,
     Compose,
+    EnsureChannelFirstd,
     EnsureTyped,
     Invertd,
     LoadImaged,
@@ -141,7 +142,7 @@ class BundleModel(Model):
         inputs, outputs = formats.get("inputs", {}).get("image", {}), formats.get("outputs", {}).get("pred", {})
         self.channels = int(inputs.get("num_channels", 1))
         names = outputs.get("channel_def") or {}
-        self.regions = any(bool(step.sigmoid) for step in self._after if isinstance(step, Activationsd))
+        self.regions = any(any(step.sigmoid) for step in self._after if isinstance(step, Activationsd))
         named = tuple(str(names[key]) for key in sorted(names, key=int) if str(names[key]) != "importance")
         # Regions, and the one logit of a foreground, come without a channel of the background.
         self.class_names = ("background", *named) if self.regions or len(named) == 1 else named
@@ -191,13 +192,15 @@ class BundleModel(Model):
         first, *steps = self._parsed("preprocessing").transforms
         if not isinstance(first, (LoadImaged, LoadCased)):
             raise ValueError(f"preprocessing of {self.folder.name} must begin with LoadImaged, got {first}")
-        return steps
+        # `LoadCased` has put the channels first.
+        return [step for step in steps if not isinstance(step, EnsureChannelFirstd)]
 
     def inferer(self, memory_gb: float | None = None, precision: str = "auto") -> Inferer:
         return self._parsed("inferer")
 
     def postprocessing(self, preprocess: Compose) -> Callable[[Mapping[Any, Any]], Any]:
-        own = [step for step in self._after if not isinstance(step, Activationsd) or not step.sigmoid]
+        own = list(self._after)
+        # Regions have become exclusive classes.
         if self.regions or not own:
             return postprocessing(preprocess)
         invert = Invertd("pred", preprocess, orig_keys="image", nearest_interp=False, to_tensor=True)

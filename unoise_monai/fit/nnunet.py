@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -172,21 +172,25 @@ class NnUNetInferer(Inferer):
         image = F.pad(inputs.as_subclass(Tensor), ends)
         weight = windows.compute_gaussian(patch, sigma_scale=1 / 8, dtype=torch.float32, device=image.device)
         starts = windows.compute_steps_for_sliding_window(tuple(image.shape[2:]), patch, self.step)
-        total, count = None, torch.zeros(image.shape[2:], device=image.device)
+        total, count = image.new_zeros(0), image.new_zeros(image.shape[2:])
         for corner in itertools.product(*starts):
-            place = tuple(slice(start, start + side) for start, side in zip(corner, patch, strict=True))
-            part = self._mirrored(image[(..., *place)], lambda window: network(window, *args, **kwargs).float())
-            total = part.new_zeros((*part.shape[:2], *image.shape[2:])) if total is None else total
-            total[(..., *place)] += part * weight
+            place = _slices(corner, patch)
+            part = self._mirrored(image[place], lambda window: network(window, *args, **kwargs).float())
+            total = total if total.numel() else part.new_zeros((*part.shape[:2], *image.shape[2:]))
+            total[place] += part * weight
             count[place] += weight
-        own = tuple(slice(start, start + length) for start, length in zip(before, size, strict=True))
-        return (total / count)[(..., *own)]
+        return (total / count)[_slices(before, size)]
 
     def _mirrored(self, window: Tensor, predict: Any) -> Tensor:
         chosen = [2 + axis for axis in self.mirrored_axes]
         flips = [flip for count in range(len(chosen) + 1) for flip in itertools.combinations(chosen, count)]
         parts = [torch.flip(predict(torch.flip(window, flip)), flip) if flip else predict(window) for flip in flips]
         return torch.stack(parts).mean(dim=0)
+
+
+def _slices(starts: Sequence[int], sides: Sequence[int]) -> Any:
+    """The index of a block in the last axes of a tensor."""
+    return (..., *(slice(start, start + side) for start, side in zip(starts, sides, strict=True)))
 
 
 class NnUNetModel(Model):

@@ -68,7 +68,10 @@ def write_bundle(
     configs = folder / "configs"
     configs.mkdir()
     shutil.copy(template / "configs" / "logging.conf", configs)
-    target = {"_target_": f"unoise_monai.fit.{type(model).__name__}", "folder": "$@bundle_root + '/model'"}
+    target: dict[str, Any] = {
+        "_target_": f"unoise_monai.fit.{type(model).__name__}",
+        "folder": "$@bundle_root + '/model'",
+    }
     target |= {name: getattr(model, name) for name in ("configuration", "mirrored_axes") if hasattr(model, name)}
     if "mirrored_axes" in target:
         target["mirrored_axes"] = list(target["mirrored_axes"])
