@@ -54,28 +54,35 @@ class ClassLogits(nn.Module):
         self.network, self.outputs, self.pick, self.stride, self.halo = network, outputs, pick, stride, halo
 
     def forward(self, x: Image) -> Logits:
-        y = self.network(x)
-        if self.pick is not None:
-            y = y[self.pick]
-        if not isinstance(y, Tensor):
-            raise ValueError(f"network must give a tensor at pick={self.pick!r}, got {type(y).__name__}")
-        return class_logits(y, self.outputs)
+        if torch.jit.is_scripting():
+            return class_logits(self.network(x), self.outputs)
+        return class_logits(self._picked(self.network(x)), self.outputs)
+
+    @torch.jit.unused
+    def _picked(self, output: Any) -> Tensor:
+        values = output if self.pick is None else output[self.pick]
+        if not isinstance(values, Tensor):
+            raise ValueError(f"network must give a tensor at pick={self.pick!r}, got {type(values).__name__}")
+        return values
 
 
 def class_logits(values: Tensor, outputs: str) -> Logits:
     """A network's output as logits of exclusive classes, see `ClassLogits`."""
+    exclusive = outputs == "softmax" or outputs == "probabilities"
     if outputs.endswith("probabilities"):
         # As far as float32 tells them from 0 and 1.
         p = values.float().clamp(1e-7, 1 - 1e-7)
-        values = p.log() if outputs == "probabilities" and values.shape[1] > 1 else torch.logit(p)
-    if values.shape[1] == 1 or outputs in ("softmax", "probabilities"):
+        values = p.log() if exclusive and values.shape[1] > 1 else torch.logit(p)
+    if exclusive or values.shape[1] == 1:
         return values
-    later = torch.full_like(values[:, :1], -torch.inf)
-    classes = []
-    for region in reversed(values.split(1, dim=1)):
+    later = torch.full_like(values[:, :1], float("-inf"))
+    classes: list[Tensor] = []
+    for index in range(values.shape[1] - 1, -1, -1):
+        region = values[:, index : index + 1]
         classes.append(torch.minimum(region, -later) / 2)
         later = torch.maximum(later, region)
-    return torch.cat([-later / 2, *reversed(classes)], dim=1)
+    classes.append(-later / 2)
+    return torch.cat(classes, dim=1).flip(1)
 
 
 def pick_output(output: Any, spatial: Sequence[int]) -> int | str | None:

@@ -117,6 +117,8 @@ KEYS = ("state_dict", "model_state_dict", "network_weights", "model", "network",
 """Under which trainers keep the weights in their checkpoints."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "utility.")
 """That wrappers put before the names of weights."""
+DEEPEST = 3
+"""How many wrappers there may be in each other."""
 
 
 def unwrapped(checkpoint: Mapping[str, Any], network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
@@ -126,15 +128,16 @@ def unwrapped(checkpoint: Mapping[str, Any], network: nn.Module) -> tuple[dict[s
         state = dict(state[key])
         said.append(f"taken from '{key}'")
     own = network.state_dict().keys()
-    # A wrapper in a wrapper has a prefix before a prefix.
-    while prefix := max(PREFIXES, key=lambda each: len(_within(state, each).keys() & own)):
-        inner = _within(state, prefix)
-        if len(inner.keys() & own) <= len(state.keys() & own):
-            break
-        others = f", {len(state) - len(inner)} others left out" if len(inner) < len(state) else ""
-        said.append(f"prefix '{prefix}' removed{others}")
-        state = inner
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}, said
+    # Of a wrapper in a wrapper, two prefixes have to go before any name fits.
+    tries: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), state)]
+    for prefixes, inner in tries:
+        if len(prefixes) < DEEPEST:
+            tries += [((*prefixes, each), found) for each in PREFIXES if (found := _within(inner, each))]
+    prefixes, inner = max(tries, key=lambda each: (len(each[1].keys() & own), -len(each[0])))
+    said += [f"prefix '{each}' removed" for each in prefixes]
+    if prefixes and len(inner) < len(state):
+        said[-1] += f", {len(state) - len(inner)} others left out"
+    return {name: value for name, value in inner.items() if isinstance(value, Tensor)}, said
 
 
 def _within(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
