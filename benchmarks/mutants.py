@@ -46,7 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "attribution": (
         "tests/attribution/test_layers.py",
         "tests/attribution/test_layerwise.py",
-        "tests/attribution/test_options.py",
+        "tests/attribution/test_every_method.py::test_an_option_out_of_range",
     ),
     "nifti writer": ("tests/data/test_nifti.py",),
     "transforms": ("tests/data/test_transforms.py",),

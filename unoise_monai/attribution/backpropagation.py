@@ -388,10 +388,7 @@ class DeepLiftShap(DeepLift):
     name = "deep_lift_shap"
 
     def __init__(
-        self,
-        network: nn.Module,
-        baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"),
-        **options: Any,
+        self, network: nn.Module, baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"), **options: Any
     ) -> None:
         super().__init__(network, **options)
         self.baselines = check_baselines(baselines)
