@@ -7,18 +7,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import (
-    METHODS,
-    Attributor,
-    Score,
-    batches,
-    check_at_least,
-    check_noise,
-    check_time_limit,
-    register,
-    seeded,
-    signed,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import METHODS, Attributor, Score, register
 from unoise_monai.attribution.gradient import GradientAttributor
 from unoise_monai.attribution.layer_methods import CAM, GuidedGradCAM
 from unoise_monai.attribution.targets import Region, Target, class_logits
@@ -33,10 +23,8 @@ Method: TypeAlias = str | type[Attributor] | Attributor
 class ComposedAttributor(Attributor):
     """The mean, or the like, of maps of a gradient method.
 
-    Args:
-        method: see `Method`.
-        method_options: of a method that is not made yet, such as ``{"substitute": True}``.
-        **options: see `Attributor`; by default those of the method.
+    ``method_options`` are those of a method that is not made yet, such as ``{"substitute": True}``; other options are
+    by default those of the method.
 
     Raises:
         ValueError: when ``method`` is unknown, not one of ``takes`` or made over another network, or
@@ -57,11 +45,9 @@ class ComposedAttributor(Attributor):
             self.inner: Attributor = method
         else:
             # A CAM takes its sign on the layer's own grid, before anything else can.
-            inner_options: dict[str, Any] = {"sign": options.get("sign"), **(method_options or {})}
-            self.inner = self._class_of(method)(network, **inner_options)
+            self.inner = self._class_of(method)(network, **{"sign": options.get("sign"), **(method_options or {})})
         volume = self.inner.volume
-        if options.get("sign") is None:
-            options["sign"] = self.inner.sign
+        options["sign"] = options.get("sign") or self.inner.sign
         super().__init__(network, **({"memory_gb": volume.memory_gb, "precision": volume.precision} | options))
         self.volume.clips = self.inner.clips
         self.contributes = self.inner.contributes
@@ -130,7 +116,7 @@ class NoisyMaps(ComposedAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, method, method_options, **options)
-        check_noise(samples, sigma)
+        base.check_noise(samples, sigma)
         self.samples, self.sigma, self.seed, self.progress = samples, sigma, seed, progress
         self.contributes = self.contributes and not self.squares
 
@@ -142,10 +128,9 @@ class NoisyMaps(ComposedAttributor):
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
         mean, squares = torch.zeros_like(plain), torch.zeros_like(plain)
-        sums: dict[str, float] = {}
-        done = 0
-        with seeded(self.seed, plain.device):
-            for batch in batches(self.samples, self.at_once(score), self.name, {}, self.progress):
+        sums, done = dict[str, float](), 0
+        with base.seeded(self.seed, plain.device):
+            for batch in base.batches(self.samples, self.at_once(score), self.name, {}, self.progress):
                 noisy = torch.cat([plain + self.sigma * torch.randn_like(plain) for _ in batch])
                 # Welford's sums: the difference of two large squares would lose the variance to rounding.
                 for values in self.inner_maps(noisy, score, score.target, sums).split(1):
@@ -216,12 +201,9 @@ class VoxelwiseMean(ComposedAttributor):
         method: a gradient method or a CAM, see `Method`.
         max_voxels: of a larger region, this many are drawn; None for all.
 
-    Shape:
-        called with an image and a `Region`; for one that sums, the sum of the maps in place of their mean. Where its
-        mask has weights, each voxel's logit counts with its weight.
-
-    The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean or sum
-    of what the method notes.
+    Called with a `Region` that sums, it gives the sum of the maps in place of their mean. Where the mask has weights,
+    each voxel's logit counts with its weight. The notes hold how many ``voxels`` the region has, how many were
+    ``planned`` and ``evaluated``, and the mean or sum of what the method notes.
 
     Raises:
         ValueError: when ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, when the target is no
@@ -245,8 +227,8 @@ class VoxelwiseMean(ComposedAttributor):
     ) -> None:
         super().__init__(network, method, method_options, **options)
         if max_voxels is not None:
-            check_at_least("max_voxels", max_voxels, 1)
-        check_time_limit(time_limit_s)
+            base.check_at_least("max_voxels", max_voxels, 1)
+        base.check_time_limit(time_limit_s)
         self.max_voxels, self.seed, self.progress, self.time_limit_s = max_voxels, seed, progress, time_limit_s
 
     def maps(self, images: Image, score: Score) -> Tensor:
@@ -262,11 +244,11 @@ class VoxelwiseMean(ComposedAttributor):
         voxels = inside[order.to(images.device)][: self.max_voxels]
         total, sums, done = torch.zeros_like(images[:, :1]), dict[str, float](), 0
         at_once = self.at_once(score)
-        for batch in batches(len(voxels), at_once, self.name, score.notes, self.progress, self.time_limit_s):
+        for batch in base.batches(len(voxels), at_once, self.name, score.notes, self.progress, self.time_limit_s):
             part = voxels[batch.start : batch.stop]
             copies = images.detach().repeat(len(part), *[1] * (images.ndim - 1))
             values = self.inner_maps(copies, score, each_voxel(part, region.label, mask[part.unbind(dim=1)]), sums)
-            total += signed(values, self.sign).sum(dim=0, keepdim=True)
+            total += base.signed(values, self.sign).sum(dim=0, keepdim=True)
             done += len(part)
         # The sum over the region, of which those done are a sample.
         share = len(inside) / done / (float(mask.sum()) if region.mean else 1)
@@ -277,8 +259,7 @@ class VoxelwiseMean(ComposedAttributor):
 def each_voxel(voxels: Tensor, label: int, weights: Tensor) -> Target:
     """The weighted logit of a class in one voxel for each image: of copy ``i``, in voxel ``i % n``.
 
-    Shape:
-        ``voxels`` are indices ``(n, spatial_dims)``, ``weights`` ``(n,)``.
+    ``voxels`` are indices ``(n, spatial_dims)``, ``weights`` ``(n,)``.
     """
 
     def target(logits: Logits) -> Tensor:

@@ -12,18 +12,8 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import (
-    Attributor,
-    Baseline,
-    Score,
-    baseline,
-    batches,
-    check_at_least,
-    check_baseline,
-    check_time_limit,
-    register,
-    seeded,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import Attributor, Baseline, Score, register
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
 
@@ -52,25 +42,22 @@ class PerturbationAttributor(Attributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        check_baseline(baseline)
-        check_time_limit(time_limit_s)
+        base.check_baseline(baseline)
+        base.check_time_limit(time_limit_s)
         self.baseline, self.seed, self.progress, self.time_limit_s = baseline, seed, progress, time_limit_s
 
     def maps(self, images: Image, score: Score) -> Tensor:
-        with torch.no_grad(), seeded(self.seed, images.device):
+        with torch.no_grad(), base.seeded(self.seed, images.device):
             plain = images.detach()
-            return self.perturb(plain, baseline(plain, self.baseline, seed=self.seed), score)
+            return self.perturb(plain, base.baseline(plain, self.baseline, seed=self.seed), score)
 
     @abstractmethod
     def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
-        """The map of one item, ``(1, 1, *spatial)``; ``hidden`` is what the image's voxels become, of its shape.
-
-        Called without gradients, and with the random state seeded.
-        """
+        """The map of one item, ``(1, 1, *spatial)``, without a gradient; ``hidden`` is what its voxels become."""
 
     def batches(self, planned: int, score: Score) -> Iterator[range]:
         """The numbers of ``planned`` copies, as many at once as fit memory and time; see `batches`."""
-        return batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
+        return base.batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
 
 
 UNITS = ("voxels", "mm")
@@ -186,7 +173,6 @@ class RISE(PerturbationAttributor):
     voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
-        masks: how many.
         cells: of the grid along each axis, one number or one an axis.
         visible: the probability of a cell to stay visible, the paper's p.
 
@@ -201,7 +187,7 @@ class RISE(PerturbationAttributor):
         self, network: nn.Module, masks: int = 500, cells: int | Sequence[int] = 7, visible: float = 0.5, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        check_at_least("masks", masks, 1)
+        base.check_at_least("masks", masks, 1)
         if any(number < 1 for number in ([cells] if isinstance(cells, int) else cells)):
             raise ValueError(f"cells must be at least 1 on each axis, got {cells}")
         check_fraction("visible", visible)
