@@ -12,10 +12,10 @@ AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 
 """Oblique, anisotropic and left-handed."""
 
 
-def unet(dims: int, classes: int = 3, channels: int = 1) -> UNet:
+def unet(dims: int, classes: int = 3, channels: int = 1, depth: int = 2) -> UNet:
     """With features that are alive at every layer, and a batch norm that does something."""
     torch.manual_seed(dims)
-    network = UNet(dims, channels, classes, 2, channel_factor=2).eval()
+    network = UNet(dims, channels, classes, depth, channel_factor=2).eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             assert module.running_mean is not None

@@ -5,26 +5,16 @@ import re
 import warnings
 from typing import Any
 
-import captum.attr
 import pytest
 import torch
 from small import unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import backpropagation
+from unoise_monai.attribution import SmoothGrad, SmoothGradSquared, VarGrad, VoxelwiseMean, backpropagation
 from unoise_monai.attribution import layers as layerwise
 from unoise_monai.attribution.backpropagation import GuidedBackprop
 from unoise_monai.attribution.base import Attributor, Score, seeded
-from unoise_monai.attribution.composed import (
-    ComposedAttributor,
-    Method,
-    NoisyMaps,
-    SmoothGrad,
-    SmoothGradSquared,
-    VarGrad,
-    VoxelwiseMean,
-    each_voxel,
-)
+from unoise_monai.attribution.composed import ComposedAttributor, Method, NoisyMaps, each_voxel
 from unoise_monai.attribution.gradient import IntegratedGradients, Saliency, note_convergence
 from unoise_monai.attribution.layer_methods import GuidedGradCAM
 from unoise_monai.attribution.targets import Region, border_mean, class_sum, foreground_sum, voxel
@@ -76,19 +66,6 @@ def test_equals_the_loop_over_noisy_copies() -> None:
     ):
         result = method(network, **options)(IMAGE, TARGET)
         torch.testing.assert_close(result.as_tensor(), expected[None].sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("method", "kind"), [(SmoothGrad, "smoothgrad"), (SmoothGradSquared, "smoothgrad_sq"), (VarGrad, "vargrad")]
-)
-def test_equals_captum_s_one_copy_at_a_time(method: type[NoisyMaps], kind: str) -> None:
-    network = unet(2, channels=2)
-    tunnel = captum.attr.NoiseTunnel(captum.attr.InputXGradient(lambda x: TARGET(network(x))))
-    with seeded(0, IMAGE.device):
-        copy = IMAGE.clone().requires_grad_()
-        expected = tunnel.attribute(copy, nt_type=kind, nt_samples=5, nt_samples_batch_size=1, stdevs=0.3)
-    maps = method(network, "input_x_gradient", samples=5, sigma=0.3, sign="signed")(IMAGE, TARGET)
-    torch.testing.assert_close(maps.as_tensor(), expected.detach().sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", CLASSES)

@@ -8,28 +8,17 @@ import torch
 from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
 from monai.networks import nets
 from monai.networks.blocks import activation
-from small import Shallow, Summing
+from small import Shallow, Summing, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.backpropagation import RESCALED, DeepLift, DeepLiftShap, rescale
 from unoise_monai.attribution.base import baselines
 from unoise_monai.attribution.targets import Region
-from unoise_monai.networks import UNet
 
 SIZE = (12, 8)
 IMAGE = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(2))
 TARGET = Region(torch.ones(1, 1, *SIZE), 1, mean=False)
-
-
-def unet(depth: int = 2) -> UNet:
-    torch.manual_seed(0)
-    network = UNet(2, 1, 3, depth, channel_factor=3).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-    return network
 
 
 def by_hand(network: Shallow, start: Tensor) -> Tensor:
@@ -62,7 +51,7 @@ def test_equals_the_rescale_rule_by_hand(act: nn.Module, skip: bool) -> None:
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("kind", ["zero", "noise"])
 def test_the_sum_is_the_difference_of_scores(depth: int, kind: str) -> None:
-    network = unet(depth)
+    network = unet(2, depth=depth)
     (start,) = baselines(IMAGE, (kind,))
     with torch.no_grad():
         difference = float(TARGET(network(IMAGE)) - TARGET(network(start)))
@@ -73,24 +62,14 @@ def test_the_sum_is_the_difference_of_scores(depth: int, kind: str) -> None:
     assert notes_of(maps)["convergence_delta"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_skip_connections_from_before_the_pooling_count() -> None:
-    # Captum alone puts the pooling's share in place of what came through the skip connection and the pooling.
-    network, copy = unet(), IMAGE.clone().requires_grad_()
-    score = nn.Sequential(network, Summing())
-    with pytest.warns(UserWarning, match="Setting forward, backward hooks"):
-        _, delta = captum.attr.DeepLift(score).attribute(copy, return_convergence_delta=True)
-    ours = notes_of(DeepLift(network)(IMAGE, TARGET))
-    assert abs(ours["convergence_delta"]) < 0.05 * abs(float(delta))
-
-
 def test_several_baselines_are_the_mean_of_each_s_map() -> None:
-    network, kinds = unet(), ("zero", "blur", -1.0)
+    network, kinds = unet(2), ("zero", "blur", -1.0)
     singles = [DeepLift(network, kind, sign="signed")(IMAGE, TARGET) for kind in kinds]
     maps = DeepLiftShap(network, kinds, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), torch.stack([each.as_tensor() for each in singles]).mean(dim=0))
     for key in ("convergence_delta", "score_difference"):
         mean = sum(notes_of(each)[key] for each in singles) / 3
-        assert notes_of(maps)[key] == pytest.approx(mean, abs=1e-5)
+        assert notes_of(maps)[key] == pytest.approx(mean, abs=1e-6 * abs(notes_of(maps)["score_difference"]))
 
 
 def test_equals_captum_s_where_that_is_right() -> None:

@@ -10,18 +10,11 @@ import torch
 from small import unet
 from torch import Tensor, nn
 
+from unoise_monai.attribution import GradientShap, InputXGradient, IntegratedGradients, Region, Saliency
 from unoise_monai.attribution.base import Attributor, Score, baseline, baselines, seeded
 from unoise_monai.attribution.composed import ComposedAttributor, each_voxel
-from unoise_monai.attribution.gradient import (
-    RULES,
-    GradientAttributor,
-    GradientShap,
-    InputXGradient,
-    IntegratedGradients,
-    Saliency,
-    note_convergence,
-)
-from unoise_monai.attribution.targets import Region, Target
+from unoise_monai.attribution.gradient import RULES, GradientAttributor, note_convergence
+from unoise_monai.attribution.targets import Target
 from unoise_monai.networks.weights import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
@@ -202,11 +195,3 @@ def test_numpy_s_global_state_is_left() -> None:
 def test_a_baseline_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=re.escape("baseline must expand to the image (1, 1, 8, 6), got (1, 1, 6, 8)")):
         IntegratedGradients(linear(), baseline=torch.zeros(1, 1, 6, 8))(IMAGE, TARGET)
-
-
-def test_captum_s_trapezoid_is_no_choice_because_its_weights_fall_short() -> None:
-    from captum.attr import IntegratedGradients as Captums
-
-    network, copy = linear(), IMAGE.clone().requires_grad_()
-    values = Captums(lambda x: TARGET(network(x))).attribute(copy, n_steps=4, method="riemann_trapezoid")
-    torch.testing.assert_close(values.detach(), 0.75 * IMAGE * slope(network, IMAGE))

@@ -13,19 +13,8 @@ from small import Shallow, Summing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.backpropagation import (
-    RECTIFIERS,
-    Activations,
-    ClippedGradient,
-    Deconvolution,
-    GuidedBackprop,
-    activations,
-    backward_rule,
-    own_inputs,
-    own_output,
-)
-from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.targets import Region
+from unoise_monai.attribution import Deconvolution, GuidedBackprop, Region, Saliency, backpropagation
+from unoise_monai.attribution.backpropagation import RECTIFIERS, Activations, ClippedGradient, activations
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet
 
@@ -301,7 +290,7 @@ def test_each_call_has_its_own_gradients_and_skip_connections_theirs() -> None:
 
         return backward
 
-    with backward_rule([network.act], rule):
+    with backpropagation.backward_rule([network.act], rule):
         y = network(x)
         (gradient,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(y, network(x))
@@ -318,7 +307,7 @@ def test_the_identity_rule_is_the_gradient() -> None:
     x = torch.randn(4, 3, requires_grad=True)
     network = Skipping(nn.PReLU())
     (expected,) = torch.autograd.grad(network(x).sum(), x)
-    with backward_rule([network.act], lambda inputs, output: lambda gradient, upstream: gradient):
+    with backpropagation.backward_rule([network.act], lambda inputs, output: lambda gradient, upstream: gradient):
         (gradient,) = torch.autograd.grad(network(x).sum(), x)
         with torch.no_grad():
             torch.testing.assert_close(network(x), network(x.detach()))
@@ -331,7 +320,7 @@ def test_number_formats_may_change_within_the_module() -> None:
             return x.double()
 
     module, x = Widening(), torch.ones(2, requires_grad=True)
-    with backward_rule([module], lambda inputs, output: lambda gradient, upstream: 3 * upstream):
+    with backpropagation.backward_rule([module], lambda inputs, output: lambda gradient, upstream: 3 * upstream):
         (gradient,) = torch.autograd.grad(module(x).sum(), x)
     assert gradient.tolist() == [3, 3]
     assert gradient.dtype == torch.float32
@@ -339,10 +328,10 @@ def test_number_formats_may_change_within_the_module() -> None:
 
 def test_own_inputs_are_copies() -> None:
     module, x = nn.ReLU(inplace=True), torch.tensor([-1.0, 1.0])
-    with own_inputs([module]):
+    with backpropagation.own_inputs([module]):
         module(x)
         assert x.tolist() == [-1, 1]
-    with own_inputs([module], torch.float64):
+    with backpropagation.own_inputs([module], torch.float64):
         assert module(x).dtype == torch.float64
     module(x)
     assert x.tolist() == [0, 1]
@@ -352,7 +341,7 @@ def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> 
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     own, leaf = torch.full((1, 2), 5.0, requires_grad=True), torch.full((1, 2), 3.0, requires_grad=True)
     layer.register_forward_hook(lambda *_: own)
-    with own_output(layer):
+    with backpropagation.own_output(layer):
         first = layer(x)
         assert torch.equal(first, own)
         handle = layer.register_forward_hook(lambda *_: leaf)
@@ -364,6 +353,6 @@ def test_what_follows_a_layer_writes_into_a_copy_whatever_hooks_come_later() -> 
         handle.remove()
     assert layer(x) is own
     assert not layer._forward_pre_hooks
-    with pytest.raises(RuntimeError, match="half way"), own_output(layer):
+    with pytest.raises(RuntimeError, match="half way"), backpropagation.own_output(layer):
         raise RuntimeError("half way")
     assert (len(layer._forward_hooks), len(layer._forward_pre_hooks)) == (1, 0)

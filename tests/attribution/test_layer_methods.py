@@ -135,14 +135,6 @@ def test_the_cam_of_a_region_reaches_no_further_than_the_network() -> None:
     assert float(found[..., beyond:, :].max()) == 0
 
 
-@pytest.mark.parametrize("method", CAMS)
-def test_captum_s_grad_cam(method: type[CAM]) -> None:
-    network, image, target = unet(2), picture(8, 6), region(8, 6)
-    expected = captum.attr.LayerGradCam(lambda x: target(network(x)), network.encoder[0]).attribute(image).detach()
-    found = method(network, "encoder.0", sign="signed")(image, target).as_tensor()
-    assert torch.allclose(found, expected, rtol=1e-5) == (method in (GradCAM, LayerGradCAM))
-
-
 def test_guided_grad_cam_is_the_product() -> None:
     network, image, target = unet(2), picture(9, 7), region(9, 7)
     cam = GradCAM(network)(image, target).as_tensor()

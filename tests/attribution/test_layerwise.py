@@ -4,15 +4,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.networks import nets
-from small import AFFINE
+from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.attribution.base import METHODS, Score
 from unoise_monai.attribution.layer_methods import GradCAM, GradCAMPlusPlus, GuidedGradCAM, LayerGuidedBackprop
 from unoise_monai.attribution.layers import LayerActivation, LayerAttributor, every_layer, on_image
-from unoise_monai.attribution.targets import Region
-from unoise_monai.networks import UNet
 
 
 class OnePlace(LayerAttributor):
@@ -56,22 +54,9 @@ class TwoSigns(LayerAttributor):
         return torch.tensor([[[[1.0, -1.0], [1.0, 1.0]], [[0.0, 0.0], [-1.0, 1.0]]]])
 
 
-def unet(dims: int, channels: int = 1) -> UNet:
-    torch.manual_seed(dims)
-    return UNet(dims, channels, 3, depth=3, channel_factor=1)
-
-
-def picture(*size: int, batch: int = 1, channels: int = 1) -> Tensor:
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
-
-
-def region(*size: int) -> Region:
-    return Region(torch.ones(1, 1, *size, dtype=torch.bool), 1)
-
-
 @pytest.mark.parametrize(("size", "place"), [((21, 13), (3, 1)), ((13, 18, 17), (1, 3, 3))])
 def test_a_blob_of_a_coarse_layer_lands_on_its_voxels(size: tuple[int, ...], place: tuple[int, ...]) -> None:
-    attributor = OnePlace(unet(len(size)))
+    attributor = OnePlace(unet(len(size), depth=3))
     attributor.at = place
     found = attributor(picture(*size), region(*size)).as_tensor()
     assert found.shape == (1, 1, *size)
@@ -102,13 +87,13 @@ def test_the_sign_is_taken_of_each_channel_on_the_layer_s_grid() -> None:
     }
     for sign, values in expected.items():
         finer = F.interpolate(values[None, None], (8, 8), mode="bilinear")
-        torch.testing.assert_close(TwoSigns(unet(2), sign=sign)(image, region(8, 8)).as_tensor(), finer)
+        torch.testing.assert_close(TwoSigns(unet(2, depth=3), sign=sign)(image, region(8, 8)).as_tensor(), finer)
 
 
 @pytest.mark.parametrize("size", [(10, 7), (6, 9, 5)])
 @pytest.mark.parametrize("path", ["encoder.1.0", "bottleneck"])
 def test_activation_is_the_mean_magnitude_of_the_features(size: tuple[int, ...], path: str) -> None:
-    network, image = unet(len(size)).eval(), picture(*size)
+    network, image = unet(len(size), depth=3).eval(), picture(*size)
     padded = F.pad(image, [n for side in reversed(size) for n in (0, -side % 4)], mode="replicate")
     with torch.no_grad():
         fine = network.encoder[0](padded)
@@ -127,8 +112,8 @@ def test_activation_is_the_mean_magnitude_of_the_features(size: tuple[int, ...],
 
 
 def test_every_layer_from_first_to_last_with_the_image_s_geometry() -> None:
-    network = unet(3, 2)
-    image = MetaTensor(picture(9, 6, 5, batch=2, channels=2), affine=AFFINE)
+    network = unet(3, depth=3)
+    image = MetaTensor(picture(9, 6, 5, batch=2), affine=AFFINE)
     maps = every_layer(GradCAM, network, image, region(9, 6, 5), sign="absolute")
     assert list(maps) == ["encoder.0", "encoder.1", "bottleneck", "decoder.0", "decoder.1"]
     for name, found in maps.items():

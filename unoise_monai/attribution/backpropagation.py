@@ -136,10 +136,8 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
     """The activations of a network, from its modules and the graph of a pass over the image, or a block of it.
 
     A block will do where the network has a ``stride``. Gates such as sigmoids rectify nothing, nor do ``torch.where``
-    and ``x * sigmoid(x)``. ``torch.maximum`` does: its second argument may be 0 or a share of the first.
-
-    Raises:
-        ValueError: when the network is scripted, so that its modules cannot be hooked.
+    and ``x * sigmoid(x)``. ``torch.maximum`` does: its second argument may be 0 or a share of the first. A ValueError
+    where the network is scripted, so that its modules cannot be hooked.
     """
     modules = dict(volume.network.named_modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
@@ -350,10 +348,8 @@ class DeepLiftShap(DeepLift):
     """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs what `DeepLift` costs, for each
-    baseline; all else is as there.
-
-    Args:
-        baselines: see `baseline`; or a stack of images ``(b, C, *spatial)``. A ValueError where there is none.
+    baseline; all else is as there. ``baselines`` may be a stack of images ``(b, C, *spatial)``; a ValueError where
+    there is none.
     """
 
     name = "deep_lift_shap"

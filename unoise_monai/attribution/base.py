@@ -128,10 +128,8 @@ class Score(nn.Module):
     """A target as a function of images: what attribution methods differentiate, perturb and hook.
 
     From ``(n, C, *spatial)``, perturbed copies of one volume, or with ``windows`` of a window on the network's grid,
-    which goes through in one pass, to ``(n,)``; ``copies`` may go through at once. The target is one for one item.
-
-    Raises:
-        ValueError: in the call, when the target does not give one scalar an item.
+    which goes through in one pass, to ``(n,)``; ``copies`` may go through at once. The target is one for one item; one
+    that does not give one scalar an item is refused with a ValueError.
     """
 
     def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:

@@ -92,10 +92,8 @@ class NoisyMaps(ComposedAttributor):
     The noise follows from the seed, however many samples go through at once: with Captum's ``NoiseTunnel`` it depends
     on the memory. The notes hold the means of what the method notes of each sample.
 
-    Args:
-        method: a gradient method, see `Method`.
-        samples: noisy copies; a map costs that many times what the method costs.
-        sigma: of the noise, in units of normalised intensity. Smilkov et al. take 10% to 20% of the image's range.
+    A map costs ``samples`` times what the method costs. ``sigma`` is in units of normalised intensity; Smilkov et al.
+    take 10% to 20% of the image's range.
 
     Raises:
         ValueError: when ``samples`` is below 1, or ``sigma`` negative or not finite; see also `ComposedAttributor`.
@@ -112,17 +110,15 @@ class NoisyMaps(ComposedAttributor):
         sigma: float = 0.15,
         seed: int | None = 0,
         progress: bool = False,
-        method_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(network, method, method_options, **options)
+        super().__init__(network, method, **options)
         base.check_noise(samples, sigma)
         self.samples, self.sigma, self.seed, self.progress = samples, sigma, seed, progress
         self.contributes = self.contributes and not self.squares
 
-    @staticmethod
     @abstractmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         """The map, of the mean and the variance of the samples' maps."""
 
     def maps(self, images: Image, score: Score) -> Tensor:
@@ -151,8 +147,7 @@ class SmoothGrad(NoisyMaps):
 
     name = "smooth_grad"
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return mean
 
 
@@ -166,8 +161,7 @@ class SmoothGradSquared(NoisyMaps):
     name = "smooth_grad_squared"
     squares = True
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return variance + mean.square()
 
 
@@ -182,8 +176,7 @@ class VarGrad(NoisyMaps):
     name = "var_grad"
     squares = True
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return variance
 
 
@@ -197,9 +190,7 @@ class VoxelwiseMean(ComposedAttributor):
     gradient, integrated gradients, DeepLIFT) signed maps average to the map of the region itself: ask for that, in one
     go. Guided backpropagation, deconvolution, magnitudes and Grad-CAM's ReLU are not linear.
 
-    Args:
-        method: a gradient method or a CAM, see `Method`.
-        max_voxels: of a larger region, this many are drawn; None for all.
+    Of a region of more than ``max_voxels`` that many are drawn; None takes all.
 
     Called with a `Region` that sums, it gives the sum of the maps in place of their mean. Where the mask has weights,
     each voxel's logit counts with its weight. The notes hold how many ``voxels`` the region has, how many were
@@ -222,10 +213,9 @@ class VoxelwiseMean(ComposedAttributor):
         seed: int | None = 0,
         progress: bool = False,
         time_limit_s: float | None = None,
-        method_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(network, method, method_options, **options)
+        super().__init__(network, method, **options)
         if max_voxels is not None:
             base.check_at_least("max_voxels", max_voxels, 1)
         base.check_time_limit(time_limit_s)

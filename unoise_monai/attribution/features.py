@@ -245,11 +245,8 @@ class KernelShap(FeatureAttributor):
     Costs a pass forward for each sample, and two. Fewer samples than twice the features do not determine the values:
     those nearest to equal ones are given, and a warning is logged. With few more they are noisy; larger supervoxels
     need fewer samples. ``notes["explained"]`` is the share of the samples' variance that an additive model accounts
-    for, which is high, too, where samples are too few.
-
-    Args:
-        samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
-            authors' code.
+    for, which is high, too, where samples are too few. ``samples`` come beside the image and the hidden image; None
+    takes 2048 and twice the features, as its authors' code does.
 
     Raises:
         ValueError: when ``samples`` is below 2.

@@ -92,11 +92,9 @@ class IntegratedGradients(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline.
 
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
-    and two forward. More steps make the delta smaller. A voxel that equals the baseline gets 0.
-
-    Args:
-        steps: of the integral.
-        rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
+    and two forward. More steps make the delta smaller. ``rule`` says how they are summed; Captum's
+    ``"riemann_trapezoid"`` is left out, as its weights sum to ``1 - 1 / steps``. A voxel that equals the baseline
+    gets 0.
 
     Raises:
         ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
@@ -139,13 +137,12 @@ class GradientShap(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of baselines, in the mean over them.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017; Erion et al., "Improving performance of
-    deep learning models with axiomatic attribution priors and expected gradients", 2021. A sample is a gradient at a
-    random place between a random baseline and the image. Costs ``samples`` passes forward and back, and one forward for
-    each baseline and the image. The delta falls with the root of the samples. Shapley values only where voxels act
+    deep learning models with axiomatic attribution priors and expected gradients", 2021. Each of the ``samples`` is a
+    gradient at a random place between a random baseline and the image, a pass forward and back; each baseline and the
+    image cost one forward. The delta falls with the root of the samples. Shapley values only where voxels act
     independently.
 
     Args:
-        samples: gradients to draw.
         baselines: equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
         sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
 

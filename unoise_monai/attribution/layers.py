@@ -54,10 +54,7 @@ def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, L
     grid, but for the logits themselves. Their names are ``encoder.0``, ``encoder.1``, ... from the finest grid on,
     ``bottleneck``, the coarsest, and ``decoder.0``, ... up to the finest; a network without a way up, such as a
     classifier's encoder, has no decoder. In this project's own networks these names are paths, but for the bottleneck,
-    the encoder's last.
-
-    Raises:
-        ValueError: when the network is scripted, so that hooks see nothing, or is a single layer.
+    the encoder's last. A ValueError where the network is scripted, so that hooks see nothing, or is a single layer.
     """
     return _named(_watch(network, image))
 
@@ -65,8 +62,7 @@ def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, L
 def layer_named(network: nn.Module | VolumeNetwork, name: str, image: Image) -> Layer:
     """The layer of a module path, or of a name that `find_layers` gives; a path goes before a name.
 
-    Raises:
-        ValueError: when it is neither, or the module doesn't run once in a pass, to a tensor ``(B, C, *spatial)``.
+    A ValueError where it is neither, or the module doesn't run once in a pass, to a tensor ``(B, C, *spatial)``.
     """
     outputs = _watch(network, image)
     for output in outputs[:-1]:
@@ -256,10 +252,7 @@ class LayerAttributor(Attributor):
     ``layer`` is a name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module. The sign
     is taken on the layer's own grid, from which values are interpolated linearly, each at the centre of the voxels that
     it stands for. Where a volume does not fit ``memory_gb``, the layer's grid is put together from windows
-    (`over_windows`).
-
-    Raises:
-        ValueError: in the call, when the network has no such layer.
+    (`over_windows`). In the call, a ValueError where the network has no such layer.
     """
 
     needs = ("layer",)

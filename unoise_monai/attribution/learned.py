@@ -20,10 +20,7 @@ class Learned(Attributor):
 
     The ``noise_model``, ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``, becomes the attributor's
     ``network``, whose weights a randomisation test makes random; the segmentation network that it was trained against
-    is not run.
-
-    Raises:
-        ValueError: in the call, when the noise model does not give one channel.
+    is not run. In the call, a ValueError where the noise model does not give one channel.
     """
 
     name = "unoise"

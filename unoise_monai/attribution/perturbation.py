@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from monai.data import MetaTensor
@@ -23,10 +23,7 @@ class PerturbationAttributor(Attributor):
 
     Positive is what speaks for the target: hiding it lowers the score. The target may be without a gradient, such as
     `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``; at a time limit these are spread over
-    the volume.
-
-    Raises:
-        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0.
+    the volume. A ValueError where ``baseline`` is none or ``time_limit_s`` not above 0.
     """
 
     differentiates = False
@@ -61,6 +58,8 @@ class PerturbationAttributor(Attributor):
 
 
 UNITS = ("voxels", "mm")
+Sides: TypeAlias = float | Sequence[float]
+"""Of a window: one number, or one an axis."""
 
 
 @register
@@ -76,10 +75,9 @@ class Occlusion(PerturbationAttributor):
     voxels closer than the stride, and misses a structure that another, outside the window, makes up for.
 
     Args:
-        window: sides of the window, one number or one an axis.
         stride: from one window to the next, at most the window.
-        unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the affine of
-            the image.
+        unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the image's
+            affine.
 
     Raises:
         ValueError: when ``window`` or ``stride`` is not above 0, or no whole number of voxels, or the stride above the
@@ -91,12 +89,7 @@ class Occlusion(PerturbationAttributor):
     contributes = True
 
     def __init__(
-        self,
-        network: nn.Module,
-        window: float | Sequence[float] = 16,
-        stride: float | Sequence[float] = 8,
-        unit: str = "voxels",
-        **options: Any,
+        self, network: nn.Module, window: Sides = 16, stride: Sides = 8, unit: str = "voxels", **options: Any
     ) -> None:
         super().__init__(network, **options)
         check_choice("unit", unit, UNITS)
@@ -142,7 +135,7 @@ class Occlusion(PerturbationAttributor):
         return dense_patch_slices(size, window, [min(pair) for pair in zip(window, stride, strict=True)])
 
 
-def _each(sides: float | Sequence[float], axes: int = 1) -> list[float]:
+def _each(sides: Sides, axes: int = 1) -> list[float]:
     """One number an axis."""
     numbers = list(sides) if isinstance(sides, Sequence) else [sides]
     return numbers * axes if len(numbers) == 1 else numbers
