@@ -45,7 +45,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "targets": ("tests/attribution/test_targets.py",),
     "attribution": (
         "tests/attribution/test_layers.py",
-        "tests/attribution/test_layerwise.py",
         "tests/attribution/test_every_method.py::test_an_option_out_of_range",
     ),
     "nifti writer": ("tests/data/test_nifti.py",),

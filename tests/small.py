@@ -47,8 +47,13 @@ class Summing(nn.Module):
         return logits[:, 1].flatten(1).sum(dim=1)
 
 
-def picture(*size: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
+def picture(*size: int, batch: int = 1, channels: int = 1) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def gradient(network: nn.Module, image: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    copy = image.clone().requires_grad_()
+    return torch.autograd.grad(target(network.eval()(copy)).sum(), copy)[0]
 
 
 def region(*size: int) -> Region:

@@ -204,6 +204,9 @@ def images_of(*size: int) -> Tensor:
     return scale * torch.randn(2, 2, *size, generator=generator) + shift
 
 
+IMAGES = images_of(4, 3)
+
+
 @pytest.mark.parametrize("kind", base.BASELINES)
 @pytest.mark.parametrize("size", [(9, 7), (5, 6, 7)])
 def test_of_the_image_s_shape_and_of_each_item_alone(kind: str, size: tuple[int, ...]) -> None:
@@ -248,7 +251,7 @@ def test_the_blur_is_the_mean_of_the_voxels_inside() -> None:
 
 
 def test_numbers_and_images_of_one_s_own() -> None:
-    x = images_of(4, 3)
+    x = IMAGES
     assert baseline(x, -1.5).unique().tolist() == [-1.5]
     mine = MetaTensor(torch.randn(1, 2, 4, 3, dtype=torch.float64))
     result = baseline(x, mine)
@@ -260,7 +263,7 @@ def test_numbers_and_images_of_one_s_own() -> None:
 
 
 def test_noise_comes_from_the_seed_alone() -> None:
-    x = images_of(4, 3)
+    x = IMAGES
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
@@ -272,7 +275,7 @@ def test_noise_comes_from_the_seed_alone() -> None:
 
 
 def test_a_distribution() -> None:
-    x = images_of(4, 3)
+    x = IMAGES
     zero, first, second = baselines(x, ("zero", "noise", "noise"), seed=0)
     assert not zero.any()
     assert not torch.equal(first, second)
@@ -286,21 +289,12 @@ def test_a_distribution() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (
-            lambda: baseline(images_of(4, 3), "black"),
-            "must be one of 'zero', 'mean', 'minimum', 'blur', 'noise', got 'black'",
-        ),
-        (lambda: baseline(images_of(4, 3), "blur", sigma=0.0), "sigma must be a finite number above 0, got 0.0"),
+        (lambda: baseline(IMAGES, "black"), "must be one of 'zero', 'mean', 'minimum', 'blur', 'noise', got 'black'"),
+        (lambda: baseline(IMAGES, "blur", sigma=0.0), "sigma must be a finite number above 0, got 0.0"),
         (lambda: base.check_baseline(math.nan), "baseline must hold finite values only, got 1 NaN or infinite of 1"),
-        (
-            lambda: baseline(images_of(4, 3), torch.zeros(1, 1, 3, 4)),
-            "must expand to the image (2, 2, 4, 3), got (1, 1, 3, 4)",
-        ),
+        (lambda: baseline(IMAGES, torch.zeros(1, 1, 3, 4)), "must expand to the image (2, 2, 4, 3), got (1, 1, 3, 4)"),
         (lambda: base.check_baselines(()), "baselines must be one or more of 'zero', 'mean'"),
-        (
-            lambda: base.check_baselines("zero"),
-            "baselines must be one or more of 'zero', 'mean', 'minimum', 'blur', 'noise",
-        ),
+        (lambda: base.check_baselines("zero"), "or more of 'zero', 'mean', 'minimum', 'blur', 'noise', got 'zero'"),
         (lambda: base.check_baselines(("zero", "grey")), "baseline must be one of"),
     ],
 )

@@ -124,11 +124,11 @@ def sample(classes: int, *size: int) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(network: nn.Module, image: Tensor, truth: Tensor, steps: int, lr: float) -> nn.Module:
-    """On volumes that lie on the network's grid."""
+    """On volumes that lie on the network's grid; the truth may be of a part of it."""
     tuned = copy.deepcopy(network).requires_grad_()
     optimiser = torch.optim.Adam(tuned.parameters(), lr)
     for _ in range(steps):
-        logits = tuned(image)
+        logits = tuned(image)[(..., *map(slice, truth.shape[2:]))]
         if logits.shape[1] == 1:
             loss = F.binary_cross_entropy_with_logits(logits, truth.float())
         else:
@@ -173,32 +173,24 @@ def test_padding_has_no_label() -> None:
     image, truth = sample(3, 11, 10)
     tuned = copy.deepcopy(network)
     FineTuning(steps=1, lr=1e-3)(tuned, image, truth)
-    padded = F.pad(image, (0, 0, 0, 1), "replicate")
-    by_hand_tuned = copy.deepcopy(network).requires_grad_()
-    optimiser = torch.optim.Adam(by_hand_tuned.parameters(), 1e-3)
-    F.cross_entropy(by_hand_tuned(padded)[:, :, :11], truth[:, 0]).backward()
-    optimiser.step()
-    assert_same_weights(tuned, by_hand_tuned)
-
-
-def test_refuses_labels_on_another_grid() -> None:
-    network = unet(2, 3).requires_grad_(False)
-    with pytest.raises(ValueError, match=r"truth must be one channel on the image's grid, \(1, 1, 8, 8\), got \(1, 1"):
-        FineTuning()(network, torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 6))
-    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert_same_weights(tuned, by_hand(network, F.pad(image, (0, 0, 0, 1), "replicate"), truth, 1, 1e-3))
 
 
 @pytest.mark.parametrize(
-    ("classes", "value", "says"),
-    [(3, 3, "0 to 2, got 0 to 3"), (3, -1, "0 to 2, got -1 to 0"), (1, 2, "0 to 1, got 0 to 2")],
+    ("classes", "side", "value", "says"),
+    [
+        (3, 8, 3, "hold classes of the network, 0 to 2, got 0 to 3"),
+        (3, 8, -1, "hold classes of the network, 0 to 2, got -1 to 0"),
+        (1, 8, 2, "hold classes of the network, 0 to 1, got 0 to 2"),
+        (3, 6, 0, "be one channel on the image's grid, (1, 1, 8, 8), got (1, 1, 8, 6)"),
+    ],
 )
-def test_refuses_labels_that_are_no_class(classes: int, value: int, says: str) -> None:
-    network, image = unet(2, classes), torch.zeros(1, 1, 8, 8)
+def test_refuses_labels_on_another_grid_or_of_no_class(classes: int, side: int, value: int, says: str) -> None:
+    network, truth = unet(2, classes).requires_grad_(False), torch.zeros(1, 1, 8, side)
     before = copy.deepcopy(network)
-    truth = torch.zeros(1, 1, 8, 8)
     truth[0, 0, 5, 5] = value
-    with pytest.raises(ValueError, match=f"truth must hold classes of the network, {says}"):
-        FineTuning()(network, image, truth)
+    with pytest.raises(ValueError, match=re.escape(f"truth must {says}")):
+        FineTuning()(network, torch.zeros(1, 1, 8, 8), truth)
     assert_same_weights(network, before)
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
 

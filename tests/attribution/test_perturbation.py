@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from monai.data import MetaTensor
-from small import unet
+from small import picture, region, unet
 from torch import Tensor, nn
 
 from unoise_monai.attribution import base
 from unoise_monai.attribution.base import Baseline, Score, baseline
 from unoise_monai.attribution.features import FeatureAblation, KernelShap, Lime
 from unoise_monai.attribution.perturbation import RISE, Occlusion, PerturbationAttributor
-from unoise_monai.attribution.targets import Region, SoftDice, Target, foreground_sum, unperturbed_dice
+from unoise_monai.attribution.targets import SoftDice, Target, foreground_sum, unperturbed_dice
 from unoise_monai.networks import UNet
 
 CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
@@ -28,16 +28,6 @@ CHEAP: dict[type[PerturbationAttributor], dict[str, Any]] = {
     KernelShap: {"size": 5, "samples": 30},
 }
 METHODS = pytest.mark.parametrize("method", CHEAP)
-
-
-def image_of(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def target_of(image: Tensor, label: int = 1) -> Region:
-    """A class's logit over some of the voxels."""
-    generator = torch.Generator().manual_seed(2)
-    return Region(torch.rand(image[:, :1].shape, generator=generator) > 0.7, label, mean=False)
 
 
 class Constant(nn.Module):
@@ -63,7 +53,7 @@ class Counting(PerturbationAttributor):
 
 @METHODS
 def test_a_target_needs_no_gradient_and_the_network_makes_no_graph(method: type[PerturbationAttributor]) -> None:
-    network, image = unet(2), image_of(1, 1, 24, 20)
+    network, image = unet(2), picture(24, 20)
     graphs = []
     network.register_forward_hook(lambda *arguments: graphs.append(arguments[2].requires_grad))
     with torch.no_grad():
@@ -79,7 +69,7 @@ def test_at_the_time_limit_the_map_so_far(method: type[PerturbationAttributor], 
     options = {**CHEAP[method], **({"masks": 10**6} if method is RISE else {})}
     with caplog.at_level(logging.WARNING):
         result = method(Constant(), time_limit_s=0.05, **options)(
-            image_of(1, 1, 40, 40), lambda logits: logits.flatten(1).sum(dim=1)
+            picture(40, 40), lambda logits: logits.flatten(1).sum(dim=1)
         )
     notes = result.meta["attribution"][0]
     assert 1 <= notes["evaluated"] < notes["planned"]
@@ -111,7 +101,7 @@ def test_no_more_copies_at_once_than_the_time_allows(
 
 
 def test_progress_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    image, target = image_of(1, 1, 4, 4), foreground_sum(torch.ones(1, 1, 4, 4))
+    image, target = picture(4, 4), foreground_sum(torch.ones(1, 1, 4, 4))
     Counting(nn.Identity())(image, target)
     assert capsys.readouterr().err == ""
     Counting(nn.Identity(), progress=True)(image, target)
@@ -127,8 +117,8 @@ def test_hidden_is_the_baseline_of_the_item(kind: Baseline) -> None:
             assert not image.requires_grad
             return hidden
 
-    image = image_of(2, 2, 12, 10)
-    maps = Showing(nn.Identity(), baseline=kind, seed=5)(image, target_of(image, 0))
+    image = picture(12, 10, batch=2, channels=2)
+    maps = Showing(nn.Identity(), baseline=kind, seed=5)(image, region(12, 10))
     expected = torch.cat([baseline(item[None], kind, seed=5) for item in image])
     torch.testing.assert_close(maps.as_tensor(), expected.sum(dim=1, keepdim=True))
 

@@ -113,10 +113,8 @@ class Activations:
     def check(self, method: str, substitute: bool, known: Callable[[nn.Module], bool] = is_relu) -> dict[str, Any]:
         """Refuse a network whose activations a method's rule, made for ``known`` modules, does not reach.
 
-        Returns the note ``substituted``: how many modules of which other kind get the rule all the same, if any.
-
-        Raises:
-            ValueError: when a rectifying operation has no module, or an unknown one and ``substitute`` is False.
+        Returns the note ``substituted``: how many modules of which other kind get the rule all the same, if any. A
+        ValueError where a rectifying operation has no module, or an unknown one and ``substitute`` is False.
         """
         if self.functional:
             calls = ", ".join(f"{operation} x {count}" for operation, count in sorted(self.functional.items()))
@@ -199,10 +197,8 @@ class ClippedGradient(GradientAttributor):
     """A gradient with a rule of its own at the ReLUs. One pass forward and back.
 
     With ``substitute``, the rule also applies to activation modules for which it was not made, such as PReLU;
-    ``notes["substituted"]`` counts them.
-
-    Raises:
-        ValueError: in the call, when the network has functional activations, or without ``substitute`` other modules.
+    ``notes["substituted"]`` counts them. In the call, a ValueError where the network has functional activations, or
+    without ``substitute`` other modules.
     """
 
     clips = True

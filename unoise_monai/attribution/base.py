@@ -43,11 +43,8 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     - a number, or an image of your own.
 
     ``sigma`` is that of the blur, in voxels; ``seed`` that of the noise, which is the same for all items and on all
-    devices; None draws from the global random state.
-
-    Raises:
-        ValueError: when ``kind`` is unknown, not finite or does not expand to the image; when ``sigma`` is not a finite
-            number above 0.
+    devices; None draws from the global random state. A ValueError where ``kind`` is unknown, not finite or does not
+    expand to the image, or ``sigma`` is no finite number above 0.
     """
     check_baseline(kind)
     if not 0 < sigma < math.inf:
@@ -347,9 +344,8 @@ METHODS: Mapping[str, type[Attributor]] = MappingProxyType(_CLASSES)
 def register(method: Method) -> Method:
     """Make a method known by its class's ``name``; a decorator.
 
-    Raises:
-        ValueError: when the class has no name of its own in lower-case words with underscores, another class has the
-            name, or one of its ``needs`` is not one of `NEEDS`.
+    A ValueError where the class has no name of its own in lower-case words with underscores, another class has the
+    name, or one of its ``needs`` is not one of `NEEDS`.
     """
     name = str(vars(method).get("name", ""))
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
@@ -372,11 +368,8 @@ def method_names() -> tuple[str, ...]:
 def make_attributor(name: str, network: nn.Module, **options: Any) -> Attributor:
     """The method of that name over a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
 
-    A method that ``needs`` a ``noise_model`` must be given it.
-
-    Raises:
-        ValueError: when there is no such method, or it refuses an option.
-        TypeError: when the method has no such option.
+    A method that ``needs`` a ``noise_model`` must be given it. A ValueError where there is no such method or it refuses
+    an option, a TypeError where it has no such option.
     """
     if name not in METHODS:
         close = get_close_matches(str(name).lower(), METHODS)

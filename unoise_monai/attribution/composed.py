@@ -24,11 +24,8 @@ class ComposedAttributor(Attributor):
     """The mean, or the like, of maps of a gradient method.
 
     ``method_options`` are those of a method that is not made yet, such as ``{"substitute": True}``; other options are
-    by default those of the method.
-
-    Raises:
-        ValueError: when ``method`` is unknown, not one of ``takes`` or made over another network, or
-            ``method_options`` come with one that is made; in the call, when the method refuses the network.
+    by default those of the method. A ValueError where ``method`` is unknown, not one of ``takes`` or made over another
+    network, or ``method_options`` come with one that is made; in the call, where the method refuses the network.
     """
 
     takes: ClassVar[tuple[type[Attributor], ...]] = (GradientAttributor,)
@@ -93,10 +90,8 @@ class NoisyMaps(ComposedAttributor):
     on the memory. The notes hold the means of what the method notes of each sample.
 
     A map costs ``samples`` times what the method costs. ``sigma`` is in units of normalised intensity; Smilkov et al.
-    take 10% to 20% of the image's range.
-
-    Raises:
-        ValueError: when ``samples`` is below 1, or ``sigma`` negative or not finite; see also `ComposedAttributor`.
+    take 10% to 20% of the image's range. A ValueError where ``samples`` is below 1, or ``sigma`` negative or not
+    finite; see also `ComposedAttributor`.
     """
 
     squares: ClassVar[bool] = False
@@ -190,15 +185,13 @@ class VoxelwiseMean(ComposedAttributor):
     gradient, integrated gradients, DeepLIFT) signed maps average to the map of the region itself: ask for that, in one
     go. Guided backpropagation, deconvolution, magnitudes and Grad-CAM's ReLU are not linear.
 
-    Of a region of more than ``max_voxels`` that many are drawn; None takes all.
+    Of a region of more than ``max_voxels`` that many are drawn; None takes all. Called with a `Region` that sums, it
+    gives the sum of the maps in place of their mean. Where the mask has weights, each voxel's logit counts with its
+    weight. The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean
+    or sum of what the method notes.
 
-    Called with a `Region` that sums, it gives the sum of the maps in place of their mean. Where the mask has weights,
-    each voxel's logit counts with its weight. The notes hold how many ``voxels`` the region has, how many were
-    ``planned`` and ``evaluated``, and the mean or sum of what the method notes.
-
-    Raises:
-        ValueError: when ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, when the target is no
-            `Region` on the image's grid; see also `ComposedAttributor`.
+    A ValueError where ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, where the target is no
+    `Region` on the image's grid; see also `ComposedAttributor`.
     """
 
     name = "voxelwise_mean"

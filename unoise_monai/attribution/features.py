@@ -108,9 +108,8 @@ class FeatureAttributor(PerturbationAttributor):
         per_voxel: spread a feature's value over its voxels, so that they add up to it: large features then don't
             outrank small ones for their size.
 
-    Raises:
-        ValueError: when ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, when
-            ``labels`` lie on another grid than the image.
+    A ValueError where ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, where
+    ``labels`` lie on another grid than the image.
     """
 
     contributes = True
@@ -246,11 +245,8 @@ class KernelShap(FeatureAttributor):
     those nearest to equal ones are given, and a warning is logged. With few more they are noisy; larger supervoxels
     need fewer samples. ``notes["explained"]`` is the share of the samples' variance that an additive model accounts
     for, which is high, too, where samples are too few. ``samples`` come beside the image and the hidden image; None
-    takes 2048 and twice the features, as its authors' code does.
-
-    Raises:
-        ValueError: when ``samples`` is below 2.
-        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
+    takes 2048 and twice the features, as its authors' code does. A ValueError where they are below 2; in the call, a
+    MemoryError where the model of so many samples and features exceeds ``memory_gb``.
     """
 
     name = "kernel_shap"

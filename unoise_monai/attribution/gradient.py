@@ -94,10 +94,7 @@ class IntegratedGradients(GradientAttributor):
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
     and two forward. More steps make the delta smaller. ``rule`` says how they are summed; Captum's
     ``"riemann_trapezoid"`` is left out, as its weights sum to ``1 - 1 / steps``. A voxel that equals the baseline
-    gets 0.
-
-    Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
+    gets 0. A ValueError where ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
     """
 
     name = "integrated_gradients"
@@ -142,12 +139,9 @@ class GradientShap(GradientAttributor):
     image cost one forward. The delta falls with the root of the samples. Shapley values only where voxels act
     independently.
 
-    Args:
-        baselines: equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
-        sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
-
-    Raises:
-        ValueError: when ``samples`` is below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
+    The ``baselines``, see `baseline`, or a stack of images ``(b, C, *spatial)``, are equally likely. ``sigma`` is that
+    of noise on the image, in units of normalised intensity; 0 for expected gradients. A ValueError where ``samples`` is
+    below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
     """
 
     name = "gradient_shap"

@@ -124,11 +124,9 @@ class FineTuning:
 
     Adam with the learning rate ``lr`` on the mean cross-entropy over all voxels, hidden ones included, in fp32; each of
     its ``steps`` is a pass forward and back. The network stays in its mode: in evaluation mode norms keep the
-    statistics that they have learned. The gradients of tiles add up to that of the whole.
-
-    Raises:
-        ValueError: when ``steps`` is below 1 or ``lr`` not a finite number above 0; in the call, when the truth is not
-            one channel on the image's grid, or holds what is no class of the network.
+    statistics that they have learned. The gradients of tiles add up to that of the whole. A ValueError where ``steps``
+    is below 1 or ``lr`` no finite number above 0; in the call, where the truth is not one channel on the image's grid,
+    or holds what is no class of the network.
     """
 
     steps: int = 10
@@ -146,9 +144,8 @@ class FineTuning:
         padded = volume.pad(image.detach())
         labels = _padded_labels(truth, padded)
         optimiser = torch.optim.Adam(list(network.requires_grad_().parameters()), self.lr)
-        everything = (slice(None),) * (image.ndim - 2)
         with torch.enable_grad():
-            tiles = volume.tiles(padded) or [(everything,) * 3]
+            tiles = volume.tiles(padded) or [((slice(None),) * (image.ndim - 2),) * 3]
             try:
                 for _ in range(self.steps):
                     for window, core, inner in tiles:
@@ -208,24 +205,22 @@ class IterativeROI(Attributor):
     region get the importance 1, those of each further round ``1 / max_rounds`` less, all others 0. The paper
     classifies; in a segmentation, the predicted probability is a mean over voxels, see `ClassProbability.of`.
 
-    Costs, for each of up to ``max_rounds`` rounds, one saliency map (by default 25 passes forward and back) and one
-    pass forward, with ``fine_tune`` its steps as well. Within a region it ranks no voxel above another; what it shows
-    depends on the hidden value, of which the network may make an edge.
+    Costs, for each of up to ``max_rounds`` rounds (in the paper 5), one saliency map (by default 25 passes forward and
+    back) and one pass forward, with ``fine_tune`` its steps as well. Within a region it ranks no voxel above another;
+    what it shows depends on the hidden value, of which the network may make an edge.
 
     Args:
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
             ``precision``; None for the paper's SmoothGrad of guided backpropagation, which refuses networks with other
             activations than ReLU unless a partial gives ``method_options={"substitute": True}``.
-        region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
-        max_rounds: the most rounds, in the paper 5.
+        region: how a saliency map becomes one; None for `RegionOfInterest` with its defaults.
         min_probability: stops after the round that brings the class's probability below it.
         hidden: what hidden voxels become, as a `baseline`.
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work.
 
-    Raises:
-        ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
-            call, when no voxel was given to the class, or the saliency refuses the network.
+    A ValueError where ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
+    call, where no voxel was given to the class, or the saliency refuses the network.
     """
 
     name = "iterative_roi"
@@ -256,11 +251,9 @@ class IterativeROI(Attributor):
         """The regions of a class in one item, ``(1, C, *spatial)``: one a round, first what the network relied on most.
 
         ``truth`` is what ``fine_tune`` trains towards, class indices ``(1, 1, *spatial)``; None for the network's own
-        segmentation of the unperturbed image.
-
-        Raises:
-            ValueError: when the image is not one item or not finite, no voxel was given to the class, or the truth is
-                not on the image's grid, holds no class of the network, or is given without ``fine_tune``.
+        segmentation of the unperturbed image. A ValueError where the image is not one item or not finite, no voxel was
+        given to the class, or the truth is not on the image's grid, holds no class of the network, or is given without
+        ``fine_tune``.
         """
         plain = image.as_subclass(Tensor).detach().float()
         if len(plain) != 1:

@@ -78,11 +78,9 @@ class GradCAMPlusPlus(CAM):
 
     Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep convolutional networks",
     2018, with its exponential of the score, whose higher derivatives are powers of the gradient. The weights depend
-    on the target's scale: the mean over a region and the sum give different maps.
-
-    Raises:
-        ValueError: in the call, when a feature is negative, as those after a ReLU never are: the weights have a pole
-            where the sum of negative features cancels the rest.
+    on the target's scale: the mean over a region and the sum give different maps. In the call, a ValueError where a
+    feature is negative, as those after a ReLU never are: the weights have a pole where the sum of negative features
+    cancels the rest.
     """
 
     name = "grad_cam_plus_plus"
@@ -171,8 +169,7 @@ class LayerGuidedBackprop(LayerAttributor):
         return super().check(image, volume) | activations(volume, image).check(self.name, self.substitute)
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        (values,) = over_windows(partial(self._gradient, layer), score, image)
-        return values
+        return over_windows(partial(self._gradient, layer), score, image)[0]
 
     def _gradient(self, layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, ...]:
         gradient = captum.attr.LayerGradientXActivation(score, layer, multiply_by_inputs=False)
@@ -205,9 +202,8 @@ class LayerGuidedActivation(LayerGuidedBackprop):
 class LayerPath(LayerAttributor):
     """Contributions that Captum sums up in ``steps`` from a baseline to the image, by default by the first rule.
 
-    Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when the volume goes
-            in windows and the target is not linear.
+    A ValueError where ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, where the volume goes
+    in windows and the target is not linear.
     """
 
     method: ClassVar[Any]

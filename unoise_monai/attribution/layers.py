@@ -163,9 +163,10 @@ def over_windows(
 ) -> tuple[Tensor, ...]:
     """Measure a layer over a volume: in one window where memory allows, else in several, put together on its grid.
 
-    The parts of several equal those of one to rounding: a window's logits are weighted as the target weighs them in the
-    whole volume, and it reaches as far beyond its core as the core's outputs see. For that the volume must have
-    ``clips=True``. (Hooks on a layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
+    Gives tensors on the layer's grid over the padded volume, float32; from several windows in main memory. They equal
+    those of one to rounding: a window's logits are weighted as the target weighs them in the whole volume, and it
+    reaches as far beyond its core as the core's outputs see. For that the volume must have ``clips=True``. (Hooks on a
+    layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
 
     Args:
         measure: called with a `Score` and windows of ``image``, ``(1, C, *spatial)``, and ``others`` that require
@@ -173,9 +174,6 @@ def over_windows(
         others: such as a baseline, each of the image's shape.
         copies: how many copies of the volume go through at once in ``measure``, at least.
         linear: whether it weighs logits of other images than ``image``: over windows, the target must then be linear.
-
-    Returns:
-        The tensors on the layer's grid over the padded volume, float32; from several windows in main memory.
 
     Raises:
         ValueError: when windows are needed and the target is not linear in the logits though ``linear`` asks for it, or
@@ -291,10 +289,8 @@ class LayerActivation(LayerAttributor):
     name = "layer_activation"
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        def measure(score: Score, window: Image) -> tuple[Tensor]:
-            return (captum.attr.LayerActivation(score, layer).attribute(window),)
-
-        (features,) = over_windows(measure, score, image)
+        method = captum.attr.LayerActivation
+        (features,) = over_windows(lambda score, window: (method(score, layer).attribute(window),), score, image)
         return features / features.shape[1]
 
 
