@@ -139,20 +139,6 @@ def first_class(logits: Tensor) -> Tensor:
     return logits[:, 1].flatten(1).sum(dim=1)
 
 
-def test_a_seed_leaves_the_global_state() -> None:
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    with base.seeded(0, torch.device("cpu")):
-        first = torch.rand(3)
-    with base.seeded(0, torch.device("cpu")):
-        assert torch.equal(torch.rand(3), first)
-    assert torch.equal(torch.rand(3), expected)
-    torch.manual_seed(7)
-    with base.seeded(None, torch.device("cpu")):
-        assert torch.equal(torch.rand(3), expected)
-
-
 def test_refusals_in_the_call() -> None:
     network = unet(2)
     with pytest.raises(ValueError, match="image must hold finite values only, got 1 NaN"):

@@ -1,7 +1,6 @@
 """Gradient methods against formulas, loops and Captum; what holds for all of them."""
 
 import logging
-import re
 from typing import Any
 
 import numpy as np
@@ -169,8 +168,3 @@ def test_numpy_s_global_state_is_left() -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - Captum's methods draw from it
     GradientShap(unet(2), 3)(IMAGE, TARGET)
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-
-
-def test_a_baseline_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("baseline must expand to the image (1, 1, 8, 6), got (1, 1, 6, 8)")):
-        IntegratedGradients(linear(), baseline=torch.zeros(1, 1, 6, 8))(IMAGE, TARGET)

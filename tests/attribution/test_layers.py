@@ -305,12 +305,6 @@ def test_what_needs_a_linear_target_over_windows(target: Target) -> None:
             over_windows(measure, score_of(network, linear, budget), image, linear=True)
 
 
-def test_a_target_gives_one_scalar_an_item() -> None:
-    network, image = unet(2), picture(*SIZES[2])
-    with attributing(network), pytest.raises(ValueError, match=r"one scalar an item, \(1,\), got \(1, 3, 151, 11\)"):
-        over_windows(partial(features_and_gradient, network.head), score_of(network, lambda logits: logits), image)
-
-
 @pytest.mark.parametrize(("side", "message"), [(5, "got 5 for"), (2, r"got factors \(\d+, 6\)")])
 def test_a_grid_that_does_not_fit_the_windows(side: int, message: str) -> None:
     network, image = unet(2), picture(*SIZES[2])
