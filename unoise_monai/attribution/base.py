@@ -124,9 +124,9 @@ NEEDS = ("layer", "noise_model", "region")
 class Score(nn.Module):
     """A target as a function of images: what attribution methods differentiate, perturb and hook.
 
-    From ``(n, C, *spatial)``, perturbed copies of one volume, or with ``windows`` of a window on the network's grid,
-    which goes through in one pass, to ``(n,)``; ``copies`` may go through at once. The target is one for one item; one
-    that does not give one scalar an item is refused with a ValueError.
+    From perturbed copies ``(n, C, *spatial)`` of one volume to ``(n,)``, at most ``copies`` at once; ``windows`` says
+    that they are of one window on the network's grid, which goes through in one pass. A target that does not give one
+    scalar an item is refused with a ValueError in the call.
     """
 
     def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:
@@ -262,7 +262,7 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 def batches(
     planned: int, at_once: int, name: str, notes: dict[str, Any], progress: bool = False, limit_s: float | None = None
 ) -> Iterator[range]:
-    """The numbers of ``planned`` copies: ``at_once``, where they fit the memory, and with a limit fewer.
+    """Go through ``planned`` copies in ranges of at most ``at_once``, which fit the memory.
 
     With a limit, the first copy goes through alone and in any case, the others as many at once as should end in time,
     and none is begun after it. ``notes`` gets ``planned`` and ``evaluated``, and where the limit ended it

@@ -44,7 +44,8 @@ class ComposedAttributor(Attributor):
             # A CAM takes its sign on the layer's own grid, before anything else can.
             self.inner = self._class_of(method)(network, **{"sign": options.get("sign"), **(method_options or {})})
         volume = self.inner.volume
-        options["sign"] = options.get("sign") or self.inner.sign
+        if options.get("sign") is None:
+            options["sign"] = self.inner.sign
         super().__init__(network, **({"memory_gb": volume.memory_gb, "precision": volume.precision} | options))
         self.volume.clips = self.inner.clips
         self.contributes = self.inner.contributes
@@ -188,10 +189,8 @@ class VoxelwiseMean(ComposedAttributor):
     Of a region of more than ``max_voxels`` that many are drawn; None takes all. Called with a `Region` that sums, it
     gives the sum of the maps in place of their mean. Where the mask has weights, each voxel's logit counts with its
     weight. The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean
-    or sum of what the method notes.
-
-    A ValueError where ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, where the target is no
-    `Region` on the image's grid; see also `ComposedAttributor`.
+    or sum of what the method notes. A ValueError where ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in
+    the call, where the target is no `Region` on the image's grid; see also `ComposedAttributor`.
     """
 
     name = "voxelwise_mean"

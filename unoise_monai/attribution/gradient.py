@@ -75,9 +75,9 @@ class InputXGradient(GradientAttributor):
 
 
 def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
-    """Note the means over n images of ``delta``, their maps' sums less the differences of scores, and of the latter.
+    """Note ``convergence_delta`` and ``score_difference``, the means over n images.
 
-    The maps are ``(n, C, *spatial)``, ``delta`` is ``(n,)``.
+    The maps ``values`` are ``(n, C, *spatial)``; ``delta``, each map's sum less the difference of scores, is ``(n,)``.
     """
     delta = delta.detach()
     score.notes["convergence_delta"] = float(delta.mean())
