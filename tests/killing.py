@@ -63,7 +63,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def table(output: Path, name: str) -> list[dict[str, str]]:
-    with (output / name).open(newline="") as file:
+    with (output / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
