@@ -431,8 +431,8 @@ MUTANTS = [
     Mutant(
         "any short hexadecimal file is swept away",
         "records",
-        "and len(stem) == 32 and all(letter in",
-        "and all(letter in",
+        r'r"\.[0-9a-f]{32}"',
+        r'r"\.[0-9a-f]+"',
     ),
     Mutant(
         "old files stay behind a case begun anew",
