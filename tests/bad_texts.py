@@ -6,21 +6,10 @@ from pathlib import Path
 import numpy as np
 from bad_volumes import Bad, flip, written
 
-NRRD_CHANGES = {
-    (b"sizes: 9 8 7", new): True
-    for new in (
-        b"sizes: 9 8 8",
-        b"sizes: 0 8 7",
-        b"sizes: -9 8 7",
-        b"sizes: 9 8",
-        b"sizes: 1 8 63",
-        b"sizes: 9 8 7 1",
-        b"sizes: 2000000 2000000 2000000",
-        b"sizes: 99999999999999999999 8 7",
-        b"sizes: nan 8 7",
-        b"sizes: 9 8 7\nsizes: 99999 9999 9999",
-    )
-} | {
+SIZES = (b"9 8 8", b"0 8 7", b"-9 8 7", b"9 8", b"1 8 63", b"2000000 2000000 2000000")
+NRRD_SIZES = (*SIZES, b"9 8 7 1", b"99999999999999999999 8 7", b"nan 8 7", b"9 8 7\nsizes: 99999 9999 9999")
+META_SIZES = (*SIZES, b"9 8 7\nDimSize = 99999 9999 9999")
+NRRD_CHANGES = {(b"sizes: 9 8 7", b"sizes: " + new): True for new in NRRD_SIZES} | {
     # SimpleITK takes what is whole of it.
     (b"sizes: 9 8 7", b"sizes: 9.5 8 7"): None,
     (b"dimension: 3", b"dimension: 4"): True,
@@ -47,18 +36,7 @@ NRRD_CHANGES = {
     (b"space origin: (10.5", b"space origin: (1e30"): True,
     (b"NRRD0004", b"NRRD9999"): True,
 }
-META_CHANGES = {
-    (b"DimSize = 9 8 7", new): True
-    for new in (
-        b"DimSize = 9 8 8",
-        b"DimSize = 0 8 7",
-        b"DimSize = -9 8 7",
-        b"DimSize = 9 8",
-        b"DimSize = 1 8 63",
-        b"DimSize = 2000000 2000000 2000000",
-        b"DimSize = 9 8 7\nDimSize = 99999 9999 9999",
-    )
-} | {
+META_CHANGES = {(b"DimSize = 9 8 7", b"DimSize = " + new): True for new in META_SIZES} | {
     (b"DimSize = 9 8 7", b"DimSize = 9 8 7 1"): None,
     (b"NDims = 3", b"NDims = 4"): True,
     (b"NDims = 3", b"NDims = 2"): True,
@@ -80,16 +58,8 @@ META_CHANGES = {
     (b"TransformMatrix = ", b"TransformMatrix = 0 0 0 0 0 0 0 0 0 "): True,
     (b"ObjectType = Image", b"ObjectType = Image\nno field"): True,
 }
-ESCAPES = (
-    "/etc/passwd",
-    "../scan.raw",
-    "../../../../etc/passwd",
-    "LIST",
-    "scan%02d.raw 1 7 1",
-    "a\0b",
-    "out.raw",
-    "none.raw",
-)
+ESCAPES = ("/etc/passwd", "../scan.raw", "../../../../etc/passwd", "LIST", "scan%02d.raw 1 7 1")
+ESCAPES += ("a\0b", "out.raw", "none.raw")
 """What a header may name as the file of its voxels and must not; ``out.raw`` will be a link out of the folder."""
 
 

@@ -16,18 +16,8 @@ from nibabel.eulerangles import euler2mat
 TURN = euler2mat(0.5, -0.3, 0.2)
 AFFINE = from_matvec(TURN @ np.diag([0.9, 1.2, -1.7]), [41.3, -20.7, 33.1])
 VOXELS = np.random.default_rng(0).normal(300, 90, (9, 8, 7)).astype(np.int16)
-DIM, DATATYPE, BITPIX, PIXDIM, VOX_OFFSET, SLOPE, UNITS, QFORM, SROW, MAGIC = (
-    40,
-    70,
-    72,
-    76,
-    108,
-    112,
-    123,
-    252,
-    280,
-    344,
-)
+DIM, DATATYPE, PIXDIM, VOX_OFFSET = 40, 70, 76, 108
+SLOPE, UNITS, QFORM, SROW, MAGIC = 112, 123, 252, 280, 344
 NEW_DIM = 16
 """Where the header of NIfTI 2 has its dimensions."""
 
@@ -144,17 +134,11 @@ def voxels() -> Iterator[Bad]:
         yield from both(
             f"type number {number}", put(nifti(), {DATATYPE: shorts(number)}), True if number != 256 else None
         )
-    for shape in (
-        (9,),
-        (9, 8),
-        (9, 8, 1),
-        (9, 1, 7),
-        (1, 8, 7),
-        (9, 8, 7, 1),
-        (9, 8, 7, 2),
-        (9, 8, 7, 1, 3),
-        (3, 2, 2, 2),
-    ):
+    flat, deep = (
+        ((9,), (9, 8), (9, 8, 1), (9, 1, 7), (1, 8, 7)),
+        ((9, 8, 7, 1), (9, 8, 7, 2), (9, 8, 7, 1, 3), (3, 2, 2, 2)),
+    )
+    for shape in (*flat, *deep):
         yield from both(f"shape {shape}", nifti(np.resize(VOXELS, shape)), True)
     for slope, offset in ((0, 5), (2.5, -100), (-1, 0), (np.nan, 0), (1, np.nan), (np.inf, 0), (1, np.inf), (1e30, 0)):
         either = None if slope in (0, np.nan) or not np.isfinite(offset + slope) else bool(slope > 1e20)

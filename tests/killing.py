@@ -30,17 +30,9 @@ def run_with_kills(folder: Path, output: Path, kills: int, seconds: float = 12.0
     """Start a run again and again; kill it (SIGKILL, with its readers) at a random moment, ``kills`` times.
 
     The moment is counted from when the run holds the output, so that no kill hits mere imports. Whenever a run ends
-    before its moment came, half of the cases are taken away again.
+    before its moment came, half of the cases are taken away again. The latest moment is after so many seconds.
 
-    Args:
-        folder: the cohort.
-        output: of the run.
-        kills: how many.
-        seconds: the latest moment.
-        seed: of the moments.
-
-    Returns:
-        how many kills hit a run at work, and how many runs ended before.
+    Returns how many kills hit a run at work, and how many runs ended before.
     """
     draw = np.random.default_rng(seed)
     hit = ended = 0
@@ -71,7 +63,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def table(output: Path, name: str) -> list[dict[str, str]]:
-    with (output / name).open(newline="") as file:
+    with (output / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -12,10 +12,10 @@ AFFINE = torch.tensor([[-0.5, 0.1, 0.0, 3.0], [0.1, 0.7, 0.0, -2.0], [0.0, 0.2, 
 """Oblique, anisotropic and left-handed."""
 
 
-def unet(dims: int, classes: int = 3, channels: int = 1) -> UNet:
+def unet(dims: int, classes: int = 3, channels: int = 1, depth: int = 2) -> UNet:
     """With features that are alive at every layer, and a batch norm that does something."""
     torch.manual_seed(dims)
-    network = UNet(dims, channels, classes, 2, channel_factor=2).eval()
+    network = UNet(dims, channels, classes, depth, channel_factor=2).eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             assert module.running_mean is not None
@@ -47,8 +47,13 @@ class Summing(nn.Module):
         return logits[:, 1].flatten(1).sum(dim=1)
 
 
-def picture(*size: int, batch: int = 1) -> Tensor:
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(1))
+def picture(*size: int, batch: int = 1, channels: int = 1) -> Tensor:
+    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+def gradient(network: nn.Module, image: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    copy = image.clone().requires_grad_()
+    return torch.autograd.grad(target(network.eval()(copy)).sum(), copy)[0]
 
 
 def region(*size: int) -> Region:

@@ -2,12 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from unoise_monai.networks import UNet
 from unoise_monai.unoise import ExplainedSegmenter
 
+BUNDLES = sorted(path for path in (Path(__file__).parents[1] / "bundles").iterdir() if path.is_dir())
+bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+SMALL: dict[str, Any] = {"task#spacing_mm": [9.0, 9.0, 9.0], "task#patch_size": [16, 16, 16]}
+SMALL |= {"device": "cpu", "precision": "fp32"}
+SMALL_U_NET: dict[str, Any] = {"utility#depth": 2, "utility#channel_factor": 2}
+SMALL_NOISE: dict[str, Any] = {"noise_model#depth": 2, "noise_model#channel_factor": 2}
+"""Changes of a shipped bundle that make it small enough for seconds."""
+PHANTOMS: dict[str, Any] = {"size": (32, 28, 30), "spacing_mm": (9.0, 9.5, 10.0), "progress": False}
+PHANTOMS |= {"oblique_degrees": 12.0, "left_handed": True}
+"""Scans on an oblique, anisotropic, left-handed grid."""
 CONFIG = """
 imports:
 - $import torch
@@ -69,16 +82,30 @@ def small_segmenter(seed: int = 0) -> ExplainedSegmenter:
 
 
 def write_small_bundle(folder: Path, config: str = CONFIG, seed: int = 0) -> Path:
-    """Write a bundle; whoever evaluates its data set or its own device gets an error.
-
-    Args:
-        folder: of the bundle.
-        config: the text of ``configs/inference.yaml``.
-        seed: of the weights.
-    """
+    """Write a bundle with this ``inference.yaml``; whoever evaluates its data set or its own device gets an error."""
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()
     (folder / "configs" / "inference.yaml").write_text(config, encoding="utf-8")
     (folder / "configs" / "metadata.json").write_text(json.dumps(METADATA), encoding="utf-8")
     torch.save(small_segmenter(seed).state_dict(), folder / "models" / "model.pt")
     return folder
+
+
+def workflow(bundle: Path, configs: str | list[str], kind: str | None = None, **changes: object) -> ConfigWorkflow:
+    """MONAI's own engine on these configurations of a bundle, laid over each other."""
+    names = [configs] if isinstance(configs, str) else configs
+    return ConfigWorkflow(
+        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in names],
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **changes,
+    )
+
+
+def run(bundle: Path, configs: str | list[str], **changes: object) -> ConfigWorkflow:
+    flow = workflow(bundle, configs, **changes)
+    flow.initialize()
+    flow.run()
+    return flow

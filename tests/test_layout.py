@@ -10,23 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "unoise_monai"
 ORDER = (
-    ("types", "checks", "atomic"),
-    ("networks",),
-    ("unoise",),
-    ("losses",),
-    ("data",),
-    ("phantoms",),
-    ("inference",),
-    ("attribution",),
-    ("metrics",),
-    ("render",),
-    ("handlers",),
-    ("bundle",),
-    ("runs",),
-    ("report",),
-    ("cli",),
+    "types, checks, atomic -> networks -> unoise -> losses -> data -> phantoms -> inference -> attribution -> metrics"
 )
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+ORDER += " -> render -> handlers -> bundle -> runs -> report -> cli"
+RANK = {name: rank for rank, names in enumerate(ORDER.split(" -> ")) for name in names.split(", ")}
 MAX_MODULE_LINES = 510
 MAX_README_LINES = 140
 

@@ -1,6 +1,5 @@
 """The configuration of a bundle is followed on every route: its own run, the command and Python give the same."""
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -12,9 +11,11 @@ import pytest
 import torch
 import yaml
 from bad_scans import BAD
-from monai.bundle import ConfigParser, ConfigWorkflow
+from killing import table
+from monai.bundle import ConfigParser
 from nibabel.affines import from_matvec
 from nibabel.eulerangles import euler2mat
+from small_bundle import run
 
 from unoise_monai import load_bundle
 from unoise_monai.cli import Exit
@@ -89,24 +90,9 @@ def explain(bundle: Path, scan: Path, output: Path, *more: str, status: Exit = E
     assert main([*command, "--workers", "0", *more]) == status
 
 
-def run(bundle: Path, data: Path, output: Path) -> None:
-    """The bundle's own run."""
-    flow = ConfigWorkflow(
-        config_file=str(bundle / "configs" / "inference.yaml"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(bundle),
-        dataset_dir=str(data),
-        output_dir=str(output),
-    )
-    flow.initialize()
-    flow.run()
-
-
 def written(bundle: Path, scan: Path, output: Path) -> dict[str, bytes]:
     """What the bundle's own run and the command write, and Python gives: all the same."""
-    run(bundle, scan, output / "run")
+    run(bundle, "inference", dataset_dir=str(scan), output_dir=str(output / "run"))
     explain(bundle, scan, output / "command")
     files = files_in(output / "run" / "scan")
     assert files_in(output / "command" / "scan") == files
@@ -161,18 +147,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bad_scan_is_refused_by_the_bundle_s_run_and_by_the_command(name: str, bundle: Path, tmp_path: Path) -> None:
     write, reason = BAD[name]
     write(tmp_path / "in")
-    run(bundle, tmp_path / "in", tmp_path / "run")
+    run(bundle, "inference", dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "run"))
     explain(bundle, tmp_path / "in", tmp_path / "command", status=Exit.SOME_FAILED)
     for output in (tmp_path / "run", tmp_path / "command"):
-        with (output / "failures.csv").open(newline="", encoding="utf-8") as file:
-            (row,) = csv.DictReader(file)
+        (row,) = table(output, "failures.csv")
         assert re.search(reason, row["reason"])
         assert not list(output.glob("*/*.nii.gz"))
 
 
 def test_two_series_of_one_folder_are_two_cases_on_both(bundle: Path, tmp_path: Path) -> None:
     BAD["two series"][0](tmp_path / "in")
-    run(bundle, tmp_path / "in", tmp_path / "run")
+    run(bundle, "inference", dataset_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "run"))
     explain(bundle, tmp_path / "in", tmp_path / "command")
     names = {
         output: sorted(path.name for path in (tmp_path / output).glob("series-*")) for output in ("run", "command")

@@ -44,12 +44,10 @@ class UntrustedBundle(ValueError):
 def check_trust(bundle: str | os.PathLike[str]) -> None:
     """Refuse a bundle that does not come with the project and is not on the trust list.
 
-    A bundle is on the list where every file of its ``configs`` is, by its path and the SHA-256 of what it holds now.
-    The list, ``~/.config/unoise/trusted_bundles`` or the file that $UNOISE_TRUSTED_BUNDLES names, has lines as
-    ``sha256sum`` writes them, and comments after ``#``. What the configs import is trusted with them.
-
-    Args:
-        bundle: its folder; judged by where it really lies, whatever it is called and however it is reached.
+    Its folder is judged by where it really lies, whatever it is called and however it is reached. A bundle is on the
+    list where every file of its ``configs`` is, by its path and the SHA-256 of what it holds now. The list,
+    ``~/.config/unoise/trusted_bundles`` or the file that $UNOISE_TRUSTED_BUNDLES names, has lines as ``sha256sum``
+    writes them, and comments after ``#``. What the configs import is trusted with them.
 
     Raises:
         UntrustedBundle: when it is neither, or a folder within its ``configs`` is a link.
@@ -76,11 +74,7 @@ def check_trust(bundle: str | os.PathLike[str]) -> None:
 
 
 def is_trusted(bundle: str | os.PathLike[str]) -> bool:
-    """Whether `check_trust` lets a bundle run.
-
-    Raises:
-        ValueError: when a line of the trust list cannot be understood.
-    """
+    """Whether `check_trust` lets a bundle run; raises its `ValueError` for a bad line of the list."""
     try:
         check_trust(bundle)
     except UntrustedBundle:
@@ -105,11 +99,7 @@ def trust(bundle: str | os.PathLike[str]) -> None:
 
 
 def trust_list() -> Path:
-    """The file that lists the bundles to trust; it need not be there.
-
-    Raises:
-        UntrustedBundle: when it is not named and there is no home folder.
-    """
+    """The file that lists the bundles to trust, if any; `UntrustedBundle` where none is named and there is no home."""
     if named := os.environ.get(TRUST_LIST):
         return Path(named)
     try:
@@ -119,11 +109,7 @@ def trust_list() -> Path:
 
 
 def listing(bundle: Path | None = None) -> str:
-    """The command that lists a bundle as it is now.
-
-    Args:
-        bundle: its folder; without one the command tells no folder of this machine, and BUNDLE stands for the bundle's.
-    """
+    """The command that lists a bundle's folder as it is; without one, BUNDLE stands for it, and no path is told."""
     if bundle is None:
         trusted = f'"${TRUST_LIST}"' if os.environ.get(TRUST_LIST) else f"~/{LIST}"
         configs, make = '"$(realpath BUNDLE)"/configs', f'mkdir -p "$(dirname {trusted})" && '
@@ -134,13 +120,20 @@ def listing(bundle: Path | None = None) -> str:
     return f"{make}find -L {configs} -type f -exec sha256sum {{}} + >> {trusted}"
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of the contents of files, one after the other: ``bytes`` and ``sha256``."""
+    digest, size = hashlib.sha256(), 0
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def file_sha256(*paths: Path) -> str:
+    """The SHA-256 of the contents of files, one after the other, in hexadecimal."""
+    return str(fingerprint(paths)["sha256"])
 
 
 def _shipped(files: list[Path]) -> bool:
@@ -196,11 +189,7 @@ class Bundle:
         return self.parsed("task") if self.config and "task" in self.config else None
 
     def parsed(self, name: str) -> Any:
-        """What an id of the configuration defines, built anew.
-
-        Raises:
-            ValueError: when there is no such id, or it cannot be built.
-        """
+        """What an id of the configuration defines, built anew; a `ValueError` where there is none, or it fails."""
         try:
             return build(self.config or {}, name)
         # A configuration runs code, which raises what it likes.
@@ -265,9 +254,8 @@ def load_bundle(
         UntrustedBundle: when the bundle comes from elsewhere and is neither on the trust list nor ``trusted``.
         FileNotFoundError: when an overlay, the metadata or the weights are not there.
         ValueError: when there is no such bundle, its configuration or metadata cannot be understood or lack an id of
-            ``changes``, its network is no `ExplainedSegmenter`, a saver no `Saver`, or the weights are damaged or
-            don't fit.
-        ValueError: when one of these files changes while it is loaded.
+            ``changes``, its network is no `ExplainedSegmenter`, a saver no `Saver`, the weights are damaged or don't
+            fit, or one of these files changes while it is loaded.
     """
     folder = find_bundle(bundle)
     config_file = _config_file(folder)
@@ -278,7 +266,7 @@ def load_bundle(
             raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
     if not trusted:
         check_trust(folder)
-    config_sha256 = _sha256_of(files)
+    config_sha256 = file_sha256(*files)
     metadata = _metadata(folder)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -306,7 +294,7 @@ def load_bundle(
     # Of one that is not there, `load_weights` says so.
     weights_sha256 = file_sha256(weights_file) if weights_file.is_file() else ""
     load_weights(network, weights_file, f"network of bundle {folder.name}")
-    if (file_sha256(weights_file), _sha256_of(files)) != (weights_sha256, config_sha256):
+    if (file_sha256(weights_file), file_sha256(*files)) != (weights_sha256, config_sha256):
         raise ValueError(f"bundle {folder.name} must not change while it is loaded, got other files after than before")
     return Bundle(
         name=folder.name,
@@ -334,14 +322,8 @@ def assemble(
 ) -> Bundle:
     """A bundle of the objects that its configuration has made, in a run of ``python -m monai.bundle`` of its own.
 
-    Args:
-        folder: of the bundle.
-        network: with its weights, on its device.
-        preprocessing: it is sent to processes that read cases.
-        inferer: see `Explainer`.
-        postprocessing: see `Explainer`.
-        savers: of the configuration.
-        class_names: of the segmentation, background first.
+    The network has its weights and is on its device; the preprocessing is sent to processes that read cases;
+    ``class_names`` are those of the segmentation, background first.
 
     Raises:
         ValueError: when the metadata cannot be understood, or one of the objects cannot be pickled.
@@ -410,8 +392,8 @@ def copy_bundle(
     Args:
         source: the other bundle's name or folder.
         target: the new bundle's folder.
-        task: arguments of `SegmentationTask`, which take the place of ``task`` in every configuration and decide the
-            channels that the metadata define; that of the source by default.
+        task: arguments of `SegmentationTask` for every configuration, and the channels that the metadata define;
+            those of the source by default.
 
     Raises:
         FileExistsError: when ``target`` is there.
@@ -430,14 +412,11 @@ def copy_bundle(
     shutil.copy(origin / "LICENSE", folder)
     (folder / "models").mkdir()
     (folder / "docs").mkdir()
-    (folder / "docs" / "README.md").write_text(
-        f"# {folder.name}\n\n{', '.join(new.class_names[1:])}: made from {origin.name}, to be trained.\n",
-        encoding="utf-8",
-    )
+    readme = f"# {folder.name}\n\n{', '.join(new.class_names[1:])}: made from {origin.name}, to be trained.\n"
+    (folder / "docs" / "README.md").write_text(readme, encoding="utf-8")
     (folder / "docs" / "data_license.txt").write_text("The licence of the data it is trained on.\n", encoding="utf-8")
-    block = yaml.safe_dump(
-        {"task": {"_target_": old["task"]["_target_"], **names}}, sort_keys=False, default_flow_style=None
-    )
+    written = {"task": {"_target_": old["task"]["_target_"], **names}}
+    block = yaml.safe_dump(written, sort_keys=False, default_flow_style=None)
     for path in (folder / "configs").glob("*.yaml"):
         text = re.sub(r"^task:\n(?:[ #].*\n)+", lambda _: block, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         path.write_text(text.replace(old["task"]["name"], new.name), encoding="utf-8")
@@ -456,8 +435,7 @@ def copy_bundle(
 
 
 def _bundles_in(folder: Path) -> list[Path]:
-    found = {config.parents[1].resolve() for name in CONFIGS for config in folder.glob(f"*/{name.as_posix()}")}
-    return sorted(found)
+    return sorted({path.parents[1].resolve() for name in CONFIGS for path in folder.glob(f"*/{name.as_posix()}")})
 
 
 def _config_file(folder: Path) -> Path:
@@ -471,10 +449,6 @@ def _causes(error: BaseException) -> str:
         error = error.__cause__
         texts[1:] = [str(error)]
     return ": ".join(texts)
-
-
-def _sha256_of(files: Iterable[Path]) -> str:
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class _StablePickler(pickle.Pickler):
@@ -491,11 +465,7 @@ class _StablePickler(pickle.Pickler):
 
 
 def _sha256_of_objects(objects: Any) -> str:
-    """A digest that is the same wherever the same objects are made.
-
-    Raises:
-        ValueError: when one cannot be pickled, as functions without a name.
-    """
+    """A digest that is the same wherever the same objects are made; functions without a name cannot be pickled."""
     file = io.BytesIO()
     try:
         _StablePickler(file).dump(objects)

@@ -1,8 +1,10 @@
 """Checks that refuse bad input before work starts, each naming the thing, the rule and the value."""
 
 import math
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -19,12 +21,11 @@ def check_sigma_range(sigma_min: float, sigma_max: float) -> None:
         raise ValueError(f"sigma_max must be greater than sigma_min, got {sigma_max} and {sigma_min}")
 
 
-def check_finite(tensor: Tensor, name: str) -> None:
+def check_finite(values: Tensor | NDArray[Any], name: str) -> None:
     """Refuse NaN and infinite values with a ValueError that counts them."""
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        raise ValueError(f"{name} must hold finite values only, got {bad} NaN or infinite of {tensor.numel()}")
+    finite = torch.isfinite(torch.as_tensor(values))
+    if bad := int((~finite).sum()):
+        raise ValueError(f"{name} must hold finite values only, got {bad} NaN or infinite of {finite.numel()}")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

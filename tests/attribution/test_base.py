@@ -1,5 +1,7 @@
-"""What holds for all attributions: the call shape, signs, items, geometry, and nothing changed."""
+"""What all attributions share: the call shape, signs, items, geometry, baselines, and nothing changed."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -8,17 +10,8 @@ from monai.data import MetaTensor
 from small import AFFINE, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution import (
-    Difference,
-    GradCAM,
-    GuidedBackprop,
-    IntegratedGradients,
-    LayerIntegratedGradients,
-    Region,
-    SoftDice,
-    foreground_sum,
-)
-from unoise_monai.attribution.base import Attributor, Call, Score, outputs_of, seeded, signed, watching
+from unoise_monai.attribution import METHODS, Difference, Region, SoftDice, base, foreground_sum
+from unoise_monai.attribution.base import Attributor, Call, Score, baseline, baselines
 from unoise_monai.inference.tiling import VolumeNetwork
 
 
@@ -64,9 +57,9 @@ def test_a_map_for_each_item_of_the_image_s_own_size() -> None:
 
 def test_signs_are_taken_of_each_channel() -> None:
     values = torch.tensor([[[[1.0, -2.0]], [[-3.0, -4.0]]]])
-    assert signed(values, "signed").flatten().tolist() == [-2, -6]
-    assert signed(values, "absolute").flatten().tolist() == [4, 6]
-    assert signed(values, "positive").flatten().tolist() == [1, 0]
+    assert base.signed(values, "signed").flatten().tolist() == [-2, -6]
+    assert base.signed(values, "absolute").flatten().tolist() == [4, 6]
+    assert base.signed(values, "positive").flatten().tolist() == [1, 0]
     network, image = unet(2), torch.randn(1, 1, 8, 8)
     maps = {sign: Gradient(network, sign=sign)(image, target_of(network, image)) for sign in ("absolute", "positive")}
     assert float(maps["absolute"].min()) >= 0
@@ -92,9 +85,11 @@ def test_a_target_of_another_number_of_items_is_refused() -> None:
     assert Gradient(network)(image, three.item(0)).shape == (2, 1, 8, 8)
 
 
-@pytest.mark.parametrize("method", [Gradient, IntegratedGradients, GuidedBackprop, GradCAM, LayerIntegratedGradients])
+@pytest.mark.parametrize(
+    "name", ["", "integrated_gradients", "guided_backprop", "grad_cam", "layer_integrated_gradients"]
+)
 @pytest.mark.parametrize("kind", ["region", "foreground", "dice", "difference"])
-def test_inference_mode_around_it_changes_nothing(method: type[Attributor], kind: str) -> None:
+def test_inference_mode_around_it_changes_nothing(name: str, kind: str) -> None:
     def explain() -> Tensor:
         logits = network.eval()(image)
         mask = logits[:, 1:2].sigmoid()
@@ -104,7 +99,7 @@ def test_inference_mode_around_it_changes_nothing(method: type[Attributor], kind
             "dice": SoftDice(logits.argmax(dim=1, keepdim=True), 1),
             "difference": Difference(Region(mask, 1), Region(1 - mask, 2)),
         }[kind]
-        return method(network)(image.clone(), target).as_tensor()
+        return METHODS.get(name, Gradient)(network)(image.clone(), target).as_tensor()
 
     network, image = unet(2), torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -144,21 +139,7 @@ def first_class(logits: Tensor) -> Tensor:
     return logits[:, 1].flatten(1).sum(dim=1)
 
 
-def test_a_seed_leaves_the_global_state() -> None:
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    with seeded(0, torch.device("cpu")):
-        first = torch.rand(3)
-    with seeded(0, torch.device("cpu")):
-        assert torch.equal(torch.rand(3), first)
-    assert torch.equal(torch.rand(3), expected)
-    torch.manual_seed(7)
-    with seeded(None, torch.device("cpu")):
-        assert torch.equal(torch.rand(3), expected)
-
-
-def test_refusals() -> None:
+def test_refusals_in_the_call() -> None:
     network = unet(2)
     with pytest.raises(ValueError, match="image must hold finite values only, got 1 NaN"):
         Gradient(network)(torch.full((1, 1, 1, 1), torch.nan), lambda logits: logits.sum())
@@ -181,7 +162,7 @@ def test_watching_a_pass() -> None:
 
     network, x, seen = Twice(), torch.ones(2), list[Any]()
     modules = dict(network.named_modules())
-    with watching(modules, seen.append, lambda path, module: seen.append((path, module))):
+    with base.watching(modules, seen.append, lambda path, module: seen.append((path, module))):
         result = network(x)
     assert [each.path if isinstance(each, Call) else each for each in seen] == [
         *(("", network), ("part", network.part), "part", ("part", network.part), "part", "")
@@ -191,12 +172,118 @@ def test_watching_a_pass() -> None:
     assert (first.module, first.options, second.options) == (network.part, {"factor": 3.0}, {})
     assert second.inputs[0] is first.output
     assert whole.output is result
-    with watching({"": network.part}, lambda call: call.output + 1):
+    with base.watching({"": network.part}, lambda call: call.output + 1):
         assert network(x).tolist() == [5, 5]
-    outputs, result = outputs_of(network.part, lambda: network(x))
+    outputs, result = base.outputs_of(network.part, lambda: network(x))
     assert [each.tolist() for each in outputs] == [[3, 3], [3, 3]]
-    with pytest.raises(RuntimeError, match="half way"), watching(modules, seen.append):
+    with pytest.raises(RuntimeError, match="half way"), base.watching(modules, seen.append):
         raise RuntimeError("half way")
     for module in modules.values():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+
+
+def images_of(*size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    scale = torch.tensor([1.0, 10.0]).view(2, 1, *[1] * len(size))
+    shift = torch.tensor([3.0, -2.0]).view(1, 2, *[1] * len(size))
+    return scale * torch.randn(2, 2, *size, generator=generator) + shift
+
+
+IMAGES = images_of(4, 3)
+
+
+@pytest.mark.parametrize("kind", base.BASELINES)
+@pytest.mark.parametrize("size", [(9, 7), (5, 6, 7)])
+def test_of_the_image_s_shape_and_of_each_item_alone(kind: str, size: tuple[int, ...]) -> None:
+    x = images_of(*size).requires_grad_()
+    result = baseline(x, kind)
+    assert result.shape == x.shape
+    assert not result.requires_grad
+    torch.testing.assert_close(baseline(x[1:], kind), result[1:])
+    of_meta = baseline(MetaTensor(x.detach()), kind)
+    assert type(of_meta) is Tensor
+    torch.testing.assert_close(of_meta, result)
+
+
+def test_statistics_of_each_item_and_channel() -> None:
+    x = images_of(60, 50)
+    assert not baseline(x, "zero").any()
+    noise = baseline(x, "noise")
+    for item in range(2):
+        for channel in range(2):
+            values = x[item, channel]
+            assert baseline(x, "mean")[item, channel].unique().tolist() == pytest.approx([float(values.mean())])
+            assert baseline(x, "minimum")[item, channel].unique().tolist() == [float(values.min())]
+            drawn = noise[item, channel]
+            assert float(drawn.mean()) == pytest.approx(float(values.mean()), abs=5 * float(values.std()) / 3000**0.5)
+            assert float(drawn.std()) == pytest.approx(float(values.std()), rel=0.1)
+
+
+def test_the_blur_is_the_mean_of_the_voxels_inside() -> None:
+    x = images_of(13, 11)
+    sigma, axes = 1.5, [torch.arange(13.0), torch.arange(11.0)]
+    # MONAI's filter integrates the Gaussian over each voxel, within four sigma.
+    weights = []
+    for at in axes:
+        away = at[:, None] - at[None]
+        edge = [torch.erf((away + half) / (sigma * math.sqrt(2))) for half in (0.5, -0.5)]
+        weights.append((edge[0] - edge[1]) * (away.abs() <= 6))
+    expected = torch.einsum("ij,bcjk,lk->bcil", weights[0] / weights[0].sum(1, True), x, weights[1])
+    expected = expected / weights[1].sum(dim=1)
+    torch.testing.assert_close(baseline(x, "blur", sigma=sigma), expected, rtol=1e-3, atol=1e-3)
+    flat = torch.full((1, 1, 20, 20), 7.0)
+    torch.testing.assert_close(baseline(flat, "blur"), flat)
+
+
+def test_numbers_and_images_of_one_s_own() -> None:
+    x = IMAGES
+    assert baseline(x, -1.5).unique().tolist() == [-1.5]
+    mine = MetaTensor(torch.randn(1, 2, 4, 3, dtype=torch.float64))
+    result = baseline(x, mine)
+    assert type(result) is Tensor
+    torch.testing.assert_close(result, mine.as_tensor().float().expand(2, -1, -1, -1))
+    mine = torch.ones(x.shape)
+    baseline(x, mine).zero_()
+    assert mine.all()
+
+
+def test_noise_comes_from_the_seed_alone() -> None:
+    x = IMAGES
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = baseline(x, "noise", seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first, baseline(x, "noise", seed=3))
+    assert not torch.equal(first, baseline(x, "noise", seed=4))
+    assert not torch.equal(baseline(x, "noise", seed=None), baseline(x, "noise", seed=None))
+
+
+def test_a_distribution() -> None:
+    x = IMAGES
+    zero, first, second = baselines(x, ("zero", "noise", "noise"), seed=0)
+    assert not zero.any()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, baseline(x, "noise", seed=1))
+    stack = torch.randn(3, 2, 4, 3)
+    kinds = base.check_baselines(stack)
+    assert len(kinds) == 3
+    torch.testing.assert_close(torch.stack(baselines(x, kinds)), stack[:, None].expand(3, 2, 2, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: baseline(IMAGES, "black"), "must be one of 'zero', 'mean', 'minimum', 'blur', 'noise', got 'black'"),
+        (lambda: baseline(IMAGES, "blur", sigma=0.0), "sigma must be a finite number above 0, got 0.0"),
+        (lambda: base.check_baseline(math.nan), "baseline must hold finite values only, got 1 NaN or infinite of 1"),
+        (lambda: baseline(IMAGES, torch.zeros(1, 1, 3, 4)), "must expand to the image (2, 2, 4, 3), got (1, 1, 3, 4)"),
+        (lambda: base.check_baselines(()), "baselines must be one or more of 'zero', 'mean'"),
+        (lambda: base.check_baselines("zero"), "or more of 'zero', 'mean', 'minimum', 'blur', 'noise', got 'zero'"),
+        (lambda: base.check_baselines(("zero", "grey")), "baseline must be one of"),
+    ],
+)
+def test_refusals(call: object, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        call()

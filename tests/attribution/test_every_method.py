@@ -1,19 +1,25 @@
-"""What holds for every method by its name: batches, geometry, precision, tiles, and nothing else changed."""
+"""What holds for every method by its name: batches, geometry, precision, tiles, refused options, one of your own."""
 
+import importlib
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import METHODS, Attributor, make_attributor, method_names
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import METHODS, NEEDS, Attributor, Score, make_attributor, method_names, register
 from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.gradient import Saliency
-from unoise_monai.attribution.iterative import RegionOfInterest
+from unoise_monai.attribution.iterative import FineTuning, RegionOfInterest
 from unoise_monai.attribution.layer_methods import LayerDeepLift, LayerPath
 from unoise_monai.attribution.perturbation import PerturbationAttributor
 from unoise_monai.attribution.targets import SoftDice
@@ -214,3 +220,140 @@ def test_what_methods_say_of_themselves() -> None:
     assert sum("layer" in method.needs for method in METHODS.values()) == 13
     with pytest.raises(TypeError):
         METHODS["mine"] = Saliency
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "says"),
+    [
+        ("integrated_gradients", {"sign": "both"}, "sign must be one of 'signed', 'absolute', 'positive', got 'both'"),
+        ("integrated_gradients", {"steps": 1}, "steps must be at least 2, got 1"),
+        ("integrated_gradients", {"rule": "riemann_trapezoid"}, "rule must be one of 'gausslegendre', 'riemann_left'"),
+        ("integrated_gradients", {"baseline": "black"}, "baseline must be one of 'zero'"),
+        ("gradient_shap", {"samples": 0}, "samples must be at least 1, got 0"),
+        ("gradient_shap", {"sigma": -0.1}, "sigma must be a finite number of at least 0, got -0.1"),
+        ("gradient_shap", {"baselines": ()}, "baselines must be one or more of"),
+        ("deep_lift", {"baseline": "black"}, "baseline must be one of 'zero'"),
+        ("deep_lift_shap", {"baselines": ()}, "baselines must be one or more of"),
+        ("smooth_grad", {"samples": 0}, "samples must be at least 1, got 0"),
+        ("smooth_grad", {"sigma": -0.1}, "sigma must be a finite number of at least 0, got -0.1"),
+        ("smooth_grad", {"method": "rise"}, "method must be one of 'saliency'"),
+        ("voxelwise_mean", {"max_voxels": 0}, "max_voxels must be at least 1, got 0"),
+        ("voxelwise_mean", {"time_limit_s": 0.0}, "time_limit_s must be above 0, got 0.0"),
+        ("voxelwise_mean", {"method": SmoothGrad}, "layer_cam, guided_grad_cam, by its name or class, got <"),
+        ("layer_conductance", {"steps": 1}, "steps must be at least 2, got 1"),
+        (
+            "layer_conductance",
+            {"rule": "gausslegendre"},
+            "rule must be one of 'riemann_trapezoid', got 'gausslegendre'",
+        ),
+        ("layer_integrated_gradients", {"rule": "simpson"}, "rule must be one of 'gausslegendre', 'riemann_left'"),
+        ("internal_influence", {"baseline": "nothing"}, "baseline must be one of 'zero'"),
+        ("occlusion", {"baseline": float("nan")}, "baseline must hold finite values only"),
+        ("occlusion", {"baseline": "grey"}, "baseline must be one of 'zero'"),
+        ("occlusion", {"time_limit_s": 0}, "time_limit_s must be above 0, got 0"),
+        ("occlusion", {"window": 0}, "window must be above 0, got 0"),
+        ("occlusion", {"window": 4, "stride": -1}, "stride must be above 0, got -1"),
+        ("occlusion", {"window": 4.5, "stride": 2}, "window must be whole voxels, got 4.5"),
+        ("occlusion", {"window": 4, "stride": 5}, "stride must be at most the window on each axis, got 5 and 4"),
+        ("occlusion", {"window": (4, 4, 2), "stride": 3}, "at most the window on each axis, got 3 and (4, 4, 2)"),
+        ("occlusion", {"window": (4, 4), "stride": (1, 1, 1)}, "stride must be at most the window on each axis"),
+        ("occlusion", {"unit": "cm"}, "unit must be one of 'voxels', 'mm', got 'cm'"),
+        ("rise", {"masks": 0}, "masks must be at least 1, got 0"),
+        ("rise", {"cells": 0}, "cells must be at least 1 on each axis, got 0"),
+        ("rise", {"cells": (3, 0)}, "cells must be at least 1 on each axis, got (3, 0)"),
+        ("rise", {"visible": 0}, "visible must be above 0 and at most 1, got 0"),
+        ("rise", {"visible": 1}, "visible must be below 1, or nothing is hidden, got 1"),
+        (
+            "feature_ablation",
+            {"labels": torch.zeros(2, 1, 4, 4)},
+            "labels must be one map, (1, 1, *spatial), got (2, 1",
+        ),
+        ("feature_ablation", {"size": 0}, "size must be integers of at least 1, one or one an axis, got 0"),
+        ("feature_ablation", {"compactness": -1}, "compactness must be above 0, got -1"),
+        ("lime", {"samples": 1}, "samples must be at least 2, got 1"),
+        ("lime", {"kernel_width": 0}, "kernel_width must be above 0, got 0"),
+        ("lime", {"ridge": -1}, "ridge must be at least 0, got -1"),
+        ("kernel_shap", {"samples": 1}, "samples must be at least 2, got 1"),
+        ("iterative_roi", {"max_rounds": 0}, "max_rounds must be at least 1, got 0"),
+        ("iterative_roi", {"min_probability": 1.5}, "min_probability must lie in [0, 1], got 1.5"),
+        ("iterative_roi", {"hidden": float("nan")}, "hidden must hold finite values only"),
+        ("iterative_roi", {"hidden": "grey"}, "hidden must be one of 'zero', 'mean'"),
+        (RegionOfInterest, {"level": 0.0}, "level must be above 0 and at most 1, got 0.0"),
+        (RegionOfInterest, {"quantile": 1.5}, "quantile must be above 0 and at most 1, got 1.5"),
+        (RegionOfInterest, {"threshold": -0.5}, "threshold must be above 0 and at most 1, got -0.5"),
+        (RegionOfInterest, {"box": 4}, "box must hold odd numbers above 0, got 4"),
+        (RegionOfInterest, {"box": (3, -1)}, "box must hold odd numbers above 0, got (3, -1)"),
+        (RegionOfInterest, {"passes": -1}, "passes must be at least 0, got -1"),
+        (FineTuning, {"steps": 0}, "steps must be at least 1, got 0"),
+        (FineTuning, {"lr": -0.1}, "lr must be a finite number above 0, got -0.1"),
+    ],
+)
+def test_an_option_out_of_range(method: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        make_attributor(method, nn.Conv2d(1, 2, 1), **options) if isinstance(method, str) else method(**options)
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extend" / "method.md"
+NAME = "contrast_x_gradient"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The page's code block as a module that Python finds; what it registers is forgotten afterwards."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "contrast.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = dict(base._CLASSES)
+    yield "contrast"
+    sys.modules.pop("contrast", None)
+    base._CLASSES.clear()
+    base._CLASSES.update(before)
+
+
+@pytest.mark.parametrize("route", ["python", "bundle"])
+def test_the_method_of_the_page(route: str, module: str) -> None:
+    assert NAME not in method_names()
+    if route == "python":
+        importlib.import_module(module)
+    else:
+        ConfigParser({"imports": [f"$import {module}"], "network": "$1"}).get_parsed_content("network")
+    assert method_names()[-1] == NAME
+    torch.manual_seed(0)
+    linear, image, target = nn.Conv2d(1, 2, 3, padding=1), picture(8, 6), region(8, 6)
+    expected = make_attributor("integrated_gradients", linear, baseline="blur", sign="signed")(image, target)
+    found = make_attributor(NAME, linear, sign="signed")(image, target)
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    assert found.meta["attribution"] == [{"method": NAME, "sign": "signed"}]
+    smooth = make_attributor("smooth_grad", linear, method=NAME, sigma=0.0)(image, target)
+    torch.testing.assert_close(smooth.as_tensor(), found.as_tensor().abs())
+    whole = make_attributor(NAME, unet(2), baseline="zero")(picture(151, 11), region(151, 11))
+    assert float(whole.max()) > 0
+
+
+def test_a_module_that_is_imported_again_is_no_other_method(module: str) -> None:
+    first = importlib.import_module(module).ContrastXGradient
+    again = importlib.reload(sys.modules[module]).ContrastXGradient
+    assert first is not again is METHODS[NAME]
+
+
+def method_of(**attributes: object) -> type[Attributor]:
+    def maps(self: Attributor, images: torch.Tensor, score: Score) -> torch.Tensor:
+        return images
+
+    return type("Mine", (Attributor,), {"maps": maps, **attributes})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({}, "name of Mine must be lower-case words with underscores, got ''"),
+        ({"name": "My method"}, "name of Mine must be lower-case words with underscores, got 'My method'"),
+        ({"name": "saliency"}, "name of Mine must be unused, got 'saliency', which unoise_monai.attribution.gradient"),
+        ({"name": "mine", "needs": ("sleep",)}, f"needs of Mine must be one of {', '.join(map(repr, NEEDS))}, got"),
+    ],
+)
+def test_what_cannot_be_registered(attributes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        register(method_of(**attributes))
+    assert "mine" not in METHODS
+    assert METHODS["saliency"].__name__ == "Saliency"

@@ -1,56 +1,32 @@
 """Gradient methods against formulas, loops and Captum; what holds for all of them."""
 
 import logging
-import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import unet
+from small import gradient, picture, region, unet
 from torch import Tensor, nn
 
+from unoise_monai.attribution import GradientShap, InputXGradient, IntegratedGradients, Region, Saliency
 from unoise_monai.attribution.base import Attributor, Score, baseline, baselines, seeded
 from unoise_monai.attribution.composed import ComposedAttributor, each_voxel
-from unoise_monai.attribution.gradient import (
-    RULES,
-    GradientAttributor,
-    GradientShap,
-    InputXGradient,
-    IntegratedGradients,
-    Saliency,
-    note_convergence,
-)
-from unoise_monai.attribution.targets import Region, Target
+from unoise_monai.attribution.gradient import RULES, GradientAttributor, note_convergence
 from unoise_monai.networks.weights import attributing
 
 CHEAP = {"integrated_gradients": {"steps": 5}, "gradient_shap": {"samples": 4}, "smooth_grad": {"samples": 3}}
 GRADIENT_METHODS = ComposedAttributor.methods()
 
 
-def image_of(*size: int) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(3))
-
-
-def target_of(image: Tensor, label: int = 1) -> Region:
-    """The logit of a class over a random region of each item."""
-    mask = torch.rand(len(image), 1, *image.shape[2:], generator=torch.Generator().manual_seed(4)) < 0.4
-    return Region(mask, label, mean=False)
-
-
 def make(method: type[Attributor], network: nn.Module, **options: Any) -> Attributor:
     return method(network, **({"sign": "signed"} | CHEAP.get(method.name, {}) | options))
 
 
-def gradient(network: nn.Module, image: Tensor, target: Target) -> Tensor:
-    copy = image.clone().requires_grad_()
-    return torch.autograd.grad(target(network.eval()(copy)).sum(), copy)[0]
-
-
 @pytest.mark.parametrize("size", [(8, 6), (6, 4, 8)])
 def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
-    network, image = unet(len(size), channels=2), image_of(2, 2, *size)
-    target = target_of(image)
+    network, image = unet(len(size), channels=2), picture(*size, batch=2, channels=2)
+    target = region(*size)
     expected = gradient(network, image, target)
     maps = Saliency(network, sign="signed")(image, target)
     torch.testing.assert_close(maps.as_tensor(), expected.sum(dim=1, keepdim=True))
@@ -64,7 +40,7 @@ def test_the_gradient_and_the_image_times_it(size: tuple[int, ...]) -> None:
 def test_images_that_go_through_at_once_keep_their_own_targets(method: type[GradientAttributor], copies: int) -> None:
     network = unet(2).eval()
     attributor = make(method, network)
-    images = image_of(3, 1, 6, 8).requires_grad_()
+    images = picture(6, 8, batch=3).requires_grad_()
     at, weights = torch.tensor([[0, 3], [4, 7], [2, 2]]), torch.tensor([1.0, 0.5, 2.0])
     targets = [each_voxel(at[index : index + 1], 1, weights[index : index + 1]) for index in range(3)]
     score = Score(attributor.volume, each_voxel(at, 1, weights), copies)
@@ -91,10 +67,10 @@ def test_what_a_map_misses_is_noted_and_logged(caplog: pytest.LogCaptureFixture)
             return values
 
     attributor = Missing(unet(2))
-    image = image_of(1, 1, 2, 2)
+    image = picture(2, 2)
     for attributor.delta, logged in ((0.3, False), (2.0, True)):
         with caplog.at_level(logging.WARNING):
-            notes = attributor(image, target_of(image)).meta["attribution"][0]
+            notes = attributor(image, region(2, 2)).meta["attribution"][0]
         assert notes["convergence_delta"] == pytest.approx(attributor.delta)
         assert notes["score_difference"] == pytest.approx(4 - attributor.delta)
         assert ("saliency: the map sums to 2 more than the 2 to explain" in caplog.text) is logged
@@ -110,11 +86,6 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1))
 
 
-def slope(network: nn.Module, image: Tensor) -> Tensor:
-    copy = image.clone().requires_grad_()
-    return torch.autograd.grad(TARGET(network(copy)).sum(), copy)[0]
-
-
 def notes_of(maps: Any) -> dict[str, Any]:
     return maps.meta["attribution"][0]
 
@@ -123,7 +94,7 @@ def notes_of(maps: Any) -> dict[str, Any]:
 def test_of_a_linear_network_it_is_exact(kind: Any) -> None:
     network = linear()
     start = baseline(IMAGE, kind)
-    expected = (IMAGE - start) * slope(network, IMAGE)
+    expected = (IMAGE - start) * gradient(network, IMAGE, TARGET)
     with torch.no_grad():
         difference = float(TARGET(network(IMAGE)) - TARGET(network(start)))
     for rule in RULES:
@@ -143,7 +114,7 @@ def test_of_a_linear_network_it_is_exact(kind: Any) -> None:
 )
 def test_equals_the_loop_over_the_path(rule: str, places: list[float]) -> None:
     network = unet(2)
-    expected = sum(IMAGE * slope(network, place * IMAGE) for place in places) / 4
+    expected = sum(IMAGE * gradient(network, place * IMAGE, TARGET) for place in places) / 4
     maps = IntegratedGradients(network, steps=4, rule=rule, sign="signed")(IMAGE, TARGET)
     torch.testing.assert_close(maps.as_tensor(), expected)
 
@@ -174,7 +145,7 @@ def test_expected_gradients_equal_the_loop(sigma: float) -> None:
         chosen, places = torch.randint(4, (5,)).tolist(), torch.rand(5).tolist()
         for at, place in zip(chosen, places, strict=True):
             step = IMAGE + sigma * torch.randn_like(IMAGE) - starts[at]
-            expected += step * slope(network, starts[at] + place * step) / 5
+            expected += step * gradient(network, starts[at] + place * step, TARGET) / 5
     with torch.no_grad():
         difference = float(TARGET(network(IMAGE)) - sum(TARGET(network(starts[at])) for at in chosen) / 5)
     maps = GradientShap(network, 5, kinds, sigma=sigma, seed=1, sign="signed")(IMAGE, TARGET)
@@ -197,16 +168,3 @@ def test_numpy_s_global_state_is_left() -> None:
     state = np.random.get_state()[1].copy()  # noqa: NPY002 - Captum's methods draw from it
     GradientShap(unet(2), 3)(IMAGE, TARGET)
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
-
-
-def test_a_baseline_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("baseline must expand to the image (1, 1, 8, 6), got (1, 1, 6, 8)")):
-        IntegratedGradients(linear(), baseline=torch.zeros(1, 1, 6, 8))(IMAGE, TARGET)
-
-
-def test_captum_s_trapezoid_is_no_choice_because_its_weights_fall_short() -> None:
-    from captum.attr import IntegratedGradients as Captums
-
-    network, copy = linear(), IMAGE.clone().requires_grad_()
-    values = Captums(lambda x: TARGET(network(x))).attribute(copy, n_steps=4, method="riemann_trapezoid")
-    torch.testing.assert_close(values.detach(), 0.75 * IMAGE * slope(network, IMAGE))

@@ -1,16 +1,20 @@
-"""Layers are found where a network goes down, turns and comes up; measured in windows they equal one pass."""
+"""Layers are found, measured in windows as in one pass, and their maps lie where they belong on the image's grid."""
 
 import re
 from functools import partial
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks import nets
-from small import unet
+from small import AFFINE, picture, region, unet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unoise_monai.attribution import METHODS, every_layer, find_layers
 from unoise_monai.attribution.base import Score
-from unoise_monai.attribution.layers import Layer, find_layers, layer_named, over_windows
+from unoise_monai.attribution.layer_methods import GradCAM, GradCAMPlusPlus, GuidedGradCAM, LayerGuidedBackprop
+from unoise_monai.attribution.layers import Layer, LayerActivation, LayerAttributor, layer_named, on_image, over_windows
 from unoise_monai.attribution.targets import Difference, Foreground, Region, SoftDice, Target
 from unoise_monai.inference.tiling import VolumeNetwork
 from unoise_monai.networks import UNet, UNetMSS
@@ -170,11 +174,7 @@ def test_the_network_stays_as_it_was() -> None:
 SIZES = {2: (151, 11), 3: (93, 5, 7)}
 
 
-def picture(dims: int) -> Tensor:
-    return torch.randn(1, 1, *SIZES[dims], generator=torch.Generator().manual_seed(dims))
-
-
-def region(dims: int, label: int = 1) -> Tensor:
+def mask_of(dims: int, label: int = 1) -> Tensor:
     return torch.rand(1, 1, *SIZES[dims], generator=torch.Generator().manual_seed(label)) < 0.3
 
 
@@ -198,10 +198,10 @@ def features_and_gradient(layer: nn.Module, score: Score, window: Tensor, *other
 
 
 TARGETS = {
-    "region": lambda dims: Region(region(dims), 1),
-    "foreground": lambda dims: Foreground(region(dims).long() + region(dims, 2)),
-    "difference": lambda dims: Difference(Region(region(dims), 1), Region(region(dims), 2)),
-    "dice": lambda dims: SoftDice(region(dims).long(), 1),
+    "region": lambda dims: Region(mask_of(dims), 1),
+    "foreground": lambda dims: Foreground(mask_of(dims).long() + mask_of(dims, 2)),
+    "difference": lambda dims: Difference(Region(mask_of(dims), 1), Region(mask_of(dims), 2)),
+    "dice": lambda dims: SoftDice(mask_of(dims).long(), 1),
 }
 
 
@@ -209,7 +209,7 @@ TARGETS = {
 @pytest.mark.parametrize("path", ["encoder.0", "encoder.1", "decoder.0.up", "head"])
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_windows_equal_the_whole(dims: int, path: str, target: str) -> None:
-    network, image, windows = unet(dims), picture(dims), []
+    network, image, windows = unet(dims), picture(*SIZES[dims]), []
 
     def measure(score: Score, window: Tensor) -> tuple[Tensor, ...]:
         windows.append(window.shape[2])
@@ -244,7 +244,7 @@ def test_windows_of_a_deeper_network_reach_further() -> None:
 
 
 def test_other_volumes_go_along() -> None:
-    network, image = unet(2), picture(2)
+    network, image = unet(2), picture(*SIZES[2])
     start = torch.arange(151.0).reshape(1, 1, 151, 1).expand_as(image)
 
     def measure(score: Score, window: Tensor, other: Tensor) -> tuple[Tensor, ...]:
@@ -255,14 +255,14 @@ def test_other_volumes_go_along() -> None:
 
     with attributing(network):
         budget = half_of_what_it_takes(network, image)
-        parts = over_windows(measure, score_of(network, Region(region(2), 1), budget), image, (start,))
+        parts = over_windows(measure, score_of(network, Region(mask_of(2), 1), budget), image, (start,))
     assert torch.equal(parts[0][..., :151, :11], image)
     assert torch.equal(parts[1][..., :151, :11], start)
     assert not parts[0].requires_grad
 
 
 def test_more_copies_take_smaller_windows() -> None:
-    network, image = unet(2), picture(2)
+    network, image = unet(2), picture(*SIZES[2])
     seen: list[tuple[int, int]] = []
 
     def measure(score: Score, window: Tensor) -> tuple[Tensor]:
@@ -272,13 +272,13 @@ def test_more_copies_take_smaller_windows() -> None:
     budget = half_of_what_it_takes(network, image, 2)
     with attributing(network):
         for copies in (1, 2):
-            over_windows(measure, score_of(network, Region(region(2), 1), budget), image, copies=copies)
+            over_windows(measure, score_of(network, Region(mask_of(2), 1), budget), image, copies=copies)
         assert seen[0] == (1, 152)
         assert {copies for copies, _ in seen[1:]} == {2}
         assert len(seen) > 2
         # At once, as many go through as there is memory for.
         for copies in (2, 5):
-            score = Score(VolumeNetwork(network, clips=True), Region(region(2), 1), copies=3)
+            score = Score(VolumeNetwork(network, clips=True), Region(mask_of(2), 1), copies=3)
             over_windows(measure, score, image, copies=copies)
         assert seen[-2:] == [(3, 152), (5, 152)]
 
@@ -286,7 +286,7 @@ def test_more_copies_take_smaller_windows() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        SoftDice(region(2).long(), 1),
+        SoftDice(mask_of(2).long(), 1),
         lambda logits: logits.clamp_min(0).flatten(1).sum(dim=1),
         lambda logits: (logits**2).flatten(1).sum(dim=1),
         lambda logits: (logits**3).flatten(1).sum(dim=1),
@@ -294,26 +294,20 @@ def test_more_copies_take_smaller_windows() -> None:
     ids=["dice", "rectified", "squared", "cubed"],
 )
 def test_what_needs_a_linear_target_over_windows(target: Target) -> None:
-    network, image = unet(2), picture(2)
+    network, image = unet(2), picture(*SIZES[2])
     with attributing(network):
         budget = half_of_what_it_takes(network, image)
         measure = partial(features_and_gradient, network.encoder[1])
         over_windows(measure, score_of(network, target), image, linear=True)
         with pytest.raises(ValueError, match=r"target must be linear in the logits, .* got "):
             over_windows(measure, score_of(network, target, budget), image, linear=True)
-        for linear in (Region(region(2), 1), Difference(Region(region(2), 1), Foreground(region(2).long()))):
+        for linear in (Region(mask_of(2), 1), Difference(Region(mask_of(2), 1), Foreground(mask_of(2).long()))):
             over_windows(measure, score_of(network, linear, budget), image, linear=True)
-
-
-def test_a_target_gives_one_scalar_an_item() -> None:
-    network, image = unet(2), picture(2)
-    with attributing(network), pytest.raises(ValueError, match=r"one scalar an item, \(1,\), got \(1, 3, 151, 11\)"):
-        over_windows(partial(features_and_gradient, network.head), score_of(network, lambda logits: logits), image)
 
 
 @pytest.mark.parametrize(("side", "message"), [(5, "got 5 for"), (2, r"got factors \(\d+, 6\)")])
 def test_a_grid_that_does_not_fit_the_windows(side: int, message: str) -> None:
-    network, image = unet(2), picture(2)
+    network, image = unet(2), picture(*SIZES[2])
 
     def measure(score: Score, window: Tensor) -> tuple[Tensor]:
         return (window[:, :, :side, :side],)
@@ -321,4 +315,151 @@ def test_a_grid_that_does_not_fit_the_windows(side: int, message: str) -> None:
     with attributing(network):
         budget = half_of_what_it_takes(network, image)
         with pytest.raises(ValueError, match=f"layer must lie on a grid that divides the network's stride, {message}"):
-            over_windows(measure, score_of(network, Region(region(2), 1), budget), image)
+            over_windows(measure, score_of(network, Region(mask_of(2), 1), budget), image)
+
+
+class OnePlace(LayerAttributor):
+    """A single voxel of the layer."""
+
+    name = "one_place"
+    default_sign = "signed"
+    at: tuple[int, ...] = ()
+
+    def on_layer(self, image: Tensor, score: Score, layer: nn.Module) -> Tensor:
+        values = torch.zeros(1, 1, *[side // 4 for side in score.volume.pad(image).shape[2:]])
+        values[(0, 0, *self.at)] = 1
+        return values
+
+
+class Residual(nn.Module):
+    """Adds its skip connection to a layer's output, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 3), (3, 3), (3, 2)))
+        self.act, self.in_place = nn.ReLU(), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.first(x)
+        x = self.second(skip)
+        if self.in_place:
+            x += skip
+        else:
+            x = x + skip
+        return self.last(self.act(x))
+
+
+class TwoSigns(LayerAttributor):
+    """Plus one beside minus one, in two channels that cancel where both are there."""
+
+    name = "two_signs"
+
+    def on_layer(self, image: Tensor, score: Score, layer: nn.Module) -> Tensor:
+        return torch.tensor([[[[1.0, -1.0], [1.0, 1.0]], [[0.0, 0.0], [-1.0, 1.0]]]])
+
+
+@pytest.mark.parametrize(("size", "place"), [((21, 13), (3, 1)), ((13, 18, 17), (1, 3, 3))])
+def test_a_blob_of_a_coarse_layer_lands_on_its_voxels(size: tuple[int, ...], place: tuple[int, ...]) -> None:
+    attributor = OnePlace(unet(len(size), depth=3))
+    attributor.at = place
+    found = attributor(picture(*size), region(*size)).as_tensor()
+    assert found.shape == (1, 1, *size)
+    # The highest values are those of the two middle voxels of the four that it stands for, at 7/8 along each axis.
+    expected = torch.zeros(size)
+    expected[tuple(slice(4 * at + 1, 4 * at + 3) for at in place)] = 0.875 ** len(size)
+    assert torch.equal(found[0, 0] == found.max(), expected > 0)
+    assert float(found.max()) == pytest.approx(float(expected.max()))
+    centre = [float((found[0, 0].movedim(axis, -1) * torch.arange(size[axis])).sum()) for axis in range(len(size))]
+    # Where a blob reaches the padding, a part of it is cut off: the last axis of the second.
+    for axis, at in enumerate(place):
+        if 4 * at + 6 <= size[axis]:
+            assert centre[axis] / float(found.sum()) == pytest.approx(4 * at + 1.5)
+
+
+def test_interpolation_is_linear_between_centres() -> None:
+    values = torch.tensor([[[[0.0, 4.0]]]])
+    expected = torch.tensor([[[[0.0, 1.0, 3.0]] * 2]])
+    torch.testing.assert_close(on_image(values, torch.Size([2, 4]), torch.zeros(1, 1, 2, 3)), expected)
+
+
+def test_the_sign_is_taken_of_each_channel_on_the_layer_s_grid() -> None:
+    image = picture(8, 8)
+    expected = {
+        "signed": torch.tensor([[1.0, -1.0], [0.0, 2.0]]),
+        "absolute": torch.tensor([[1.0, 1.0], [2.0, 2.0]]),
+        "positive": torch.tensor([[1.0, 0.0], [1.0, 2.0]]),
+    }
+    for sign, values in expected.items():
+        finer = F.interpolate(values[None, None], (8, 8), mode="bilinear")
+        torch.testing.assert_close(TwoSigns(unet(2, depth=3), sign=sign)(image, region(8, 8)).as_tensor(), finer)
+
+
+@pytest.mark.parametrize("size", [(10, 7), (6, 9, 5)])
+@pytest.mark.parametrize("path", ["encoder.1.0", "bottleneck"])
+def test_activation_is_the_mean_magnitude_of_the_features(size: tuple[int, ...], path: str) -> None:
+    network, image = unet(len(size), depth=3).eval(), picture(*size)
+    padded = F.pad(image, [n for side in reversed(size) for n in (0, -side % 4)], mode="replicate")
+    with torch.no_grad():
+        fine = network.encoder[0](padded)
+        layers = {"encoder.1.0": network.encoder[1][0](network.pools[1](fine))}
+        layers["bottleneck"] = network.encoder[2](network.pools[2](network.encoder[1](network.pools[1](fine))))
+    mean = layers[path].abs().mean(dim=1, keepdim=True)
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    expected = F.interpolate(mean, padded.shape[2:], mode=mode)[(..., *map(slice, size))]
+    found = LayerActivation(network, path)(image, region(*size))
+    torch.testing.assert_close(found.as_tensor(), expected)
+    assert found.meta["attribution"][0] == {
+        "method": "layer_activation",
+        "sign": "absolute",
+        "layer": path.replace("bottleneck", "encoder.2"),
+    }
+
+
+def test_every_layer_from_first_to_last_with_the_image_s_geometry() -> None:
+    network = unet(3, depth=3)
+    image = MetaTensor(picture(9, 6, 5, batch=2), affine=AFFINE)
+    maps = every_layer(GradCAM, network, image, region(9, 6, 5), sign="absolute")
+    assert list(maps) == ["encoder.0", "encoder.1", "bottleneck", "decoder.0", "decoder.1"]
+    for name, found in maps.items():
+        assert found.shape == (2, 1, 9, 6, 5)
+        torch.testing.assert_close(found.affine, AFFINE.double())
+        expected = GradCAM(network, name, sign="absolute")(image, region(9, 6, 5))
+        assert torch.equal(found.as_tensor(), expected.as_tensor())
+        assert float(found.max()) > 0
+    assert maps["bottleneck"].meta["attribution"][1]["layer"] == "encoder.2"
+
+
+@pytest.mark.parametrize("method", [GradCAM, GuidedGradCAM, LayerGuidedBackprop, LayerActivation])
+def test_every_layer_of_a_foreign_network(method: type) -> None:
+    torch.manual_seed(0)
+    network = nets.UNet(2, 1, 2, (2, 4, 8), (2, 2), num_res_units=1, act=("relu", {"inplace": True}))
+    maps = every_layer(method, network, picture(16, 12), region(16, 12), sign="absolute")
+    assert list(maps) == ["encoder.0", "bottleneck", "decoder.0", "decoder.1"]
+    assert all(found.shape == (1, 1, 16, 12) for found in maps.values())
+    assert any(float(found.max()) > 0 for found in maps.values())
+
+
+def test_a_module_with_the_name_of_another_stage() -> None:
+    class Misnamed(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bottleneck, self.down = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 3, 2, padding=1)
+            self.up, self.head = nn.Upsample(scale_factor=2), nn.Conv2d(2, 2, 1)
+
+    maps = every_layer(LayerActivation, Misnamed(), picture(8, 8), region(8, 8))
+    found = {name: values.meta["attribution"][0]["layer"] for name, values in maps.items()}
+    assert found == {"encoder.0": "bottleneck", "bottleneck": "down", "decoder.0": "up"}
+
+
+LAYERED = [method for method in METHODS.values() if issubclass(method, LayerAttributor)]
+
+
+@pytest.mark.parametrize("method", [method for method in LAYERED if method is not GradCAMPlusPlus])
+def test_what_is_added_to_a_layer_in_place_is_not_the_layer_s(method: type[LayerAttributor]) -> None:
+    image, target = picture(6, 5), region(6, 5)
+    found, expected = (method(Residual(kind), "second", sign="signed")(image, target) for kind in (True, False))
+    assert float(expected.abs().max()) > 0
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    for key, value in expected.meta["attribution"][0].items():
+        assert found.meta["attribution"][0][key] == (pytest.approx(value) if isinstance(value, float) else value)

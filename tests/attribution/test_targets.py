@@ -19,13 +19,10 @@ from unoise_monai.attribution.targets import (
     Target,
     border,
     border_mean,
-    check_grid,
     check_items,
-    check_voxels,
     class_logits,
     class_sum,
     foreground_sum,
-    item_of,
     of_item,
     unperturbed_dice,
     voxel,
@@ -240,30 +237,6 @@ def test_a_target_is_of_one_item_or_of_as_many_as_the_image() -> None:
             check_items(target, items)
 
 
-def test_an_item_is_a_copy() -> None:
-    with torch.inference_mode():
-        volumes = torch.arange(6.0).view(3, 1, 2, 1)
-    for index in range(3):
-        assert torch.equal(item_of(volumes, index), volumes[index : index + 1])
-        assert torch.equal(item_of(volumes[:1], index), volumes[:1])
-        for item in (item_of(volumes, index), item_of(volumes[:1], index)):
-            assert not item.is_inference()
-
-
-def test_checks_of_voxels_and_grid() -> None:
-    region = torch.ones(3, 1, 2, 2)
-    check_voxels("it", region)
-    region[1] = 0
-    with pytest.raises(ValueError, match="it must hold at least one voxel of every item, got none of item 1"):
-        check_voxels("it", region)
-    logits = torch.zeros(3, 4, 2, 2)
-    check_grid("it", region, logits)
-    check_grid("it", region[:1], logits)
-    for wrong in (region[:2], region[:, :, :1], region.expand(3, 4, 2, 2)):
-        with pytest.raises(ValueError, match=r"it must lie on the grid of the logits \(3, 4, 2, 2\), got"):
-            check_grid("it", wrong, logits)
-
-
 def naive(logits: Tensor, where: Tensor, label: int | None, unperturbed: Tensor) -> float:
     values = []
     for at in where.nonzero().tolist():
@@ -309,6 +282,8 @@ BACKGROUND = torch.full((2, 1, 3, 3), -1.0)
     ("make", "message"),
     [
         (lambda: class_sum(BACKGROUND, 1), "at least one voxel of every item, got none of item 0"),
+        (lambda: Region(torch.eye(2, 1).view(2, 1, 1, 1), 1), "the region must hold at least one voxel of every item"),
+        (lambda: Region(torch.eye(2, 1).view(2, 1, 1, 1), 1), "at least one voxel of every item, got none of item 1"),
         (lambda: foreground_sum(BACKGROUND), "at least one voxel of every item, got none of item 0"),
         (lambda: unperturbed_dice(BACKGROUND, 1), "class 1 must hold at least one voxel of every item, got none of"),
         (lambda: class_sum(torch.zeros(1, 3, 3, 3), 3), "label must be a class of the network, 0 to 2, got 3"),
@@ -319,6 +294,11 @@ BACKGROUND = torch.full((2, 1, 3, 3), -1.0)
         (lambda: voxel((3, 0), 1, (3, 3)), "index must lie inside (3, 3), got (3, 0)"),
         (lambda: foreground_sum(ones(1, 3, 4))(ones(1, 3, 3)), "segmentation must lie on the grid of the logits"),
         (lambda: Region(ones(1, 3, 4), 1)(ones(1, 3, 3)), "region must lie on the grid of the logits (1, 1, 3, 3)"),
+        (lambda: Region(ones(1, 3, 3).expand(1, 4, 3, 3), 1)(ones(1, 3, 3)), "logits (1, 1, 3, 3), got (1, 4, 3, 3)"),
+        (
+            lambda: Region(ones(2, 3, 3), 1)(ones(3, 3, 3)),
+            "region must lie on the grid of the logits (3, 1, 3, 3), got",
+        ),
         (lambda: SoftDice(ones(2, 3, 3), 1)(ones(3, 3, 3)), "label must lie on the grid of the logits (3, 1, 3, 3)"),
         (lambda: HardDice(ones(2, 3, 3), 1)(ones(3, 3, 3)), "label must lie on the grid of the logits (3, 1, 3, 3)"),
         (lambda: HardDice(ones(1, 3, 4), 1)(ones(1, 3, 3)), "label must lie on the grid of the logits (1, 1, 3, 3)"),

@@ -1,6 +1,5 @@
 """Every bundle, whole: its metadata, its network, and the path from training to importance volumes."""
 
-import csv
 import json
 import os
 import re
@@ -17,8 +16,10 @@ import pytest
 import SimpleITK
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from killing import table
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.bundle.config_parser import ConfigParser
+from small_bundle import PHANTOMS, SMALL, SMALL_NOISE, SMALL_U_NET, bundle_parametrize, run, workflow
 
 from unoise_monai.data import CaseError
 from unoise_monai.data.nifti import write_nifti
@@ -28,61 +29,21 @@ from unoise_monai.phantoms import vessel_phantom, write_phantom_cohort
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT.parent / "shared" / "schemas" / "meta_schema_20240725.json"
 REAL = ROOT.parent / "shared" / "data"
-BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 UTILITY = ["train", "train_utility"]
 CONFIGS = {"train_utility": (UTILITY, "train"), "train": (["train"], "train"), "inference": (["inference"], "infer")}
 """What is laid over each other, and the kind of workflow that it is."""
-# Small enough for seconds: 32 voxels a side, networks of one and two levels.
-SMALL = {
-    "task#spacing_mm": [9.0, 9.0, 9.0],
-    "task#patch_size": [16, 16, 16],
-    "device": "cpu",
-    "precision": "fp32",
-}
-SMALL_U_NET: dict[str, object] = {"utility#depth": 2, "utility#channel_factor": 2}
 SMALL_UTILITY = {"vessel_tof_mra_unoise": {"utility#channels": [4, 8]}}
-SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 2}
-
-bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom_cohort(
-        tmp_path_factory.mktemp("cohort") / "phantoms",
-        count=4,
-        test_count=1,
-        size=(32, 28, 30),
-        spacing_mm=(9.0, 9.5, 10.0),
-        oblique_degrees=12.0,
-        left_handed=True,
-        progress=False,
-    )
+    return write_phantom_cohort(tmp_path_factory.mktemp("cohort") / "phantoms", count=4, test_count=1, **PHANTOMS)
 
 
 def small(bundle: Path) -> dict[str, object]:
     """What makes a bundle small."""
     return {**SMALL, **SMALL_UTILITY.get(bundle.name, SMALL_U_NET)}
-
-
-def workflow(bundle: Path, configs: str | list[str], kind: str | None = None, **changes: object) -> ConfigWorkflow:
-    names = [configs] if isinstance(configs, str) else configs
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in names],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **changes,
-    )
-
-
-def run(bundle: Path, configs: str | list[str], **changes: object) -> ConfigWorkflow:
-    flow = workflow(bundle, configs, **changes)
-    flow.initialize()
-    flow.run()
-    return flow
 
 
 @pytest.mark.skipif(not SCHEMA.is_file(), reason=f"the metadata schema is not at {SCHEMA}")
@@ -169,8 +130,7 @@ def test_from_training_to_importance_volumes(bundle: Path, cohort: Path, tmp_pat
     for name, value in before.items():
         torch.testing.assert_close(after[f"utility.{name}"], value, rtol=0, atol=0)
 
-    with (tmp_path / "noise" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path / "noise", "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for column in ("train_noised_dice", "train_tolerance", "val_tolerance_foreground", "val_visible_dice", "seconds"):
         assert np.isfinite(float(rows[-1][column]))
@@ -236,8 +196,7 @@ def test_what_monai_label_changes(cohort: Path, tmp_path: Path) -> None:
     }
     flow = run(bundle, "train", output_dir=str(tmp_path / "second"), max_epochs=1, **common, **changes)
     assert [len(flow.parser.get_parsed_content(f"{part}#dataset")) for part in ("train", "validate")] == [2, 1]
-    with (tmp_path / "second" / "metrics.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 2
+    assert len(table(tmp_path / "second", "metrics.csv")) == 2
 
 
 def test_angiograms_without_labels_from_training_to_importance(tmp_path: Path) -> None:
@@ -304,8 +263,7 @@ def test_bad_input_is_refused_by_name(bundle: Path, kind: str, tmp_path: Path) -
     else:
         # The run goes on after a bad case, and lists it.
         run(bundle, "inference", **changes)
-        with (tmp_path / "out" / "failures.csv").open(newline="") as file:
-            (row,) = csv.DictReader(file)
+        (row,) = table(tmp_path / "out", "failures.csv")
         assert row["case"] == "scan"
         assert re.search(says, row["reason"])
     assert not list(tmp_path.glob("out/*/*.*"))
@@ -349,8 +307,7 @@ def test_a_killed_run_goes_on(cohort: Path, tmp_path: Path) -> None:
     assert 1 <= reached < 12
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=True, **options)
     assert f"continued from utility_last.pt after epoch {reached}" in done.stdout + done.stderr
-    with (tmp_path / "metrics.csv").open() as file:
-        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, 13))
+    assert [int(row["epoch"]) for row in table(tmp_path, "metrics.csv")] == list(range(1, 13))
     assert not last.exists()
 
 

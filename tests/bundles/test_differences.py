@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from monai.bundle.config_parser import ConfigParser
+from small_bundle import BUNDLES, bundle_parametrize
 
-ROOT = Path(__file__).parents[2]
-BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
 RUNS = {
     "train": ["train"],
     "train_utility": ["train", "train_utility"],
@@ -111,7 +110,7 @@ def test_every_configuration_is_compared() -> None:
         assert {path.stem for path in (bundle / "configs").glob("*.yaml")} == set(RUNS)
 
 
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+@bundle_parametrize
 def test_configurations_are_short(bundle: Path) -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (bundle / "configs").iterdir())
     assert lines <= 560

@@ -1,14 +1,14 @@
 """explain.yaml of every bundle, and every method on the hippocampus bundle."""
 
-import csv
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from killing import table
 from monai.bundle.config_parser import ConfigParser
+from small_bundle import PHANTOMS, bundle_parametrize, run, workflow
 from tasks import hippocampus
 
 from unoise_monai.attribution import METHODS, border_mean, foreground_sum, make_attributor
@@ -20,7 +20,6 @@ from unoise_monai.unoise import ExplainedSegmenter
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "Task04_Hippocampus"
-BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
 UTILITY = {"vessel_tof_mra_unoise": {"utility#channels": [4, 8]}}
 SMALL = {
     "task#spacing_mm": [9.0, 9.0, 9.0],
@@ -38,29 +37,13 @@ SMALL = {
     "scorer#scores#3#steps": 1,
 }
 
-bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom_cohort(
         tmp_path_factory.mktemp("explain") / "phantoms",
         count=2,
-        size=(28, 24, 26),
-        spacing_mm=(9.0, 9.5, 10.0),
-        oblique_degrees=12.0,
-        left_handed=True,
-        progress=False,
-    )
-
-
-def workflow(bundle: Path, **changes: object) -> ConfigWorkflow:
-    return ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in ("inference", "explain")],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(bundle),
-        **changes,
+        **{**PHANTOMS, "size": (28, 24, 26)},
     )
 
 
@@ -70,7 +53,7 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
     changes = {**small, "dataset_dir": str(cohort), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path)}
     methods = ["saliency", "grad_cam", "unoise", "random", "label_distance"]
     torch.manual_seed(0)
-    parser = workflow(bundle, **changes).parser
+    parser = workflow(bundle, ["inference", "explain"], **changes).parser
     network, chain = parser.get_parsed_content("network_def").eval(), parser.get_parsed_content("preprocessing")
     (case,) = map(Case.of, choose_cases(find_labelled(cohort), choice=1))
     # An untrained network that segments half of the volume.
@@ -81,11 +64,8 @@ def test_from_a_folder_to_a_scoreboard(bundle: Path, cohort: Path, tmp_path: Pat
         network.utility.head.bias[-1] += 0.01 - (logits[:, -1] - against).median()
     torch.save(network.state_dict(), tmp_path / "model.pt")
 
-    flow = workflow(bundle, **changes, methods=methods)
-    flow.initialize()
-    flow.run()
-    with (tmp_path / "out" / "scoreboard.csv").open() as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+    run(bundle, ["inference", "explain"], **changes, methods=methods)
+    rows = {row["method"]: row for row in table(tmp_path / "out", "scoreboard.csv")}
     assert set(rows) == set(methods)
     assert {row["failed"] for row in rows.values()} == {"0"}
     for operator in parser["scorer#scores#0#hidings"]:

@@ -1,6 +1,5 @@
 """Every bundle trains in several processes: the same metrics as one, each file once, and no rank waits for ever."""
 
-import csv
 import json
 import os
 import shutil
@@ -13,10 +12,12 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
+from killing import table
 from monai.bundle import ConfigWorkflow
 from monai.bundle.config_parser import ConfigParser
 from monai.handlers import MeanDice
 from ranks import on_ranks
+from small_bundle import BUNDLES, PHANTOMS, SMALL, SMALL_NOISE, SMALL_U_NET, bundle_parametrize
 from torch import Tensor, nn
 
 from unoise_monai.data.datasets import rank_0_first, rank_share
@@ -25,25 +26,12 @@ from unoise_monai.networks import UNet
 from unoise_monai.phantoms import write_phantom_cohort
 
 ROOT = Path(__file__).parents[2]
-BUNDLES = sorted(path for path in (ROOT / "bundles").iterdir() if path.is_dir())
 CONFIGS = {"train_utility": ["train", "train_utility"], "train": ["train"]}
 """What the overlay is laid over."""
 OVERLAY = "multi_gpu_train"
-SMALL: dict[str, Any] = {
-    "task#spacing_mm": [9.0, 9.0, 9.0],
-    "task#patch_size": [16, 16, 16],
-    "precision": "fp32",
-    "device": "cpu",
-    "val_interval": 1,
-    "val_shares": [0.0, 0.3, 1.0],
-    "batch_size": 2,
-}
-SMALL_NOISE = {"noise_model#depth": 2, "noise_model#channel_factor": 2}
-SMALL_U_NET: dict[str, Any] = {"utility#depth": 2, "utility#channel_factor": 2}
+TRAINING = {"val_interval": 1, "val_shares": [0.0, 0.3, 1.0], "batch_size": 2}
 SECONDS = 240
 """Far above what a run takes, and far below the half hour after which gloo gives up waiting for a rank."""
-
-bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
 
 def changes(bundle: Path, config: str, cohort: Path, folder: Path) -> dict[str, Any]:
@@ -53,20 +41,7 @@ def changes(bundle: Path, config: str, cohort: Path, folder: Path) -> dict[str, 
     epochs = {"utility_epochs": 1} if config == "train_utility" else {"max_epochs": 1, **SMALL_NOISE}
     # The hippocampus bundle's own crops are for its noise model.
     patch = {"train#preprocessing#patch_size": None} if bundle.name.startswith("hippocampus") else {}
-    return {"bundle_root": str(bundle), **SMALL, **patch, **utility, **paths, **epochs}
-
-
-def write_cohort(folder: Path, count: int) -> Path:
-    return write_phantom_cohort(
-        folder,
-        count=count,
-        test_count=0,
-        size=(32, 28, 30),
-        spacing_mm=(9.0, 9.5, 10.0),
-        oblique_degrees=12.0,
-        left_handed=True,
-        progress=False,
-    )
+    return {"bundle_root": str(bundle), **SMALL, **TRAINING, **patch, **utility, **paths, **epochs}
 
 
 def torchrun(bundle: Path, config: str, settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -152,13 +127,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ranks(folder: Path) -> list[dict[str, Any]]:
-    write_cohort(folder / "two", 2)
+    write_phantom_cohort(folder / "two", 2, **PHANTOMS)
     return on_ranks(job, folder)
 
 
 @pytest.fixture(scope="module")
 def cohort(folder: Path) -> Path:
-    return write_cohort(folder / "seven", 7)
+    return write_phantom_cohort(folder / "seven", 7, **PHANTOMS)
 
 
 def test_metrics_over_ranks_equal_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
@@ -233,8 +208,7 @@ def test_torchrun_trains_and_measures_as_one_process(cohort: Path, folder: Path)
     # Rank 0 alone reports.
     assert done.stdout.count("best val_visible_dice so far") == 1
 
-    with (output / "metrics.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table(output, "metrics.csv")
     one = {**settings, **options, "weights": str(models / "model.pt")}
     flow = ConfigWorkflow(
         config_file=str(bundle / "configs" / "train.yaml"), workflow_type="train", logging_file=False, **one

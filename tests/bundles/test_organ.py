@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from monai.bundle import ConfigWorkflow
+from small_bundle import SMALL, SMALL_NOISE, SMALL_U_NET, workflow
 
 from unoise_monai.bundle import copy_bundle, load_bundle
 from unoise_monai.cli import Exit
@@ -16,18 +16,7 @@ from unoise_monai.cli.main import main
 from unoise_monai.phantoms import write_phantom_cohort
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend" / "organ.md"
-SMALL = {
-    "device": "cpu",
-    "precision": "fp32",
-    "val_interval": 1,
-    "batch_size": 2,
-    "utility#depth": 2,
-    "utility#channel_factor": 2,
-    "noise_model#depth": 2,
-    "noise_model#channel_factor": 2,
-    "task#spacing_mm": [9.0, 9.0, 9.0],
-    "task#patch_size": [16, 16, 16],
-}
+TRAINING = {**SMALL, **SMALL_U_NET, **SMALL_NOISE, "val_interval": 1, "batch_size": 2}
 
 
 def written_on_the_page() -> tuple[str, list[str]]:
@@ -38,14 +27,7 @@ def written_on_the_page() -> tuple[str, list[str]]:
 
 
 def train(bundle: Path, overlays: list[str], **changes: object) -> None:
-    flow = ConfigWorkflow(
-        config_file=[str(bundle / "configs" / f"{name}.yaml") for name in ("train", *overlays)],
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="train",
-        bundle_root=str(bundle),
-        **changes,
-    )
+    flow = workflow(bundle, ["train", *overlays], "train", **changes)
     flow.initialize()
     assert flow.check_properties() == []
     flow.run()
@@ -71,10 +53,10 @@ def test_the_page_from_its_file_to_an_importance_volume(
 
     options = {"size": (28, 24, 26), "spacing_mm": (9.0, 9.5, 10.0), "progress": False}
     data = write_phantom_cohort(tmp_path / "data", 3, test_count=1, **options)
-    common = {"dataset_dir": str(data), **SMALL}
+    common = {"dataset_dir": str(data), **TRAINING}
     train(bundle, ["train_utility"], utility_epochs=1, **common)
     train(bundle, [], max_epochs=1, **common)
-    shapes = {name: value for name, value in SMALL.items() if name.startswith(("utility", "noise_model", "task"))}
+    shapes = {name: value for name, value in TRAINING.items() if name.startswith(("utility", "noise_model", "task"))}
     loaded = load_bundle(bundle, "cpu", trusted=True, changes=shapes)
     scan = data / "imagesTs" / "phantom_test_001.nii.gz"
     explanation = loaded.explain(scan)

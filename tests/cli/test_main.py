@@ -91,7 +91,6 @@ def test_help_names_every_command_option_and_exit_status() -> None:
         (["explain", "no_such_bundle", "{root}", "{root}/out"], "bundle must be"),
         (["explain", "pancreas_ct_unoise", "{root}/nothing", "{root}/out"], "nothing"),
         (["explain", "pancreas_ct_unoise", "{root}/scan.nii", "{root}/out", "--device", "gpu9"], "device must be"),
-        (["explain", "pancreas_ct_unoise", "{root}/scan.nii", "{root}/out", "--methods", "magic"], "method must be"),
         (["explain", "pancreas_ct_unoise", "{root}/scan.nii", "{root}/out", "--part", "3/2"], "part must be K/N"),
         (["explain", "pancreas_ct_unoise", "{root}", "{root}/../{root.name}"], "another folder than INPUT"),
         (["report", "{root}/nothing"], "records of a run"),

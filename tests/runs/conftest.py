@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_bundle import CONFIG, write_small_bundle
+from small_bundle import CONFIG, PHANTOMS, write_small_bundle
 
 from unoise_monai.bundle import Bundle, load_bundle
 from unoise_monai.data.cases import Case
@@ -24,11 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("cohort") / "phantoms",
         count=3,
         test_count=1,
-        size=(20, 18, 16),
-        spacing_mm=(15.0, 16.0, 18.0),
-        oblique_degrees=12.0,
-        left_handed=True,
-        progress=False,
+        **{**PHANTOMS, "size": (20, 18, 16), "spacing_mm": (15.0, 16.0, 18.0)},
     )
 
 

@@ -1,8 +1,7 @@
 """A comparison makes and scores every map, goes on where it stopped, and outlives a method that fails."""
 
-import csv
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from killing import table
 from tasks import pancreas
 from torch import Tensor, nn
 
@@ -111,13 +111,8 @@ def results_of(output: Path, case: Case) -> dict[str, Any]:
     return dict(record["methods"])
 
 
-def rows_of(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "scoreboard.csv").open() as file:
-        return {row["method"]: row for row in csv.DictReader(file)}
-
-
 def counts_of(output: Path) -> dict[str, tuple[str, str]]:
-    return {name: (row["cases"], row["failed"]) for name, row in rows_of(output).items()}
+    return {row["method"]: (row["cases"], row["failed"]) for row in table(output, "scoreboard.csv")}
 
 
 def broken_copy(folder: Path, images: Path) -> tuple[list[Case], Path, bytes]:
@@ -145,8 +140,6 @@ def test_every_case_and_method(bundle: Bundle, cases: list[Case], folder: Path, 
         expected = bundle.explainer.on_file_grid(item["image"][None].abs(), item)[0]
         np.testing.assert_allclose(written.get_fdata(), expected, atol=1e-6)
         np.testing.assert_allclose(written.affine, nib.load(case.files[0]).affine, atol=1e-5)
-    rows = rows_of(tmp_path)
-    assert set(rows) == set(methods)
     assert counts_of(tmp_path) == dict.fromkeys(methods, ("2", "0"))
     first, second = (results_of(tmp_path, case) for case in cases)
     assert {"insertion_zero", "deletion_zero", "infidelity", "truth_average_precision"} <= set(
@@ -374,21 +367,3 @@ def test_robustness_is_asked_where_the_network_segments(
         outline = bundle.explainer.network.utility(item["image"].as_tensor()[None]).argmax(dim=1, keepdim=True) > 0
     assert torch.equal(asked[0], outline)
     assert not torch.equal(outline, item["label"].as_tensor()[None] > 0)
-
-
-@pytest.mark.parametrize(
-    ("make", "says"),
-    [
-        (lambda: Comparison(["salience"]), "method must be one of .*got 'salience'"),
-        # The ceiling is a ranking by the label, and no map without scores.
-        (lambda: Comparison(["label_distance"]), "method must be one of .*got 'label_distance'"),
-        (lambda: Comparison(["voxelwise_mean"], scorer=SCORER), "method must be one of .*got 'voxelwise_mean'"),
-    ],
-)
-def test_refusals(make: Callable[[], Comparison], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        make()
-
-
-def test_a_method_that_is_named_twice_is_run_once() -> None:
-    assert Comparison(["random", "edges", "random"]).methods == ("random", "edges")

@@ -63,13 +63,8 @@ def test_other_errors_concern_their_case() -> None:
 
 def test_memory_halves_and_then_the_cpu_is_asked() -> None:
     tried = list(attempts(torch.device("cuda"), 8.0))
-    assert [(attempt.device.type, attempt.memory_gb) for attempt in tried] == [
-        ("cuda", 8.0),
-        ("cuda", 4.0),
-        ("cuda", 2.0),
-        ("cuda", 1.0),
-        ("cpu", None),
-    ]
+    expected = [*(("cuda", memory_gb) for memory_gb in (8.0, 4.0, 2.0, 1.0)), ("cpu", None)]
+    assert [(attempt.device.type, attempt.memory_gb) for attempt in tried] == expected
     assert [attempt.device.type for attempt in attempts(CPU, 8.0)] == ["cpu"] * 4
 
 
@@ -97,11 +92,9 @@ def test_the_first_attempt_that_is_enough_counts_and_says_so(
     ]
 
 
-def test_what_runs_at_once_has_no_note() -> None:
+def test_what_runs_at_once_has_no_note_and_never_enough_is_said() -> None:
     assert with_less_memory(lambda attempt: 1, CPU, None, "a") == (1, "")
 
-
-def test_never_enough_is_said() -> None:
     def run(attempt: Attempt) -> None:
         raise MemoryError("of 3 GB")
 

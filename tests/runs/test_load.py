@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from unoise_monai.bundle import Bundle
+from unoise_monai.bundle import Bundle, fingerprint
 from unoise_monai.data import CaseError, preprocessing
 from unoise_monai.data.cases import Case
 from unoise_monai.runs.explain import CaseReader
-from unoise_monai.runs.records import fingerprint, inputs_of
+from unoise_monai.runs.records import inputs_of
 
 
 @pytest.fixture
@@ -107,19 +107,17 @@ def test_the_problem_that_the_search_has_found_is_raised(case: Case, read: CaseR
         read(replace(case, files=(), problem="case x: is a link out of the folder"))
 
 
-@pytest.mark.parametrize("fault", ["shape", "affine", "fractions", "negative"])
-def test_organs_that_cannot_be_are_refused(fault: str, organs: Case, read: CaseReader) -> None:
+@pytest.mark.parametrize(
+    ("cut", "shift", "added", "says"),
+    [(1, 0, 0, "must lie on"), (0, 5, 0, "must lie on"), (0, 0, 0.5, "whole numbers"), (0, 0, -5, "labels 0 to")],
+)
+def test_organs_that_cannot_be_are_refused(
+    cut: int, shift: int, added: float, says: str, organs: Case, read: CaseReader
+) -> None:
     assert organs.organs is not None
     image = nib.load(organs.organs)
     labels, affine = np.asarray(image.dataobj).astype(np.float32), image.affine.copy()
-    if fault == "shape":
-        labels = labels[1:]
-    elif fault == "affine":
-        affine[0, 3] += 5
-    elif fault == "fractions":
-        labels += 0.5
-    else:
-        labels -= 5
-    nib.save(nib.Nifti1Image(labels, affine), organs.organs)
-    with pytest.raises(CaseError, match=r"must lie on|whole numbers|labels 0 to"):
+    affine[0, 3] += shift
+    nib.save(nib.Nifti1Image(labels[cut:] + np.float32(added), affine), organs.organs)
+    with pytest.raises(CaseError, match=says):
         read(organs)

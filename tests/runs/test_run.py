@@ -10,9 +10,6 @@ from killing import check_same, contents, table
 
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
-from unoise_monai.metrics import MapScorer
-from unoise_monai.metrics.scores import Sensitivity, Visibility
-from unoise_monai.metrics.visibility import Hiding
 from unoise_monai.runs import Comparison, Summary, explain_cases, settings_of
 from unoise_monai.runs.explain import Job
 from unoise_monai.runs.records import OutputFault, OutputInUse, Records, claimed
@@ -29,7 +26,6 @@ def explain(cases: list[Case], make_bundle: Callable[..., Bundle], output: Path)
         methods: Sequence[str] = (),
         anonymised: bool = False,
         pictures: Sequence[str] = (),
-        comparison: Comparison | None = None,
         **options: Any,
     ) -> Summary:
         changes = {"pictures": list(pictures)}
@@ -39,7 +35,7 @@ def explain(cases: list[Case], make_bundle: Callable[..., Bundle], output: Path)
             bundle,
             settings_of(bundle, changes, anonymised),
             output,
-            Comparison(methods) if comparison is None else comparison,
+            Comparison(methods),
             **{"quiet": True, "workers": 0, **options},
         )
 
@@ -263,19 +259,3 @@ def test_a_case_that_fails_when_methods_are_added_keeps_its_results(
     assert row["status"] == "done"
     assert explain(cases[:1], ["intensity", "saliency"]) == Summary(1, done=1, kept=0, failed=0)
     assert table(output, "failures.csv") == []
-
-
-def test_scores_make_a_scoreboard_and_the_first_cases_are_the_robust_ones(
-    explain: Explain, cases: list[Case], output: Path
-) -> None:
-    scorer = MapScorer([Visibility({"zero": Hiding("zero")}, (0.0, 0.5, 1.0)), Sensitivity(samples=1)])
-    methods = ("saliency", "smooth_grad", "label_distance")
-    comparison = Comparison(methods, scorer=scorer, robust_cases=1, robust_passes=10)
-    assert explain(cases[:2], comparison=comparison) == Summary(2, done=2, kept=0, failed=0)
-    found = [Records(output).read(case.name) or {} for case in cases[:2]]
-    measured = [
-        [name for name, result in record["methods"].items() if "sensitivity" in result["scores"]] for record in found
-    ]
-    # On the first case alone, and of methods that take few passes alone.
-    assert measured == [["saliency"], []]
-    assert {row["method"] for row in table(output, "scoreboard.csv")} == set(methods)

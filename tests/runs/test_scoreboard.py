@@ -200,11 +200,13 @@ def test_curves_of_a_failed_result_do_not_count() -> None:
     np.testing.assert_allclose(mean_curves([*RESULTS, half], ["saliency"], "zero", "insertion")["saliency"][1][1], 0.5)
 
 
-def test_the_axis_names_the_first_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_written_and_the_axis_names_the_first_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     draw = scoreboard.plot_visibility
     monkeypatch.setattr(scoreboard, "plot_visibility", lambda *given, measure: asked.append(measure) or draw(*given))
-    write_scoreboard(RESULTS, tmp_path)
+    assert [row.method for row in write_scoreboard(RESULTS, tmp_path)] == ["saliency"]
+    curves = {f"curves_{name}.png" for name in ("insertion_zero", "deletion_zero", "insertion_blur")}
+    assert {path.name for path in tmp_path.iterdir()} == {"scoreboard.csv", "scoreboard.md", "cost.png", *curves}
     other = [{**one, "curves": {"zero": {"insertion": {"share": [0, 1], "soft_dice": [0, 1]}}}} for one in RESULTS[:1]]
     write_scoreboard(other, tmp_path)
     assert asked == ["Dice", "Dice", "Dice", "soft dice"]
@@ -212,19 +214,6 @@ def test_the_axis_names_the_first_measure(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_operators_in_the_order_of_the_results() -> None:
     assert operators(RESULTS) == [("zero", "insertion"), ("zero", "deletion"), ("blur", "insertion")]
-
-
-def test_everything_is_written(tmp_path: Path) -> None:
-    rows = write_scoreboard(RESULTS, tmp_path)
-    assert [row.method for row in rows] == ["saliency"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "scoreboard.csv",
-        "scoreboard.md",
-        "curves_insertion_zero.png",
-        "curves_deletion_zero.png",
-        "curves_insertion_blur.png",
-        "cost.png",
-    }
 
 
 def test_a_comparison_in_which_all_failed_has_a_table(tmp_path: Path) -> None:

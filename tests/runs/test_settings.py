@@ -104,10 +104,14 @@ def test_a_device_that_is_not_there_is_refused(name: str) -> None:
         find_device(name)
 
 
-@pytest.mark.parametrize("method", ["voxelwise_mean", "no_method", "label_distance"])
-def test_unknown_methods_are_refused(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "scorer"),
+    [("voxelwise_mean", None), ("voxelwise_mean", MapScorer()), ("no_method", None), ("label_distance", None)],
+)
+def test_unknown_methods_are_refused(method: str, scorer: MapScorer | None) -> None:
+    """The ceiling is a ranking by the label, and no map without scores."""
     with pytest.raises(ValueError, match=f"method must be one of .*, got '{method}'"):
-        Comparison((method,))
+        Comparison((method,), scorer=scorer)
 
 
 def test_a_comparison_knows_each_method_once_and_which_cases_are_robust() -> None:

@@ -13,18 +13,10 @@ import torch
 from monai.networks.blocks import activation
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import (
-    Baseline,
-    Call,
-    Score,
-    baselines,
-    check_baselines,
-    probe_side,
-    register,
-    watching,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import Baseline, Call, Score, register
 from unoise_monai.attribution.gradient import GradientAttributor, note_convergence
-from unoise_monai.inference.tiling import VolumeNetwork
+from unoise_monai.inference.tiling import Slices, VolumeNetwork
 from unoise_monai.networks.weights import attributing
 from unoise_monai.types import Image
 
@@ -45,22 +37,20 @@ def own_inputs(modules: list[nn.Module], dtype: torch.dtype | None = None) -> It
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(copy_input).remove)
+            stack.enter_context(module.register_forward_pre_hook(copy_input))
         yield
 
 
 @contextmanager
 def own_output(layer: nn.Module) -> Iterator[None]:
     """Give what follows a layer a copy of its output, whatever hooks it gets: networks may add to it in place."""
-    handle = layer.register_forward_hook(lambda module, inputs, output: output.clone())
 
     def stay_last(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         # Captum's hooks, which come later, replace the output by tensors that must not be written to.
         module._forward_hooks[handle.id] = module._forward_hooks.pop(handle.id)
 
-    with ExitStack() as stack:
-        stack.callback(handle.remove)
-        stack.callback(layer.register_forward_pre_hook(stay_last).remove)
+    handle = layer.register_forward_hook(lambda module, inputs, output: output.clone())
+    with handle, layer.register_forward_pre_hook(stay_last):
         yield
 
 
@@ -72,18 +62,15 @@ def backward_rule(modules: list[nn.Module], rule: Rule) -> Iterator[None]:
     ReLU modules alone.
     """
 
-    def follow(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            return
-        backward = rule(inputs[0].detach(), output.detach())
-        upstream: list[Tensor] = []
-        output.register_hook(upstream.append)
-        # Under autocast a module may give another number format than it got.
-        inputs[0].register_hook(lambda gradient: backward(gradient, upstream.pop()).to(gradient.dtype))
+    def follow(call: Call) -> None:
+        if call.output.requires_grad:
+            backward = rule(call.inputs[0].detach(), call.output.detach())
+            upstream: list[Tensor] = []
+            call.output.register_hook(upstream.append)
+            # Under autocast a module may give another number format than it got.
+            call.inputs[0].register_hook(lambda gradient: backward(gradient, upstream.pop()).to(gradient.dtype))
 
-    with own_inputs(modules), ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_hook(follow).remove)
+    with own_inputs(modules), base.watching({str(at): module for at, module in enumerate(modules)}, follow):
         yield
 
 
@@ -123,17 +110,11 @@ class Activations:
     pools: dict[str, nn.Module] = field(default_factory=dict)
     """The maximum pooling modules that the pass called, by path."""
 
-    def check(
-        self, method: str, substitute: bool, known: Callable[[nn.Module], bool] = is_relu
-    ) -> dict[str, dict[str, int]]:
-        """Refuse a network whose activations a method's rule does not reach.
+    def check(self, method: str, substitute: bool, known: Callable[[nn.Module], bool] = is_relu) -> dict[str, Any]:
+        """Refuse a network whose activations a method's rule, made for ``known`` modules, does not reach.
 
-        Returns the note ``substituted``: how many modules of which kind get the rule although it is not ``known`` to be
-        made for them; empty where there are none.
-
-        Raises:
-            ValueError: when a rectifying operation has no module, or modules are of unknown kinds and ``substitute`` is
-                False.
+        Returns the note ``substituted``: how many modules of which other kind get the rule all the same, if any. A
+        ValueError where a rectifying operation has no module, or an unknown one and ``substitute`` is False.
         """
         if self.functional:
             calls = ", ".join(f"{operation} x {count}" for operation, count in sorted(self.functional.items()))
@@ -150,14 +131,11 @@ class Activations:
 
 
 def activations(volume: VolumeNetwork, image: Image) -> Activations:
-    """The activations of a network, from its modules and from the graph of a pass over a block of the image.
+    """The activations of a network, from its modules and the graph of a pass over the image, or a block of it.
 
-    The block is small where the network has a ``stride``, else it is the image. Gates such as sigmoids rectify nothing,
-    nor do ``x * sigmoid(x)`` and ``torch.where``. ``torch.maximum`` does: its second argument may be 0 or a share of
-    the first.
-
-    Raises:
-        ValueError: when the network is scripted, so that its modules cannot be hooked.
+    A block will do where the network has a ``stride``. Gates such as sigmoids rectify nothing, nor do ``torch.where``
+    and ``x * sigmoid(x)``. ``torch.maximum`` does: its second argument may be 0 or a share of the first. A ValueError
+    where the network is scripted, so that its modules cannot be hooked.
     """
     modules = dict(volume.network.named_modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
@@ -173,27 +151,24 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
         # Some are written with functions of their own, such as a sigmoid.
         made.update(_nodes(output.grad_fn, call.inputs[0].grad_fn))
 
-    with attributing(volume.network), watching(watched, remember):
-        logits = volume.predict(_block(volume, image).requires_grad_())
+    block = volume.pad(image[:1].detach())
+    if volume.rule.stride is not None:
+        within: Slices = (slice(base.probe_side(volume)),) * (image.ndim - 2)
+        block = block[(..., *within)]
+    with attributing(volume.network), base.watching(watched, remember):
+        logits = volume.predict(block.clone().requires_grad_())
     found = Counter(_operation(node) for node in _nodes(logits.grad_fn) if node not in made)
 
-    def called(kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
-        return {path: module for path, module in watched.items() if calls[path] and isinstance(module, kinds)}
-
+    acting, pools = (
+        {path: module for path, module in watched.items() if calls[path] and isinstance(module, kinds)}
+        for kinds in (RECTIFIERS, _POOLS)
+    )
     functional, pooling, gates = (
         {operation: count for operation, count in found.items() if operation in names}
         for names in (_RECTIFYING, _POOLING, _GATES)
     )
     reused = tuple(path for path in watched if calls[path] > 1)
-    return Activations(called(RECTIFIERS), functional, pooling, reused, gates, called(_POOLS))
-
-
-def _block(volume: VolumeNetwork, image: Image) -> Image:
-    block = volume.pad(image[:1].detach())
-    if volume.rule.stride is not None:
-        for axis in range(2, block.ndim):
-            block = block.narrow(axis, 0, min(probe_side(volume), block.shape[axis]))
-    return block.clone()
+    return Activations(acting, functional, pooling, reused, gates, pools)
 
 
 def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
@@ -210,9 +185,8 @@ def _nodes(last: Any, before: Any = None) -> Iterator[Any]:
 
 def _operation(node: Any) -> str:
     """The rectifying, gating or pooling operation that a node is, or ""; a clamp is one where it cuts at 0."""
-    node_name = node.name().lower()
     for operation in (*_RECTIFYING, *_POOLING, *_GATES):
-        if node_name.startswith(operation.replace("_", "")):
+        if node.name().lower().startswith(operation.replace("_", "")):
             least = getattr(node, "_saved_min", None)
             cuts = operation != "clamp" or (least is not None and bool(torch.as_tensor(least == 0).any()))
             return operation if cuts else ""
@@ -222,13 +196,9 @@ def _operation(node: Any) -> str:
 class ClippedGradient(GradientAttributor):
     """A gradient with a rule of its own at the ReLUs. One pass forward and back.
 
-    Args:
-        substitute: apply the rule also to activation modules for which it was not made, such as PReLU;
-            ``notes["substituted"]`` counts them.
-
-    Raises:
-        ValueError: in the call, when the network has functional activations, or other modules than ReLU and
-            ``substitute`` is False.
+    With ``substitute``, the rule also applies to activation modules for which it was not made, such as PReLU;
+    ``notes["substituted"]`` counts them. In the call, a ValueError where the network has functional activations, or
+    without ``substitute`` other modules.
     """
 
     clips = True
@@ -291,8 +261,7 @@ class Deconvolution(ClippedGradient):
 
 
 RESCALED: tuple[type[nn.Module], ...] = (
-    *(nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Softmax),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS),
 )
 """The modules that Captum has rules for. For a subclass it takes the gradient."""
 
@@ -306,15 +275,14 @@ class DeepLift(GradientAttributor):
     where a network is made of convolutions, batch norm, activations and maximum pooling, and large with instance or
     group norm, attention, or whatever else multiplies things that depend on the image.
 
-    Args:
-        substitute: apply the rescale rule also to activation modules that Captum has none for, such as PReLU;
-            ``notes["substituted"]`` counts them. Else such networks are refused.
+    With ``substitute``, the rule also applies to activation modules that Captum has none for, such as PReLU;
+    ``notes["substituted"]`` counts them.
 
     Raises:
         ValueError: when ``baseline`` is none; in the call, when the network has activations without a rule and
-            ``substitute`` is False, functional activations, gates or maximum pooling, pooling windows that overlap,
-            where Captum keeps one window's share of a voxel, or an activation or pooling module that is called more
-            than once, of which Captum keeps the last call.
+            ``substitute`` is False, functional activations, gates or maximum pooling, pooling windows that overlap
+            (Captum keeps one window's share of a voxel), or an activation or pooling module that is called more than
+            once (Captum keeps the last call).
     """
 
     name = "deep_lift"
@@ -330,7 +298,7 @@ class DeepLift(GradientAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        self.baselines = check_baselines((baseline,))
+        self.baselines = base.check_baselines((baseline,))
         self.substitute, self.seed = substitute, seed
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
@@ -340,12 +308,12 @@ class DeepLift(GradientAttributor):
         if functional:
             calls = ", ".join(f"{operation} x {count}" for operation, count in functional.items())
             raise ValueError(f"network must call its pooling and gates as modules for {self.name}, got {calls}")
-        overlapping = [f"{module} at '{path}'" for path, module in found.pools.items() if _overlaps(module)]
-        if overlapping:
-            raise ValueError(
-                f"network must have maximum pooling with windows no larger than their stride for {self.name}, got "
-                f"{overlapping[0]}"
-            )
+        for path, module in found.pools.items():
+            if _overlaps(module):
+                raise ValueError(
+                    f"network must have maximum pooling with windows no larger than their stride for {self.name}, got "
+                    f"{module} at '{path}'"
+                )
         if found.reused:
             raise ValueError(
                 f"network must call each activation and pooling module once for {self.name}, got "
@@ -355,7 +323,7 @@ class DeepLift(GradientAttributor):
 
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
-        starts = baselines(plain, self.baselines, self.seed)
+        starts = base.baselines(plain, self.baselines, self.seed)
         at_once = max(1, score.copies // (self.copies_each * len(plain)))
         method = captum.attr.DeepLift(score)
         total, deltas = torch.zeros_like(plain), []
@@ -376,25 +344,17 @@ class DeepLiftShap(DeepLift):
     """The mean of DeepLIFT over several baselines: closer to Shapley values than one baseline's.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017. Costs what `DeepLift` costs, for each
-    baseline; all else is as there.
-
-    Args:
-        baselines: see `baseline`; or a stack of images ``(b, C, *spatial)``.
-
-    Raises:
-        ValueError: when ``baselines`` holds none or something else; in the call, see `DeepLift`.
+    baseline; all else is as there. ``baselines`` may be a stack of images ``(b, C, *spatial)``; a ValueError where
+    there is none.
     """
 
     name = "deep_lift_shap"
 
     def __init__(
-        self,
-        network: nn.Module,
-        baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"),
-        **options: Any,
+        self, network: nn.Module, baselines: Sequence[Baseline] | Tensor = ("zero", "blur", "noise"), **options: Any
     ) -> None:
         super().__init__(network, **options)
-        self.baselines = check_baselines(baselines)
+        self.baselines = base.check_baselines(baselines)
 
 
 def rescale(inputs: Tensor, output: Tensor, eps: float = 1e-10) -> Any:
@@ -402,14 +362,9 @@ def rescale(inputs: Tensor, output: Tensor, eps: float = 1e-10) -> Any:
 
     ``eps`` is Captum's: below it a difference counts as none, and the gradient stays.
     """
-    step = _difference(inputs)
-    slope = _difference(output) / step
+    step, change = (torch.cat([torch.sub(*halves.chunk(2))] * 2) for halves in (inputs, output))
+    slope = change / step
     return lambda gradient, upstream: torch.where(step.abs() < eps, gradient, upstream * slope)
-
-
-def _difference(halves: Tensor) -> Tensor:
-    image, start = halves.chunk(2)
-    return torch.cat([image - start] * 2)
 
 
 def _is_rescaled(module: nn.Module) -> bool:

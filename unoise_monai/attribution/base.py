@@ -34,7 +34,7 @@ Baseline: TypeAlias = str | float | Tensor
 
 
 def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None = 0) -> Image:
-    """An image that shows nothing, of the shape of ``image``; intensities are normalised ones.
+    """An image that shows nothing, of the shape of ``image``, ``(B, C, *spatial)``, in normalised intensities.
 
     - ``"zero"``: 0, the mean of images that are normalised to zero mean.
     - ``"mean"``, ``"minimum"``: of each item's and channel's own intensities. The minimum is air in CT and MR.
@@ -42,15 +42,9 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
     - ``"noise"``: Gaussian, of each item's and channel's own mean and standard deviation.
     - a number, or an image of your own.
 
-    Args:
-        image: ``(B, C, *spatial)``.
-        kind: as above.
-        sigma: of the blur, in voxels.
-        seed: of the noise, the same for all items and on all devices; None draws from the global random state.
-
-    Raises:
-        ValueError: when ``kind`` is unknown, not finite or does not expand to the image; when ``sigma`` is not a finite
-            number above 0.
+    ``sigma`` is that of the blur, in voxels; ``seed`` that of the noise, which is the same for all items and on all
+    devices; None draws from the global random state. A ValueError where ``kind`` is unknown, not finite or does not
+    expand to the image, or ``sigma`` is no finite number above 0.
     """
     check_baseline(kind)
     if not 0 < sigma < math.inf:
@@ -61,8 +55,8 @@ def baseline(image: Image, kind: Baseline, sigma: float = 5.0, seed: int | None 
         try:
             return kind.detach().as_subclass(Tensor).to(image).expand_as(image).clone()
         except RuntimeError as error:
-            got = tuple(kind.shape)
-            raise ValueError(f"baseline must expand to the image {tuple(image.shape)}, got {got}") from error
+            shape, got = tuple(image.shape), tuple(kind.shape)
+            raise ValueError(f"baseline must expand to the image {shape}, got {got}") from error
     if not isinstance(kind, str):
         return torch.full_like(image, kind)
     if kind in ("mean", "minimum"):
@@ -130,17 +124,9 @@ NEEDS = ("layer", "noise_model", "region")
 class Score(nn.Module):
     """A target as a function of images: what attribution methods differentiate, perturb and hook.
 
-    Args:
-        volume: the network over whole volumes.
-        target: from logits to one scalar an item, made for one item.
-        copies: how many copies of the volume may go through at once.
-        windows: whether the images are windows on the network's grid, which go through in one pass.
-
-    Shape:
-        ``(n, C, *spatial)``, perturbed copies of one volume or window, to ``(n,)``.
-
-    Raises:
-        ValueError: in the call, when the target does not give one scalar an item.
+    From perturbed copies ``(n, C, *spatial)`` of one volume to ``(n,)``, at most ``copies`` at once; ``windows`` says
+    that they are of one window on the network's grid, which goes through in one pass. A target that does not give one
+    scalar an item is refused with a ValueError in the call.
     """
 
     def __init__(self, volume: VolumeNetwork, target: Target, copies: int = 1, windows: bool = False) -> None:
@@ -241,12 +227,9 @@ class Attributor(ABC):
         return self.maps(image, score)
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        """Refuse a network that the method cannot explain; otherwise give the notes that go with every map of it.
+        """Refuse with a ValueError a network of which the map would be wrong; else give the notes of every map of it.
 
         Methods that are made of many maps (`SmoothGrad`, `VoxelwiseMean`) check once, and call ``maps`` often.
-
-        Raises:
-            ValueError: when the method would give a wrong map of this network without an error.
         """
         return {}
 
@@ -254,8 +237,8 @@ class Attributor(ABC):
     def maps(self, images: Image, score: Score) -> Tensor:
         """The map of one item, ``(1, C, *spatial)`` to the same or ``(1, 1, *spatial)``, with its sign.
 
-        Called with the network ready for gradients of the input (`attributing`), which ``images`` require. Notes about
-        the map go into ``score.notes``. Gradient methods get several images at once.
+        The images require gradients (`attributing`). Notes about the map go into ``score.notes``. Gradient methods get
+        several images at once.
         """
 
 
@@ -277,37 +260,25 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def batches(
-    planned: int,
-    at_once: int,
-    name: str,
-    notes: dict[str, Any],
-    progress: bool = False,
-    time_limit_s: float | None = None,
+    planned: int, at_once: int, name: str, notes: dict[str, Any], progress: bool = False, limit_s: float | None = None
 ) -> Iterator[range]:
-    """The numbers of ``planned`` copies, as many at once as fit memory and time; the first in any case.
+    """Go through ``planned`` copies in ranges of at most ``at_once``, which fit the memory.
 
-    With a time limit, the first copy goes through alone, the others as many at once as should end in time.
-
-    Args:
-        planned: how many copies.
-        at_once: how many fit the memory.
-        name: of the method, for the bar and the log.
-        notes: gets ``planned`` and ``evaluated``, and where the limit ended it ``stopped_after_s``, with a warning.
-        progress: show a bar.
-        time_limit_s: after which no further copy is begun.
+    With a limit, the first copy goes through alone and in any case, the others as many at once as should end in time,
+    and none is begun after it. ``notes`` gets ``planned`` and ``evaluated``, and where the limit ended it
+    ``stopped_after_s``, with a warning. The bar, shown with ``progress``, and the warning give the method's name.
     """
     start, done = time.monotonic(), 0
     with tqdm(total=planned, desc=name, disable=not progress) as bar:
         while done < planned:
             count, seconds = at_once, time.monotonic() - start
-            if time_limit_s is not None:
-                if done and seconds >= time_limit_s:
+            if limit_s is not None:
+                if done and seconds >= limit_s:
                     notes["stopped_after_s"] = seconds
                     logger.warning("%s: stopped after %.1f s with %d of %d copies", name, seconds, done, planned)
                     break
                 # A batch that fills the memory may take many times the limit.
-                in_time = int((time_limit_s - seconds) * done / max(seconds, 1e-6))
-                count = min(count, max(1, in_time))
+                count = min(count, max(1, int((limit_s - seconds) * done / max(seconds, 1e-6))))
             batch = range(done, min(done + count, planned))
             yield batch
             done = batch.stop
@@ -334,27 +305,24 @@ class Call(NamedTuple):
 def watching(
     modules: Mapping[str, nn.Module],
     leave: Callable[[Call], object],
-    enter: Callable[[str, nn.Module], object] | None = None,
+    enter: Callable[[str, nn.Module], object] = lambda path, module: None,
 ) -> Iterator[None]:
-    """Watch each call of some modules within the block; the hooks are gone after it, also when it fails.
+    """Watch each call of some modules, by path, within the block; the hooks are gone after it, also when it fails.
 
-    Args:
-        modules: by path, such as ``dict(network.named_modules())``.
-        leave: called when a call ends; what it returns, if not None, takes the place of the output.
-        enter: called with path and module when a call begins.
+    What ``leave``, called when a call ends, returns takes the place of the output, if it is not None. ``enter`` is
+    called when a call begins.
     """
 
     def left(path: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> object:
         return leave(Call(path, module, inputs, options, output))
 
     def entered(path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if enter is not None:
-            enter(path, module)
+        enter(path, module)
 
     with ExitStack() as stack:
         for path, module in modules.items():
-            stack.callback(module.register_forward_pre_hook(partial(entered, path)).remove)
-            stack.callback(module.register_forward_hook(partial(left, path), with_kwargs=True).remove)
+            stack.enter_context(module.register_forward_pre_hook(partial(entered, path)))
+            stack.enter_context(module.register_forward_hook(partial(left, path), with_kwargs=True))
         yield
 
 
@@ -376,9 +344,8 @@ METHODS: Mapping[str, type[Attributor]] = MappingProxyType(_CLASSES)
 def register(method: Method) -> Method:
     """Make a method known by its class's ``name``; a decorator.
 
-    Raises:
-        ValueError: when the class has no name of its own in lower-case words with underscores, another class has the
-            name, or one of its ``needs`` is not one of `NEEDS`.
+    A ValueError where the class has no name of its own in lower-case words with underscores, another class has the
+    name, or one of its ``needs`` is not one of `NEEDS`.
     """
     name = str(vars(method).get("name", ""))
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
@@ -399,16 +366,10 @@ def method_names() -> tuple[str, ...]:
 
 
 def make_attributor(name: str, network: nn.Module, **options: Any) -> Attributor:
-    """The method of that name over a network.
+    """The method of that name over a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
 
-    Args:
-        name: one of `method_names`.
-        network: a segmentation network, ``(B, C, *spatial)`` to logits ``(B, K, *spatial)``.
-        **options: of the method's class; one that ``needs`` a ``noise_model`` must be given it.
-
-    Raises:
-        ValueError: when there is no such method, or it refuses an option.
-        TypeError: when the method has no such option.
+    A method that ``needs`` a ``noise_model`` must be given it. A ValueError where there is no such method or it refuses
+    an option, a TypeError where it has no such option.
     """
     if name not in METHODS:
         close = get_close_matches(str(name).lower(), METHODS)

@@ -7,18 +7,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import (
-    METHODS,
-    Attributor,
-    Score,
-    batches,
-    check_at_least,
-    check_noise,
-    check_time_limit,
-    register,
-    seeded,
-    signed,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import METHODS, Attributor, Score, register
 from unoise_monai.attribution.gradient import GradientAttributor
 from unoise_monai.attribution.layer_methods import CAM, GuidedGradCAM
 from unoise_monai.attribution.targets import Region, Target, class_logits
@@ -33,14 +23,9 @@ Method: TypeAlias = str | type[Attributor] | Attributor
 class ComposedAttributor(Attributor):
     """The mean, or the like, of maps of a gradient method.
 
-    Args:
-        method: see `Method`.
-        method_options: of a method that is not made yet, such as ``{"substitute": True}``.
-        **options: see `Attributor`; by default those of the method.
-
-    Raises:
-        ValueError: when ``method`` is unknown, not one of ``takes`` or made over another network, or
-            ``method_options`` come with one that is made; in the call, when the method refuses the network.
+    ``method_options`` are those of a method that is not made yet, such as ``{"substitute": True}``; other options are
+    by default those of the method. A ValueError where ``method`` is unknown, not one of ``takes`` or made over another
+    network, or ``method_options`` come with one that is made; in the call, where the method refuses the network.
     """
 
     takes: ClassVar[tuple[type[Attributor], ...]] = (GradientAttributor,)
@@ -57,8 +42,7 @@ class ComposedAttributor(Attributor):
             self.inner: Attributor = method
         else:
             # A CAM takes its sign on the layer's own grid, before anything else can.
-            inner_options: dict[str, Any] = {"sign": options.get("sign"), **(method_options or {})}
-            self.inner = self._class_of(method)(network, **inner_options)
+            self.inner = self._class_of(method)(network, **{"sign": options.get("sign"), **(method_options or {})})
         volume = self.inner.volume
         if options.get("sign") is None:
             options["sign"] = self.inner.sign
@@ -106,13 +90,9 @@ class NoisyMaps(ComposedAttributor):
     The noise follows from the seed, however many samples go through at once: with Captum's ``NoiseTunnel`` it depends
     on the memory. The notes hold the means of what the method notes of each sample.
 
-    Args:
-        method: a gradient method, see `Method`.
-        samples: noisy copies; a map costs that many times what the method costs.
-        sigma: of the noise, in units of normalised intensity. Smilkov et al. take 10% to 20% of the image's range.
-
-    Raises:
-        ValueError: when ``samples`` is below 1, or ``sigma`` negative or not finite; see also `ComposedAttributor`.
+    A map costs ``samples`` times what the method costs. ``sigma`` is in units of normalised intensity; Smilkov et al.
+    take 10% to 20% of the image's range. A ValueError where ``samples`` is below 1, or ``sigma`` negative or not
+    finite; see also `ComposedAttributor`.
     """
 
     squares: ClassVar[bool] = False
@@ -126,26 +106,23 @@ class NoisyMaps(ComposedAttributor):
         sigma: float = 0.15,
         seed: int | None = 0,
         progress: bool = False,
-        method_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(network, method, method_options, **options)
-        check_noise(samples, sigma)
+        super().__init__(network, method, **options)
+        base.check_noise(samples, sigma)
         self.samples, self.sigma, self.seed, self.progress = samples, sigma, seed, progress
         self.contributes = self.contributes and not self.squares
 
-    @staticmethod
     @abstractmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         """The map, of the mean and the variance of the samples' maps."""
 
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
         mean, squares = torch.zeros_like(plain), torch.zeros_like(plain)
-        sums: dict[str, float] = {}
-        done = 0
-        with seeded(self.seed, plain.device):
-            for batch in batches(self.samples, self.at_once(score), self.name, {}, self.progress):
+        sums, done = dict[str, float](), 0
+        with base.seeded(self.seed, plain.device):
+            for batch in base.batches(self.samples, self.at_once(score), self.name, {}, self.progress):
                 noisy = torch.cat([plain + self.sigma * torch.randn_like(plain) for _ in batch])
                 # Welford's sums: the difference of two large squares would lose the variance to rounding.
                 for values in self.inner_maps(noisy, score, score.target, sums).split(1):
@@ -166,8 +143,7 @@ class SmoothGrad(NoisyMaps):
 
     name = "smooth_grad"
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return mean
 
 
@@ -181,8 +157,7 @@ class SmoothGradSquared(NoisyMaps):
     name = "smooth_grad_squared"
     squares = True
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return variance + mean.square()
 
 
@@ -197,8 +172,7 @@ class VarGrad(NoisyMaps):
     name = "var_grad"
     squares = True
 
-    @staticmethod
-    def statistic(mean: Tensor, variance: Tensor) -> Tensor:
+    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return variance
 
 
@@ -212,20 +186,11 @@ class VoxelwiseMean(ComposedAttributor):
     gradient, integrated gradients, DeepLIFT) signed maps average to the map of the region itself: ask for that, in one
     go. Guided backpropagation, deconvolution, magnitudes and Grad-CAM's ReLU are not linear.
 
-    Args:
-        method: a gradient method or a CAM, see `Method`.
-        max_voxels: of a larger region, this many are drawn; None for all.
-
-    Shape:
-        called with an image and a `Region`; for one that sums, the sum of the maps in place of their mean. Where its
-        mask has weights, each voxel's logit counts with its weight.
-
-    The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean or sum
-    of what the method notes.
-
-    Raises:
-        ValueError: when ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in the call, when the target is no
-            `Region` on the image's grid; see also `ComposedAttributor`.
+    Of a region of more than ``max_voxels`` that many are drawn; None takes all. Called with a `Region` that sums, it
+    gives the sum of the maps in place of their mean. Where the mask has weights, each voxel's logit counts with its
+    weight. The notes hold how many ``voxels`` the region has, how many were ``planned`` and ``evaluated``, and the mean
+    or sum of what the method notes. A ValueError where ``max_voxels`` is below 1 or ``time_limit_s`` not above 0; in
+    the call, where the target is no `Region` on the image's grid; see also `ComposedAttributor`.
     """
 
     name = "voxelwise_mean"
@@ -240,13 +205,12 @@ class VoxelwiseMean(ComposedAttributor):
         seed: int | None = 0,
         progress: bool = False,
         time_limit_s: float | None = None,
-        method_options: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(network, method, method_options, **options)
+        super().__init__(network, method, **options)
         if max_voxels is not None:
-            check_at_least("max_voxels", max_voxels, 1)
-        check_time_limit(time_limit_s)
+            base.check_at_least("max_voxels", max_voxels, 1)
+        base.check_time_limit(time_limit_s)
         self.max_voxels, self.seed, self.progress, self.time_limit_s = max_voxels, seed, progress, time_limit_s
 
     def maps(self, images: Image, score: Score) -> Tensor:
@@ -262,11 +226,11 @@ class VoxelwiseMean(ComposedAttributor):
         voxels = inside[order.to(images.device)][: self.max_voxels]
         total, sums, done = torch.zeros_like(images[:, :1]), dict[str, float](), 0
         at_once = self.at_once(score)
-        for batch in batches(len(voxels), at_once, self.name, score.notes, self.progress, self.time_limit_s):
+        for batch in base.batches(len(voxels), at_once, self.name, score.notes, self.progress, self.time_limit_s):
             part = voxels[batch.start : batch.stop]
             copies = images.detach().repeat(len(part), *[1] * (images.ndim - 1))
             values = self.inner_maps(copies, score, each_voxel(part, region.label, mask[part.unbind(dim=1)]), sums)
-            total += signed(values, self.sign).sum(dim=0, keepdim=True)
+            total += base.signed(values, self.sign).sum(dim=0, keepdim=True)
             done += len(part)
         # The sum over the region, of which those done are a sample.
         share = len(inside) / done / (float(mask.sum()) if region.mean else 1)
@@ -277,8 +241,7 @@ class VoxelwiseMean(ComposedAttributor):
 def each_voxel(voxels: Tensor, label: int, weights: Tensor) -> Target:
     """The weighted logit of a class in one voxel for each image: of copy ``i``, in voxel ``i % n``.
 
-    Shape:
-        ``voxels`` are indices ``(n, spatial_dims)``, ``weights`` ``(n,)``.
+    ``voxels`` are indices ``(n, spatial_dims)``, ``weights`` ``(n,)``.
     """
 
     def target(logits: Logits) -> Tensor:

@@ -31,14 +31,11 @@ def supervoxels(
     over all channels. Background of one intensity is cut, too, into blocks.
 
     Args:
-        image: one item, ``(1, C, *spatial)``.
-        size: voxels a side, one number or one an axis.
+        image: one item, ``(1, C, *spatial)``; the supervoxels are int64 ``(1, 1, *spatial)`` on its device.
+        size: one number or one an axis.
         compactness: how much distance counts, in units of each channel's standard deviation across one supervoxel:
             higher makes them cubes, lower lets them follow fainter edges, and noise.
         within: a label map, ``(1, 1, *spatial)``, such as organs, whose borders no supervoxel crosses.
-
-    Returns:
-        int64 ``(1, 1, *spatial)``, on the image's device.
 
     Raises:
         ValueError: when the image is not one item or not finite, ``size`` is not a whole number of at least 1 or not
@@ -85,10 +82,9 @@ def check_supervoxels(size: int | Sequence[int], compactness: float) -> None:
 
 @dataclass(frozen=True)
 class Features:
-    """An image in pieces, each as it is or hidden.
+    """An image ``(1, C, *spatial)`` in ``count`` pieces, each as it is or ``hidden``.
 
-    ``image`` and ``hidden``, what its voxels become, are ``(1, C, *spatial)``; ``labels`` holds the feature of each
-    voxel, ``(1, 1, *spatial)``, from 0 to below ``count``.
+    ``labels``, ``(1, 1, *spatial)``, say to which piece each voxel belongs, from 0 on.
     """
 
     image: Image
@@ -108,15 +104,12 @@ class FeatureAttributor(PerturbationAttributor):
 
     Args:
         labels: the features, ``(1, 1, *spatial)`` for every item, such as organs, or `supervoxels` within organs; 0 is
-            a feature, too. None for supervoxels of each image.
-        size: of supervoxels, voxels a side.
-        compactness: of supervoxels, see `supervoxels`.
+            a feature, too. None for `supervoxels` of each image, of ``size`` and ``compactness``.
         per_voxel: spread a feature's value over its voxels, so that they add up to it: large features then don't
             outrank small ones for their size.
 
-    Raises:
-        ValueError: when ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, when
-            ``labels`` lie on another grid than the image.
+    A ValueError where ``labels`` is not one map, or ``size`` or ``compactness`` out of range; in the call, where
+    ``labels`` lie on another grid than the image.
     """
 
     contributes = True
@@ -137,12 +130,11 @@ class FeatureAttributor(PerturbationAttributor):
         self.labels, self.size, self.compactness, self.per_voxel = labels, size, compactness, per_voxel
 
     def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
-        if self.labels is not None and self.labels.shape[2:] != image.shape[2:]:
-            grid, got = tuple(image.shape[2:]), tuple(self.labels.shape[2:])
+        own = supervoxels(image, self.size, self.compactness) if self.labels is None else self.labels.to(image.device)
+        if own.shape[2:] != image.shape[2:]:
+            grid, got = tuple(image.shape[2:]), tuple(own.shape[2:])
             raise ValueError(f"labels must lie on the image's grid {grid}, got {got}")
-        own = self.labels
-        found = supervoxels(image, self.size, self.compactness) if own is None else own.to(image.device)
-        labels, count = numbered(found)
+        labels, count = numbered(own)
         score.notes["features"] = count
         values = self.effects(Features(image, hidden, labels, count), score).to(image.device)
         if self.per_voxel:
@@ -252,15 +244,9 @@ class KernelShap(FeatureAttributor):
     Costs a pass forward for each sample, and two. Fewer samples than twice the features do not determine the values:
     those nearest to equal ones are given, and a warning is logged. With few more they are noisy; larger supervoxels
     need fewer samples. ``notes["explained"]`` is the share of the samples' variance that an additive model accounts
-    for, which is high, too, where samples are too few.
-
-    Args:
-        samples: how many, beside the image and the hidden image; None for 2048 and twice the features, as in its
-            authors' code.
-
-    Raises:
-        ValueError: when ``samples`` is below 2.
-        MemoryError: in the call, when the model of so many samples and features exceeds ``memory_gb``.
+    for, which is high, too, where samples are too few. ``samples`` come beside the image and the hidden image; None
+    takes 2048 and twice the features, as its authors' code does. A ValueError where they are below 2; in the call, a
+    MemoryError where the model of so many samples and features exceeds ``memory_gb``.
     """
 
     name = "kernel_shap"
@@ -334,7 +320,7 @@ def _ridge(design: Tensor, observed: Tensor, ridge: float) -> Tensor:
 
 
 def _least_squares(design: Tensor, observed: Tensor) -> Tensor:
-    """Of least norm."""
+    """The solution of least norm."""
     return torch.linalg.lstsq(design, observed[:, None], driver="gelsy").solution[:, 0]
 
 

@@ -14,19 +14,8 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.attribution.base import (
-    Attributor,
-    Baseline,
-    Score,
-    baseline,
-    baselines,
-    check_at_least,
-    check_baseline,
-    check_baselines,
-    check_noise,
-    register,
-    seeded,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import Attributor, Baseline, Score, register
 from unoise_monai.checks import check_choice
 from unoise_monai.types import Image
 
@@ -53,8 +42,7 @@ class GradientAttributor(Attributor):
     def maps(self, images: Image, score: Score) -> Tensor:
         """The map of each image, with its sign, ``(n, C, *spatial)`` to the same; the images require gradients.
 
-        The score is called with whole repeats of the images, so that its copy ``i`` is one of image ``i % n`` and each
-        image may have a target of its own.
+        The score's copy ``i`` is one of image ``i % n``, so that each image may have a target of its own.
         """
 
 
@@ -87,10 +75,9 @@ class InputXGradient(GradientAttributor):
 
 
 def note_convergence(score: Score, values: Tensor, delta: Tensor) -> None:
-    """Note ``convergence_delta`` and ``score_difference``, their means over n images.
+    """Note ``convergence_delta`` and ``score_difference``, the means over n images.
 
-    Shape:
-        ``values``, the maps, ``(n, C, *spatial)``; ``delta``, each map's sum less the difference of scores, ``(n,)``.
+    The maps ``values`` are ``(n, C, *spatial)``; ``delta``, each map's sum less the difference of scores, is ``(n,)``.
     """
     delta = delta.detach()
     score.notes["convergence_delta"] = float(delta.mean())
@@ -105,14 +92,9 @@ class IntegratedGradients(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of a baseline.
 
     Sundararajan, Taly, Yan, "Axiomatic attribution for deep networks", 2017. Costs ``steps`` passes forward and back,
-    and two forward. More steps make the delta smaller. A voxel that equals the baseline gets 0.
-
-    Args:
-        steps: of the integral.
-        rule: how it is summed. Captum's ``"riemann_trapezoid"`` is left out, whose weights sum to ``1 - 1 / steps``.
-
-    Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
+    and two forward. More steps make the delta smaller. ``rule`` says how they are summed; Captum's
+    ``"riemann_trapezoid"`` is left out, as its weights sum to ``1 - 1 / steps``. A voxel that equals the baseline
+    gets 0. A ValueError where ``steps`` is below 2, ``rule`` unknown or ``baseline`` none.
     """
 
     name = "integrated_gradients"
@@ -128,15 +110,15 @@ class IntegratedGradients(GradientAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        check_at_least("steps", steps, 2)
+        base.check_at_least("steps", steps, 2)
         check_choice("rule", rule, RULES)
-        check_baseline(baseline)
+        base.check_baseline(baseline)
         self.steps, self.rule, self.baseline, self.seed = steps, rule, baseline, seed
 
     def maps(self, images: Image, score: Score) -> Tensor:
         values, delta = captum.attr.IntegratedGradients(score).attribute(
             images,
-            baselines=baseline(images, self.baseline, seed=self.seed),
+            baselines=base.baseline(images, self.baseline, seed=self.seed),
             n_steps=self.steps,
             method=self.rule,
             # Captum counts the images of all steps, and wants room for one step of each.
@@ -152,18 +134,14 @@ class GradientShap(GradientAttributor):
     """Each voxel's share of the difference between the scores of the image and of baselines, in the mean over them.
 
     Lundberg, Lee, "A unified approach to interpreting model predictions", 2017; Erion et al., "Improving performance of
-    deep learning models with axiomatic attribution priors and expected gradients", 2021. A sample is a gradient at a
-    random place between a random baseline and the image. Costs ``samples`` passes forward and back, and one forward for
-    each baseline and the image. The delta falls with the root of the samples. Shapley values only where voxels act
+    deep learning models with axiomatic attribution priors and expected gradients", 2021. Each of the ``samples`` is a
+    gradient at a random place between a random baseline and the image, a pass forward and back; each baseline and the
+    image cost one forward. The delta falls with the root of the samples. Shapley values only where voxels act
     independently.
 
-    Args:
-        samples: gradients to draw.
-        baselines: equally likely, see `baseline`; or a stack of images ``(b, C, *spatial)``.
-        sigma: of noise on the image, in units of normalised intensity; 0 for expected gradients.
-
-    Raises:
-        ValueError: when ``samples`` is below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
+    The ``baselines``, see `baseline`, or a stack of images ``(b, C, *spatial)``, are equally likely. ``sigma`` is that
+    of noise on the image, in units of normalised intensity; 0 for expected gradients. A ValueError where ``samples`` is
+    below 1, ``baselines`` holds none, or ``sigma`` is negative or not finite.
     """
 
     name = "gradient_shap"
@@ -179,25 +157,25 @@ class GradientShap(GradientAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        check_noise(samples, sigma)
+        base.check_noise(samples, sigma)
         self.samples, self.sigma, self.seed = samples, sigma, seed
-        self.baselines = check_baselines(baselines)
+        self.baselines = base.check_baselines(baselines)
 
     def maps(self, images: Image, score: Score) -> Tensor:
         plain = images.detach()
-        starts = baselines(plain, self.baselines, self.seed)
+        starts = base.baselines(plain, self.baselines, self.seed)
         gradient = captum.attr.Saliency(score)
         at_once = max(1, score.copies // len(plain))
         total = torch.zeros_like(plain)
         # Captum's own draws from NumPy's global state, and takes all samples at once.
-        with seeded(self.seed, plain.device):
+        with base.seeded(self.seed, plain.device):
             chosen = torch.randint(len(starts), (self.samples,)).tolist()
             places = torch.rand(self.samples).tolist()
             for first in range(0, self.samples, at_once):
                 draws = range(first, min(first + at_once, self.samples))
-                noise = [self.sigma * torch.randn_like(plain[:1]) for _ in draws]
+                noise = torch.stack([self.sigma * torch.randn_like(plain[:1]) for _ in draws])
                 start = torch.stack([starts[chosen[draw]] for draw in draws])
-                step = plain + torch.stack(noise) - start
+                step = plain + noise - start
                 place = plain.new_tensor([places[draw] for draw in draws]).view(-1, *[1] * plain.ndim)
                 points = (start + place * step).flatten(0, 1).requires_grad_()
                 total += (step * gradient.attribute(points, abs=False).view_as(step)).sum(dim=0)

@@ -14,15 +14,8 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import (
-    Attributor,
-    Baseline,
-    Score,
-    baseline,
-    check_at_least,
-    check_baseline,
-    register,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import Attributor, Baseline, Score, register
 from unoise_monai.attribution.composed import SmoothGrad
 from unoise_monai.attribution.targets import ClassProbability, Target, class_sum
 from unoise_monai.checks import check_finite, check_fraction
@@ -71,7 +64,7 @@ class RegionOfInterest:
         sides = [] if self.box is None else [self.box] if isinstance(self.box, int) else self.box
         if not all(side > 0 and side % 2 for side in sides):
             raise ValueError(f"box must hold odd numbers above 0, got {self.box}")
-        check_at_least("passes", self.passes, 0)
+        base.check_at_least("passes", self.passes, 0)
 
     def __call__(self, saliency: VoxelMap, visible: VoxelMap) -> VoxelMap:
         """The region, ``(1, 1, *spatial)``, bool, of the saliency, at least 0, of one item's visible voxels."""
@@ -100,8 +93,7 @@ def binarised(saliency: VoxelMap, level: float, quantile: float) -> VoxelMap:
 def smoothed(mask: VoxelMap, visible: VoxelMap, box: Sequence[int] | int, passes: int, threshold: float) -> VoxelMap:
     """Let each visible voxel be in where enough of the visible ones in the box around it are, ``passes`` times.
 
-    Shape:
-        both masks ``(B, 1, *spatial)``, to bool of the same shape.
+    Both masks are ``(B, 1, *spatial)``, the result is bool of the same shape.
     """
     sides = ensure_tuple_rep(box, mask.ndim - 2)
     within = visible.float()
@@ -130,24 +122,18 @@ OUTSIDE = -1
 class FineTuning:
     """Trains a network, in place, on what it still sees of a volume.
 
-    Adam on the mean cross-entropy over all voxels, hidden ones included; in fp32. The network stays in its mode: in
-    evaluation mode norms keep the statistics that they have learned. The gradients of tiles add up to that of the
-    whole.
-
-    Args:
-        steps: of Adam, each a pass forward and back.
-        lr: its learning rate.
-
-    Raises:
-        ValueError: when ``steps`` is below 1 or ``lr`` not a finite number above 0; in the call, when the truth is not
-            one channel on the image's grid, or holds what is no class of the network.
+    Adam with the learning rate ``lr`` on the mean cross-entropy over all voxels, hidden ones included, in fp32; each of
+    its ``steps`` is a pass forward and back. The network stays in its mode: in evaluation mode norms keep the
+    statistics that they have learned. The gradients of tiles add up to that of the whole. A ValueError where ``steps``
+    is below 1 or ``lr`` no finite number above 0; in the call, where the truth is not one channel on the image's grid,
+    or holds what is no class of the network.
     """
 
     steps: int = 10
     lr: float = 1e-4
 
     def __post_init__(self) -> None:
-        check_at_least("steps", self.steps, 1)
+        base.check_at_least("steps", self.steps, 1)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a finite number above 0, got {self.lr}")
 
@@ -158,9 +144,8 @@ class FineTuning:
         padded = volume.pad(image.detach())
         labels = _padded_labels(truth, padded)
         optimiser = torch.optim.Adam(list(network.requires_grad_().parameters()), self.lr)
-        everything = (slice(None),) * (image.ndim - 2)
         with torch.enable_grad():
-            tiles = volume.tiles(padded) or [(everything, everything, everything)]
+            tiles = volume.tiles(padded) or [((slice(None),) * (image.ndim - 2),) * 3]
             try:
                 for _ in range(self.steps):
                     for window, core, inner in tiles:
@@ -220,24 +205,22 @@ class IterativeROI(Attributor):
     region get the importance 1, those of each further round ``1 / max_rounds`` less, all others 0. The paper
     classifies; in a segmentation, the predicted probability is a mean over voxels, see `ClassProbability.of`.
 
-    Costs, for each of up to ``max_rounds`` rounds, one saliency map (by default 25 passes forward and back) and one
-    pass forward, with ``fine_tune`` its steps as well. Within a region it ranks no voxel above another; what it shows
-    depends on the hidden value, of which the network may make an edge.
+    Costs, for each of up to ``max_rounds`` rounds (in the paper 5), one saliency map (by default 25 passes forward and
+    back) and one pass forward, with ``fine_tune`` its steps as well. Within a region it ranks no voxel above another;
+    what it shows depends on the hidden value, of which the network may make an edge.
 
     Args:
         saliency: an attributor's class or a `functools.partial` of it, called with a network, ``memory_gb`` and
             ``precision``; None for the paper's SmoothGrad of guided backpropagation, which refuses networks with other
             activations than ReLU unless a partial gives ``method_options={"substitute": True}``.
-        region: how a saliency map becomes a region; None for `RegionOfInterest` with its defaults.
-        max_rounds: the most rounds, in the paper 5.
+        region: how a saliency map becomes one; None for `RegionOfInterest` with its defaults.
         min_probability: stops after the round that brings the class's probability below it.
         hidden: what hidden voxels become, as a `baseline`.
         fine_tune: trains a copy of the network on the masked image after each round, towards its own segmentation of
             the unperturbed image; the paper's future work.
 
-    Raises:
-        ValueError: when ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
-            call, when no voxel was given to the class, or the saliency refuses the network.
+    A ValueError where ``max_rounds`` is below 1, ``min_probability`` outside [0, 1] or ``hidden`` no baseline; in the
+    call, where no voxel was given to the class, or the saliency refuses the network.
     """
 
     name = "iterative_roi"
@@ -256,27 +239,21 @@ class IterativeROI(Attributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        check_at_least("max_rounds", max_rounds, 1)
+        base.check_at_least("max_rounds", max_rounds, 1)
         if not 0 <= min_probability <= 1:
             raise ValueError(f"min_probability must lie in [0, 1], got {min_probability}")
-        check_baseline(hidden, "hidden")
+        base.check_baseline(hidden, "hidden")
         self.saliency = saliency or partial(SmoothGrad, method="guided_backprop", seed=seed)
-        self.region = region or RegionOfInterest()
-        self.max_rounds, self.min_probability, self.hidden = max_rounds, min_probability, hidden
-        self.fine_tune, self.seed = fine_tune, seed
+        self.region, self.max_rounds, self.min_probability = region or RegionOfInterest(), max_rounds, min_probability
+        self.hidden, self.fine_tune, self.seed = hidden, fine_tune, seed
 
     def rounds(self, image: Image, label: int, truth: LabelMap | None = None) -> list[Round]:
-        """The regions of a class, one a round, the first the one that the network relied on most.
+        """The regions of a class in one item, ``(1, C, *spatial)``: one a round, first what the network relied on most.
 
-        Args:
-            image: one item, ``(1, C, *spatial)``.
-            label: the class.
-            truth: what ``fine_tune`` trains towards, class indices ``(1, 1, *spatial)``; None for the network's own
-                segmentation of the unperturbed image.
-
-        Raises:
-            ValueError: when the image is not one item or not finite, no voxel was given to the class, or the truth is
-                not on the image's grid, holds no class of the network, or is given without ``fine_tune``.
+        ``truth`` is what ``fine_tune`` trains towards, class indices ``(1, 1, *spatial)``; None for the network's own
+        segmentation of the unperturbed image. A ValueError where the image is not one item or not finite, no voxel was
+        given to the class, or the truth is not on the image's grid, holds no class of the network, or is given without
+        ``fine_tune``.
         """
         plain = image.as_subclass(Tensor).detach().float()
         if len(plain) != 1:
@@ -314,7 +291,7 @@ class IterativeROI(Attributor):
         network = self.network if self.fine_tune is None else copy.deepcopy(self.network)
         volume = VolumeNetwork(network, self.volume.memory_gb, self.volume.precision)
         explain = self.saliency(network, memory_gb=volume.memory_gb, precision=volume.precision)
-        hidden = baseline(image, self.hidden, seed=self.seed)
+        hidden = base.baseline(image, self.hidden, seed=self.seed)
         visible = torch.ones_like(image[:, :1], dtype=torch.bool)
         rounds: list[Round] = []
         while len(rounds) < self.max_rounds and not (rounds and rounds[-1].probability < self.min_probability):

@@ -20,19 +20,9 @@ import captum.attr
 import torch
 from torch import Tensor, nn
 
+from unoise_monai.attribution import base
 from unoise_monai.attribution.backpropagation import DeepLift, GuidedBackprop, activations, clipping, rescaling
-from unoise_monai.attribution.base import (
-    Attributor,
-    Baseline,
-    Score,
-    baseline,
-    check_at_least,
-    check_baseline,
-    outputs_of,
-    register,
-    signed,
-    watching,
-)
+from unoise_monai.attribution.base import Attributor, Baseline, Score, register
 from unoise_monai.attribution.gradient import RULES, note_convergence
 from unoise_monai.attribution.layers import LayerAttributor, over_windows
 from unoise_monai.checks import check_choice
@@ -88,11 +78,9 @@ class GradCAMPlusPlus(CAM):
 
     Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep convolutional networks",
     2018, with its exponential of the score, whose higher derivatives are powers of the gradient. The weights depend
-    on the target's scale: the mean over a region and the sum give different maps.
-
-    Raises:
-        ValueError: in the call, when a feature is negative, as those after a ReLU never are: the weights have a pole
-            where the sum of negative features cancels the rest.
+    on the target's scale: the mean over a region and the sum give different maps. In the call, a ValueError where a
+    feature is negative, as those after a ReLU never are: the weights have a pole where the sum of negative features
+    cancels the rest.
     """
 
     name = "grad_cam_plus_plus"
@@ -181,13 +169,12 @@ class LayerGuidedBackprop(LayerAttributor):
         return super().check(image, volume) | activations(volume, image).check(self.name, self.substitute)
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        (values,) = over_windows(partial(self._gradient, layer), score, image)
-        return values
+        return over_windows(partial(self._gradient, layer), score, image)[0]
 
     def _gradient(self, layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, ...]:
         gradient = captum.attr.LayerGradientXActivation(score, layer, multiply_by_inputs=False)
         with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
-            return (signed(gradient.attribute(window).float(), self.sign),)
+            return (base.signed(gradient.attribute(window).float(), self.sign),)
 
 
 @register
@@ -208,20 +195,15 @@ class LayerGuidedActivation(LayerGuidedBackprop):
 
     def _gradient(self, layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, ...]:
         with clipping(score.volume.network, self.substitute, GuidedBackprop.clipped):
-            (features,), _ = outputs_of(layer, lambda: score(window))
+            (features,), _ = base.outputs_of(layer, lambda: score(window))
             return torch.autograd.grad(features.abs().sum(), window)
 
 
 class LayerPath(LayerAttributor):
-    """Contributions that Captum sums up in steps from a baseline to the image.
+    """Contributions that Captum sums up in ``steps`` from a baseline to the image, by default by the first rule.
 
-    Args:
-        steps: of the integral.
-        rule: how it is summed, by default the first of ``rules``.
-
-    Raises:
-        ValueError: when ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, when the volume goes
-            in windows and the target is not linear.
+    A ValueError where ``steps`` is below 2, ``rule`` unknown or ``baseline`` none; in the call, where the volume goes
+    in windows and the target is not linear.
     """
 
     method: ClassVar[Any]
@@ -239,10 +221,10 @@ class LayerPath(LayerAttributor):
         **options: Any,
     ) -> None:
         super().__init__(network, layer, **options)
-        check_at_least("steps", steps, 2)
+        base.check_at_least("steps", steps, 2)
         self.steps, self.rule = steps, self.rules[0] if rule is None else rule
         check_choice("rule", self.rule, self.rules)
-        check_baseline(baseline)
+        base.check_baseline(baseline)
         self.baseline, self.seed = baseline, seed
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
@@ -250,7 +232,7 @@ class LayerPath(LayerAttributor):
             options = {"n_steps": self.steps, "method": self.rule, "internal_batch_size": score.copies}
             return _both_signs(self.method(score, layer).attribute(window, start, **options), self.sign)
 
-        start = baseline(image, self.baseline, seed=self.seed)
+        start = base.baseline(image, self.baseline, seed=self.seed)
         values, total = over_windows(measure, score, image, (start,), self.copies, linear=True)
         with torch.no_grad():
             self.note(score, layer, image.detach(), start, total.cpu())
@@ -292,11 +274,11 @@ class LayerIntegratedGradients(LayerPath):
         after = score(image)
         # In main memory, as a fine layer of a volume is larger than the volume.
         kept: list[Tensor] = []
-        with watching({"": layer}, lambda call: kept.append(call.output.cpu())):
+        with base.watching({"": layer}, lambda call: kept.append(call.output.cpu())):
             score(start)
         # The image goes through in the same tiles as the baseline.
         features = iter(kept)
-        with watching({"": layer}, lambda call: next(features).to(call.output.device)):
+        with base.watching({"": layer}, lambda call: next(features).to(call.output.device)):
             before = score(image)
         _note_difference(score, total, after - before)
 
@@ -348,7 +330,7 @@ class LayerDeepLift(LayerAttributor):
             with rescaling(score.volume.network, self.deep_lift.substitute):
                 return _both_signs(captum.attr.LayerDeepLift(score, layer).attribute(window, start), self.sign)
 
-        start = baseline(image, self.deep_lift.baselines[0], seed=self.deep_lift.seed)
+        start = base.baseline(image, self.deep_lift.baselines[0], seed=self.deep_lift.seed)
         values, total = over_windows(measure, score, image, (start,), self.copies, linear=True)
         with torch.no_grad():
             _note_difference(score, total.cpu(), score(image.detach()) - score(start))
@@ -357,7 +339,7 @@ class LayerDeepLift(LayerAttributor):
 
 def _both_signs(values: Tensor, sign: str) -> tuple[Tensor, Tensor]:
     """One window's contributions with the sign that is asked for and with their own, summed over channels."""
-    return signed(values.float(), sign), signed(values.float(), "signed")
+    return base.signed(values.float(), sign), base.signed(values.float(), "signed")
 
 
 def _note_difference(score: Score, total: Tensor, difference: Tensor) -> None:
@@ -366,6 +348,6 @@ def _note_difference(score: Score, total: Tensor, difference: Tensor) -> None:
 
 def _features_and_gradients(layer: nn.Module, score: Score, window: Image) -> tuple[Tensor, Tensor]:
     # Not Captum's, which gives one or the other, at a pass forward each.
-    (features,), scores = outputs_of(layer, lambda: score(window))
+    (features,), scores = base.outputs_of(layer, lambda: score(window))
     (gradients,) = torch.autograd.grad(scores.sum(), features)
     return features.detach(), gradients

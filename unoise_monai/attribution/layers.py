@@ -49,21 +49,12 @@ class _Output(NamedTuple):
 def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, Layer]:
     """Each resolution's last features on the way down and on the way up, in the order of the pass.
 
-    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, else the image's own
-    size. The features of a stage are what its outermost modules give last before the next grid, but for the logits
-    themselves. A network without a way up, such as a classifier's encoder, has no decoder.
-
-    Args:
-        network: from images to logits.
-        image: ``(B, C, *spatial)``, for its size.
-
-    Returns:
-        ``encoder.0``, ``encoder.1``, ... from the finest grid on, ``bottleneck``, the coarsest, and ``decoder.0``, ...
-        up to the finest. In this project's own networks these names are paths, but for the bottleneck, the encoder's
-        last.
-
-    Raises:
-        ValueError: when the network is scripted, so that hooks see nothing, or is a single layer.
+    Watches the modules of one pass over zeros: a small block where the network has a ``stride``, else of the size of
+    the image, ``(B, C, *spatial)``. The features of a stage are what its outermost modules give last before the next
+    grid, but for the logits themselves. Their names are ``encoder.0``, ``encoder.1``, ... from the finest grid on,
+    ``bottleneck``, the coarsest, and ``decoder.0``, ... up to the finest; a network without a way up, such as a
+    classifier's encoder, has no decoder. In this project's own networks these names are paths, but for the bottleneck,
+    the encoder's last. A ValueError where the network is scripted, so that hooks see nothing, or is a single layer.
     """
     return _named(_watch(network, image))
 
@@ -71,8 +62,7 @@ def find_layers(network: nn.Module | VolumeNetwork, image: Image) -> dict[str, L
 def layer_named(network: nn.Module | VolumeNetwork, name: str, image: Image) -> Layer:
     """The layer of a module path, or of a name that `find_layers` gives; a path goes before a name.
 
-    Raises:
-        ValueError: when it is neither, or the module doesn't run once in a pass, to a tensor ``(B, C, *spatial)``.
+    A ValueError where it is neither, or the module doesn't run once in a pass, to a tensor ``(B, C, *spatial)``.
     """
     outputs = _watch(network, image)
     for output in outputs[:-1]:
@@ -173,21 +163,17 @@ def over_windows(
 ) -> tuple[Tensor, ...]:
     """Measure a layer over a volume: in one window where memory allows, else in several, put together on its grid.
 
-    The parts of several equal those of one to rounding: a window's logits are weighted as the target weighs them in the
-    whole volume, and it reaches as far beyond its core as the core's outputs see. For that the volume must have
-    ``clips=True``. (Hooks on a layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
+    Gives tensors on the layer's grid over the padded volume, float32; from several windows in main memory. They equal
+    those of one to rounding: a window's logits are weighted as the target weighs them in the whole volume, and it
+    reaches as far beyond its core as the core's outputs see. For that the volume must have ``clips=True``. (Hooks on a
+    layer don't see through `VolumeNetwork`, which runs each tile again on the way back.)
 
     Args:
-        measure: called with a `Score` and windows of ``image`` and ``others`` that require gradients, gives
-            tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the network's stride.
-        score: the target as a function of the volume.
-        image: ``(1, C, *spatial)``.
+        measure: called with a `Score` and windows of ``image``, ``(1, C, *spatial)``, and ``others`` that require
+            gradients, gives tensors ``(1, C', *grid)``; each may lie on a grid of its own that divides the stride.
         others: such as a baseline, each of the image's shape.
         copies: how many copies of the volume go through at once in ``measure``, at least.
         linear: whether it weighs logits of other images than ``image``: over windows, the target must then be linear.
-
-    Returns:
-        The tensors on the layer's grid over the padded volume, float32; from several windows in main memory.
 
     Raises:
         ValueError: when windows are needed and the target is not linear in the logits though ``linear`` asks for it, or
@@ -237,8 +223,7 @@ def _logit_weights(score: Score, image: Image, linear: bool) -> Tensor:
 def _gradient(score: Score, logits: Logits) -> Tensor:
     logits = logits.detach().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(score.target(logits).sum(), logits)
-    return gradient
+        return torch.autograd.grad(score.target(logits).sum(), logits)[0]
 
 
 def _weighted(weights: Tensor, logits: Logits) -> Tensor:
@@ -262,15 +247,10 @@ def _coarser(slices: Slices, factors: Sequence[int]) -> Slices:
 class LayerAttributor(Attributor):
     """An attribution to the outputs of one layer, up-sampled to the image.
 
-    The sign is taken on the layer's own grid, from which values are interpolated linearly, each at the centre of the
-    voxels that it stands for. Where a volume does not fit ``memory_gb``, the layer's grid is put together from windows
-    (`over_windows`).
-
-    Args:
-        layer: its name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module.
-
-    Raises:
-        ValueError: in the call, when the network has no such layer.
+    ``layer`` is a name (`find_layers`), such as ``"bottleneck"`` or ``"decoder.0"``, or the path of a module. The sign
+    is taken on the layer's own grid, from which values are interpolated linearly, each at the centre of the voxels that
+    it stands for. Where a volume does not fit ``memory_gb``, the layer's grid is put together from windows
+    (`over_windows`). In the call, a ValueError where the network has no such layer.
     """
 
     needs = ("layer",)
@@ -283,7 +263,6 @@ class LayerAttributor(Attributor):
         self.layer = layer
 
     def check(self, image: Image, volume: VolumeNetwork) -> dict[str, Any]:
-        """Finds the layer."""
         return {"layer": layer_named(volume, self.layer, image).path}
 
     def maps(self, images: Image, score: Score) -> Tensor:
@@ -310,10 +289,8 @@ class LayerActivation(LayerAttributor):
     name = "layer_activation"
 
     def on_layer(self, image: Image, score: Score, layer: nn.Module) -> Tensor:
-        def measure(score: Score, window: Image) -> tuple[Tensor]:
-            return (captum.attr.LayerActivation(score, layer).attribute(window),)
-
-        (features,) = over_windows(measure, score, image)
+        method = captum.attr.LayerActivation
+        (features,) = over_windows(lambda score, window: (method(score, layer).attribute(window),), score, image)
         return features / features.shape[1]
 
 

@@ -18,13 +18,9 @@ class Learned(Attributor):
     Koker et al., "U-Noise: Learnable noise masks for interpretable image segmentation", 2021, section 3. Costs one pass
     forward of the noise model. It explains the whole segmentation, whatever the target.
 
-    Args:
-        network: the segmentation network that the noise model was trained against; it is not run.
-        noise_model: ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``. It becomes the attributor's
-            ``network``, whose weights a randomisation test makes random.
-
-    Raises:
-        ValueError: in the call, when the noise model does not give one channel.
+    The ``noise_model``, ``(B, C, *spatial)`` to tolerance logits ``(B, 1, *spatial)``, becomes the attributor's
+    ``network``, whose weights a randomisation test makes random; the segmentation network that it was trained against
+    is not run. In the call, a ValueError where the noise model does not give one channel.
     """
 
     name = "unoise"

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from monai.data import MetaTensor
@@ -12,18 +12,8 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unoise_monai.attribution.base import (
-    Attributor,
-    Baseline,
-    Score,
-    baseline,
-    batches,
-    check_at_least,
-    check_baseline,
-    check_time_limit,
-    register,
-    seeded,
-)
+from unoise_monai.attribution import base
+from unoise_monai.attribution.base import Attributor, Baseline, Score, register
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.types import Image, VoxelMap
 
@@ -33,10 +23,7 @@ class PerturbationAttributor(Attributor):
 
     Positive is what speaks for the target: hiding it lowers the score. The target may be without a gradient, such as
     `HardDice`. The notes hold how many copies were ``planned`` and ``evaluated``; at a time limit these are spread over
-    the volume.
-
-    Raises:
-        ValueError: when ``baseline`` is none or ``time_limit_s`` not above 0.
+    the volume. A ValueError where ``baseline`` is none or ``time_limit_s`` not above 0.
     """
 
     differentiates = False
@@ -52,28 +39,27 @@ class PerturbationAttributor(Attributor):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
-        check_baseline(baseline)
-        check_time_limit(time_limit_s)
+        base.check_baseline(baseline)
+        base.check_time_limit(time_limit_s)
         self.baseline, self.seed, self.progress, self.time_limit_s = baseline, seed, progress, time_limit_s
 
     def maps(self, images: Image, score: Score) -> Tensor:
-        with torch.no_grad(), seeded(self.seed, images.device):
+        with torch.no_grad(), base.seeded(self.seed, images.device):
             plain = images.detach()
-            return self.perturb(plain, baseline(plain, self.baseline, seed=self.seed), score)
+            return self.perturb(plain, base.baseline(plain, self.baseline, seed=self.seed), score)
 
     @abstractmethod
     def perturb(self, image: Image, hidden: Image, score: Score) -> Tensor:
-        """The map of one item, ``(1, 1, *spatial)``; ``hidden`` is what the image's voxels become, of its shape.
-
-        Called without gradients, and with the random state seeded.
-        """
+        """The map of one item, ``(1, 1, *spatial)``, without a gradient; ``hidden`` is what its voxels become."""
 
     def batches(self, planned: int, score: Score) -> Iterator[range]:
         """The numbers of ``planned`` copies, as many at once as fit memory and time; see `batches`."""
-        return batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
+        return base.batches(planned, score.copies, self.name, score.notes, self.progress, self.time_limit_s)
 
 
 UNITS = ("voxels", "mm")
+Sides: TypeAlias = float | Sequence[float]
+"""Of a window: one number, or one an axis."""
 
 
 @register
@@ -89,10 +75,9 @@ class Occlusion(PerturbationAttributor):
     voxels closer than the stride, and misses a structure that another, outside the window, makes up for.
 
     Args:
-        window: sides of the window, one number or one an axis.
         stride: from one window to the next, at most the window.
-        unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the affine of
-            the image.
+        unit: of both, ``"voxels"`` or ``"mm"``; millimetres are rounded to whole voxels, at least one, by the image's
+            affine.
 
     Raises:
         ValueError: when ``window`` or ``stride`` is not above 0, or no whole number of voxels, or the stride above the
@@ -104,12 +89,7 @@ class Occlusion(PerturbationAttributor):
     contributes = True
 
     def __init__(
-        self,
-        network: nn.Module,
-        window: float | Sequence[float] = 16,
-        stride: float | Sequence[float] = 8,
-        unit: str = "voxels",
-        **options: Any,
+        self, network: nn.Module, window: Sides = 16, stride: Sides = 8, unit: str = "voxels", **options: Any
     ) -> None:
         super().__init__(network, **options)
         check_choice("unit", unit, UNITS)
@@ -155,7 +135,7 @@ class Occlusion(PerturbationAttributor):
         return dense_patch_slices(size, window, [min(pair) for pair in zip(window, stride, strict=True)])
 
 
-def _each(sides: float | Sequence[float], axes: int = 1) -> list[float]:
+def _each(sides: Sides, axes: int = 1) -> list[float]:
     """One number an axis."""
     numbers = list(sides) if isinstance(sides, Sequence) else [sides]
     return numbers * axes if len(numbers) == 1 else numbers
@@ -186,7 +166,6 @@ class RISE(PerturbationAttributor):
     voxels, neither their contributions nor a change of the score per intensity.
 
     Args:
-        masks: how many.
         cells: of the grid along each axis, one number or one an axis.
         visible: the probability of a cell to stay visible, the paper's p.
 
@@ -201,7 +180,7 @@ class RISE(PerturbationAttributor):
         self, network: nn.Module, masks: int = 500, cells: int | Sequence[int] = 7, visible: float = 0.5, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        check_at_least("masks", masks, 1)
+        base.check_at_least("masks", masks, 1)
         if any(number < 1 for number in ([cells] if isinstance(cells, int) else cells)):
             raise ValueError(f"cells must be at least 1 on each axis, got {cells}")
         check_fraction("visible", visible)

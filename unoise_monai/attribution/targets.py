@@ -62,11 +62,7 @@ def of_item(target: Target, index: int) -> Target:
 
 
 def class_logits(logits: Logits, label: int) -> Tensor:
-    """The logit of a class, ``(B, 1, *spatial)``; with one channel, class 0 has minus that of class 1.
-
-    Raises:
-        ValueError: when the network has no such class.
-    """
+    """The logit of a class, ``(B, 1, *spatial)``; with one channel, class 0 has minus that of class 1."""
     classes = max(logits.shape[1], 2)
     if not 0 <= label < classes:
         raise ValueError(f"label must be a class of the network, 0 to {classes - 1}, got {label}")
@@ -79,11 +75,8 @@ def class_logits(logits: Logits, label: int) -> Tensor:
 class ItemTarget:
     """A target that holds other targets, or volumes for each item or one for all: masks or class indices ``labels``.
 
-    Shape:
-        volumes are ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``.
-
-    Raises:
-        ValueError: in the call, when a volume lies on another grid than the logits or is of another number of items.
+    Volumes are ``(B, 1, *spatial)`` or ``(1, 1, *spatial)``. In the call, one on another grid than the logits, or of
+    another number of items, is refused with a ValueError.
     """
 
     def item(self: T, index: int) -> T:
@@ -101,8 +94,7 @@ class ItemTarget:
 class Region(ItemTarget):
     """The sum, or the ``mean``, of a class's logit over a region such as the false positives.
 
-    Raises:
-        ValueError: when the region of an item is empty.
+    A ValueError where the region of an item is empty.
     """
 
     mask: VoxelMap
@@ -129,11 +121,7 @@ def class_sum(logits: Logits, label: int) -> Region:
 
 
 def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
-    """The logit of a class in a single voxel of a volume of ``size``.
-
-    Raises:
-        ValueError: when the voxel lies outside.
-    """
+    """The logit of a class in a single voxel of a volume of ``size``; a ValueError where it lies outside."""
     if len(index) != len(size) or not all(0 <= at < side for at, side in zip(index, size, strict=True)):
         raise ValueError(f"index must lie inside {tuple(size)}, got {tuple(index)}")
     mask = torch.zeros(1, 1, *size, dtype=torch.bool)
@@ -143,11 +131,7 @@ def voxel(index: Sequence[int], label: int, size: Sequence[int]) -> Region:
 
 @dataclass(frozen=True)
 class SoftDice(ItemTarget):
-    """Dice of the predicted probability of a class, above 0, against labels.
-
-    Raises:
-        ValueError: when ``label`` is below 1.
-    """
+    """Dice of the predicted probability of a class against labels; a ValueError for a class below 1."""
 
     labels: LabelMap
     label: int
@@ -181,8 +165,7 @@ class Difference(ItemTarget):
 class Foreground(ItemTarget):
     """The sum of every foreground voxel's logit of the class that it is segmented as: all classes at once.
 
-    Raises:
-        ValueError: when an item has no foreground.
+    A ValueError where an item has no foreground.
     """
 
     labels: LabelMap
@@ -207,10 +190,7 @@ def border_mean(logits: Logits, label: int) -> Region:
 
     Fazel et al., "Interpretability of U-Net model in the segmentation of medical images". They take the mean of the
     maps of its voxels, which for methods that are linear in the target is the map of this mean; else `VoxelwiseMean`
-    takes it.
-
-    Raises:
-        ValueError: when ``label`` is 0, the background.
+    takes it. A ValueError for the label 0, the background.
     """
     if label == 0:
         raise ValueError("label must be above 0, the background has no border with itself, got 0")
@@ -230,12 +210,8 @@ def border(labels: LabelMap, label: int) -> VoxelMap:
 class ClassProbability:
     """The mean predicted probability of a class over the voxels of one item that were given to it.
 
-    Shape:
-        ``mask``, bool, the voxels, and ``labels``, the class of each, ``(1, 1, *spatial)``; called with logits
-        ``(1, K, *spatial)`` of a perturbed image, to a number in [0, 1].
-
-    Raises:
-        ValueError: when there is no such voxel.
+    ``mask``, bool, says which voxels, and ``labels`` the class of each, ``(1, 1, *spatial)``. Called with the logits
+    ``(1, K, *spatial)`` of a perturbed image, it gives a number in [0, 1]. A ValueError where there is no such voxel.
     """
 
     mask: VoxelMap
@@ -269,8 +245,7 @@ class ClassProbability:
 class HardDice(ItemTarget):
     """Dice of what is segmented as a class against labels. It has no gradient; `SoftDice` has one.
 
-    Raises:
-        ValueError: when an item has no voxel of the class.
+    A ValueError where an item has no voxel of the class.
     """
 
     labels: LabelMap

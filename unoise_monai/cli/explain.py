@@ -67,18 +67,13 @@ def add_explain(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("bundle", metavar="BUNDLE", help="a bundle's name or folder (`unoise doctor` lists them)")
-    command.add_argument(
-        "input",
-        metavar="INPUT",
-        help="a file, a folder, a glob in quotes, a Decathlon folder, a CSV with columns case and image (label, "
-        "organs), or DICOM series",
-    )
+    kinds = "a file, a folder, a glob in quotes, a Decathlon folder, a CSV with columns case and image (label, organs)"
+    command.add_argument("input", metavar="INPUT", help=f"{kinds}, or DICOM series")
     command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
     what = command.add_argument_group("what is written")
     what.add_argument("--quantity", choices=QUANTITIES, help="of the map (as the bundle says)")
-    what.add_argument(
-        "--methods", default="", metavar="A,B", action=_Methods, help="attribution maps beside it; `help` lists them"
-    )
+    methods = "attribution maps beside it; `help` lists them"
+    what.add_argument("--methods", default="", metavar="A,B", action=_Methods, help=methods)
     what.add_argument("--scores", action="store_true", help="score maps, rank methods: the bundle's explain.yaml")
     what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
     what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")
@@ -141,19 +136,10 @@ def run_explain(args: argparse.Namespace) -> int:
     comparison = replace(comparison, methods=methods or comparison.methods)
     engine = ray_engine(args, changes, settings, comparison) if remote else None
     try:
+        options = {name: getattr(args, name) for name in ("part", "overwrite", "workers", "timeout", "quiet")}
+        command = command_line(args)
         summary = explain_cases(
-            cases,
-            bundle,
-            settings,
-            args.output,
-            comparison,
-            command=command_line(args),
-            part=args.part,
-            overwrite=args.overwrite,
-            workers=args.workers,
-            timeout=args.timeout,
-            quiet=args.quiet,
-            engine=engine,
+            cases, bundle, settings, args.output, comparison, command=command, engine=engine, **options
         )
     except OtherSettings:
         raise
@@ -165,18 +151,15 @@ def run_explain(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]:
-    """The bundle, and the values of its configuration that options change.
-
-    Raises:
-        ValueError: when the configuration lacks one of these ids.
-    """
+    """The bundle, and the values of its configuration that options change; a `ValueError` where it lacks one."""
     from unoise_monai.bundle import load_bundle
 
     values = {name: getattr(args, name) for name in ("quantity", "precision", "memory_gb")}
     changes: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     if not args.images:
         changes["pictures"] = []
-    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays(args))
+    overlays = ("explain",) if args.scores else ()
+    options = (args.bundle, device, args.weights, args.trust_bundle, changes, overlays)
     bundle = load_bundle(*options)
     if args.fast:
         if bundle.task is None:
@@ -184,11 +167,6 @@ def load(args: argparse.Namespace, device: str) -> tuple[Bundle, dict[str, Any]]
         changes["task#spacing_mm"] = [FAST * side for side in bundle.task.spacing_mm]
         bundle = load_bundle(*options)
     return bundle, changes
-
-
-def overlays(args: argparse.Namespace) -> tuple[str, ...]:
-    """The configurations that are laid over the bundle's ``inference``."""
-    return ("explain",) if args.scores else ()
 
 
 def ray_engine(
@@ -203,7 +181,7 @@ def ray_engine(
         weights=None if args.weights is None else args.weights.resolve(),
         trusted=args.trust_bundle,
         changes=changes,
-        overlays=overlays(args),
+        overlays=("explain",) if args.scores else (),
         settings=settings,
         comparison=comparison,
         output=args.output.resolve(),

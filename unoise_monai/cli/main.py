@@ -35,12 +35,7 @@ def add_report(subparsers: Any) -> None:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Write a cohort's results as pages that open from disk.
-
-    Raises:
-        FileNotFoundError: when OUTPUT holds no results.
-        CaseError: when there is nothing in INPUT, or no key in its file.
-    """
+    """Write a cohort's results as pages; a `FileNotFoundError` where OUTPUT holds none, a `CaseError` of the input."""
     from unoise_monai.data.cases import read_key
     from unoise_monai.data.finding import find_cases
     from unoise_monai.report.site import write_site
@@ -74,12 +69,7 @@ def add_render(subparsers: Any) -> None:
 
 
 def run_render(args: argparse.Namespace) -> int:
-    """Draw a map over its scan.
-
-    Raises:
-        ValueError: when OUTPUT has the wrong suffix, or the map is not on the scan's grid or, without ``--scale``, not
-            within 0 and 1.
-    """
+    """Draw a map over its scan; a `ValueError` for one of another grid or, without ``--scale``, beyond 0 to 1."""
     suffix = ".gif" if args.picture == "rotation" else ".png"
     if args.output.suffix.lower() != suffix:
         raise ValueError(f"OUTPUT must end in {suffix} for {args.picture}, got {args.output.name}")
@@ -165,18 +155,12 @@ def add_bundles(subparsers: Any) -> None:
         description="List the bundles that go by their name, or copy one's configurations for other data.",
     )
     command.add_argument("copy", nargs="*", metavar="copy BUNDLE FOLDER", help="make FOLDER from BUNDLE, untrained")
-    command.add_argument(
-        "--task", type=Path, metavar="YAML", help="the new bundle's task: labels, spacing, intensities"
-    )
+    command.add_argument("--task", type=Path, metavar="YAML", help="its own task: labels, spacing, intensities")
     command.set_defaults(run=run_bundles)
 
 
 def run_bundles(args: argparse.Namespace) -> int:
-    """List the known bundles, or make one.
-
-    Raises:
-        ValueError: when the words are not ``copy BUNDLE FOLDER``, or the task is none.
-    """
+    """List the known bundles, or make one; a `ValueError` for other words than ``copy BUNDLE FOLDER``, or no task."""
     import yaml
 
     from unoise_monai.bundle import copy_bundle, known_bundles
@@ -215,13 +199,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     explain.add_explain(subparsers)
-    fit.add_fit(subparsers)
-    fit.add_evaluate(subparsers)
-    add_report(subparsers)
-    add_render(subparsers)
-    add_phantom(subparsers)
-    add_doctor(subparsers)
-    add_bundles(subparsers)
+    for add in (fit.add_fit, fit.add_evaluate, add_report, add_render, add_phantom, add_doctor, add_bundles):
+        add(subparsers)
     return top
 
 

@@ -51,9 +51,7 @@ def safe_name(raw: str) -> str:
 def distinct_names(names: Sequence[str], sources: Sequence[str]) -> list[str]:
     """Safe names of which no two are alike, also where a file system ignores case: such get a hash appended.
 
-    Args:
-        names: safe ones.
-        sources: what the hash is made of, such as paths; where these are alike too, their order counts.
+    The hash is made of their ``sources``, such as paths; where these are alike too, their order counts.
     """
     folded = [unicodedata.normalize("NFKC", name.casefold()) for name in names]
     times, seen, distinct = Counter(folded), Counter[tuple[str, str]](), []
@@ -84,11 +82,7 @@ def anonymised(name: str, key: bytes) -> str:
 
 
 def read_key(path: str | os.PathLike[str], make: bool = True) -> bytes:
-    """The key of `anonymised`.
-
-    Args:
-        path: its file.
-        make: where there is no such file, make one at random that only its owner may read.
+    """The key of `anonymised` in a file; with ``make``, one at random, for its owner alone, where there is no file.
 
     Raises:
         CaseError: when there is no such file, it does not hold 32 bytes, or its file system knows no hard links.

@@ -41,11 +41,8 @@ def split_cases(
     know were never trained on: they join its test part.
 
     Args:
-        cases: from `list_cases`.
         path: the JSON file, beside the run: case names for each part, and the seed.
-        validation_share: share of the patients for validation, at least 0 and below 1.
-        test_share: share for the test, likewise; together below 1.
-        seed: of the draw.
+        validation_share, test_share: shares of the patients, at least 0, together below 1.
 
     Raises:
         ValueError: when the shares do not fit, or there are no cases.
@@ -90,7 +87,6 @@ def choose_cases(
     """Some of the cases: those of one part of a split, the first so many, or those of some names.
 
     Args:
-        cases: from `find_items` or `list_cases`.
         split_file: of the training, see `split_cases`.
         part: of the split: ``"training"``, ``"validation"``, ``"test"``, or None for all cases.
         choice: the first so many, or a case or several by name; None for all.
@@ -183,7 +179,6 @@ def case_dataset(
 
     Args:
         data: the cases; named as MONAI Label, which puts its own list here, expects it.
-        transform: from `preprocessing` or `training_transforms`.
         cache: ``"memory"`` (`CacheDataset`), ``"disk"`` (`CaseCache`, survives the run) or ``"none"``.
         cache_dir: where ``"disk"`` keeps its files.
 
@@ -219,11 +214,6 @@ def rank_share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     The ranks take successive parts, which differ in length by at most 1: gathered in the order of the ranks, results
     are in the order of the items. With fewer items than ranks, every item is taken by equally many ranks (all of them,
     where the numbers have no common divisor): an idle rank would leave the others waiting.
-
-    Args:
-        items: of the whole run; the same on every rank.
-        rank: of this process.
-        world_size: how many processes there are.
 
     Raises:
         ValueError: when ``rank`` is not at least 0 and below ``world_size``.

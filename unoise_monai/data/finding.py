@@ -19,7 +19,6 @@ from unoise_monai.data.cases import (
     anonymised,
     distinct_names,
     look_at,
-    printable,
     safe_name,
     shown_path,
     stem,
@@ -62,7 +61,6 @@ def list_cases(folder: str | os.PathLike[str], section: str = "training", check_
     """The cases in one section of a Decathlon folder (``dataset.json``, ``imagesTr``, ...), in its order.
 
     Args:
-        folder: the task's folder.
         section: ``"training"`` (with labels) or ``"test"`` (without).
         check_headers: refuse a bad header now, before work starts.
 
@@ -236,7 +234,7 @@ def _found(path: Path) -> list[Case]:
     if path.suffix.lower() == ".csv" and kind_of(path) == "file":
         return read_table(path)
     if os.path.lexists(path):
-        return [one_file(path.absolute(), Case(safe_name(stem(path.name)), (), printable(path.name)))]
+        return [one_file(path.absolute(), Case(safe_name(stem(path.name)), (), shown_path(Path(path.name))))]
     first = next((place for place, part in enumerate(path.parts) if set(part) & set("*?[")), None)
     if first is None:
         raise CaseError(f"input must be a file, folder, pattern or table, got {os.fspath(path)!r}, which is not there")

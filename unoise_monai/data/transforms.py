@@ -9,32 +9,11 @@ from typing import Any
 import numpy as np
 import SimpleITK
 import torch
-from monai.config import KeysCollection
-from monai.transforms import (
-    AsDiscreted,
-    Compose,
-    EnsureTyped,
-    Lambdad,
-    MapTransform,
-    NormalizeIntensityd,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSpatialCropSamplesd,
-    ScaleIntensityRanged,
-    Spacingd,
-    SpatialPadd,
-    Transform,
-)
+from monai import transforms as mt
 from monai.utils import convert_to_dst_type
 from numpy.typing import NDArray
 
-from unoise_monai.checks import check_choice
+from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.data.reading import CaseCompose, LoadCased
 
 logger = logging.getLogger(__name__)
@@ -115,16 +94,14 @@ def n4_bias_correction(
     Args:
         image: magnitudes; voxels of 0 and below are no tissue.
         shrink: in voxels; 1 uses them all and takes ``shrink ** 3`` times as long.
-        iterations: at most, at each level.
-        levels: of the field, each with twice the control points of the one before.
+        iterations: at most, at each of the field's ``levels``, each of twice the control points of the one before.
 
     Raises:
         ValueError: when ``image`` is not 3-D, holds NaN or infinite values, one value only, or none above 0.
     """
     if image.ndim != 3:
         raise ValueError(f"image must be 3-D, got shape {image.shape}")
-    if not np.isfinite(image).all():
-        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
+    check_finite(image, "image")
     if image.min() == image.max() or image.max() <= 0:
         raise ValueError(f"image must hold different magnitudes, got {image.min()} to {image.max()}")
     volume = SimpleITK.GetImageFromArray(image.astype(np.float32))
@@ -140,37 +117,15 @@ def n4_bias_correction(
     return image.astype(np.float32) / np.exp(log_field, dtype=np.float32)
 
 
-class N4BiasCorrectiond(MapTransform):
+class N4BiasCorrectiond(mt.MapTransform):
     """`n4_bias_correction` of a case's volumes; deterministic, so data sets cache it.
 
     A volume whose soft tissue has been removed (fewer than 5 % of its voxels above 0) stays as it is, with a warning:
     what is left are vessels, whose brightness follows their flow rather than the coil.
 
-    Args:
-        keys: the volumes.
-        shrink, iterations, levels: of `n4_bias_correction`.
-        allow_missing_keys: skip a key that a case lacks.
-
     Shape:
         each key ``(C, X, Y, Z)`` to the same, float32; a `MetaTensor` keeps its geometry.
-
-    Raises:
-        ValueError: when ``shrink``, ``iterations`` or ``levels`` is below 1.
     """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        shrink: int = 4,
-        iterations: int = 50,
-        levels: int = 4,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        for name, value in (("shrink", shrink), ("iterations", iterations), ("levels", levels)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        super().__init__(keys, allow_missing_keys)
-        self.shrink, self.iterations, self.levels = shrink, iterations, levels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -180,7 +135,7 @@ class N4BiasCorrectiond(MapTransform):
             if tissue < TISSUE_SHARE:
                 logger.warning("%s: bias not corrected, %.1f %% of its voxels show tissue", d.get("case"), 100 * tissue)
                 continue
-            corrected = [n4_bias_correction(each, self.shrink, self.iterations, self.levels) for each in channels]
+            corrected = [n4_bias_correction(each) for each in channels]
             d[key] = convert_to_dst_type(np.stack(corrected), d[key], dtype=np.float32)[0]
         return d
 
@@ -193,29 +148,29 @@ def preprocessing(task: SegmentationTask, with_label: bool = True) -> CaseCompos
         float32.
 
     Raises:
-        CaseError: when a volume is bad, see `LoadCased`.
+        CaseError: see `LoadCased`.
     """
     keys = ["image", "label"] if with_label else ["image"]
-    steps: list[Transform] = [
+    steps: list[mt.Transform] = [
         LoadCased(keys, labels=len(task.labels), spacing_mm=task.spacing_mm),
-        Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
+        mt.Orientationd(keys, axcodes="RAS", labels=None, allow_missing_keys=True),
         *([N4BiasCorrectiond("image")] if task.bias_correction else []),
-        Spacingd(keys, pixdim=task.spacing_mm, mode=["bilinear", "nearest"][: len(keys)], allow_missing_keys=True),
+        mt.Spacingd(keys, pixdim=task.spacing_mm, mode=["bilinear", "nearest"][: len(keys)], allow_missing_keys=True),
         normalisation(task),
     ]
     if task.merge_labels and with_label:
-        steps.append(AsDiscreted("label", threshold=0.5, allow_missing_keys=True))
-    return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, allow_missing_keys=True)])
+        steps.append(mt.AsDiscreted("label", threshold=0.5, allow_missing_keys=True))
+    return CaseCompose([*steps, mt.EnsureTyped(keys, dtype=torch.float32, allow_missing_keys=True)])
 
 
-def normalisation(task: SegmentationTask) -> Transform:
+def normalisation(task: SegmentationTask) -> mt.Transform:
     """CT window to [-2, 2], top percentile to [-1, 3], or the z-score over the voxels that are not 0."""
     if task.top_percentile is not None:
-        return Lambdad("image", func=partial(scaled_to_percentile, percentile=task.top_percentile))
+        return mt.Lambdad("image", func=partial(scaled_to_percentile, percentile=task.top_percentile))
     if task.ct_window_hu is None:
-        return NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+        return mt.NormalizeIntensityd("image", nonzero=True, channel_wise=True)
     low, high = task.ct_window_hu
-    return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=-2.0, b_max=2.0, clip=True)
+    return mt.ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=-2.0, b_max=2.0, clip=True)
 
 
 def scaled_to_percentile(image: torch.Tensor, percentile: float) -> torch.Tensor:
@@ -228,8 +183,13 @@ def scaled_to_percentile(image: torch.Tensor, percentile: float) -> torch.Tensor
     return ((image - low) * (4 / (high - low or 1)) - 1).clamp(max=3)
 
 
+def _alike(sides: Sequence[int]) -> bool:
+    """Whether a plane may be turned: not where its crops are much flatter one way, as of thick slices."""
+    return max(sides) <= 2 * min(sides)
+
+
 def training_transforms(
-    preprocess: Compose,
+    preprocess: mt.Compose,
     patch_size: Sequence[int],
     samples: int = 1,
     augment: bool = True,
@@ -243,7 +203,7 @@ def training_transforms(
         patch_size: the crops, in voxels.
         samples: crops a volume.
         augment: small rotations, scalings, noise and changes of intensity.
-        flip_axes: axes whose direction means nothing in this task (anatomy left and right usually does).
+        flip_axes: axes whose direction means nothing in this task (that of left and right usually means something).
         sampling: ``"foreground"`` centres every other crop on a voxel of the foreground, ``"uniform"`` none.
 
     Raises:
@@ -252,30 +212,30 @@ def training_transforms(
     check_choice("sampling", sampling, ("foreground", "uniform"))
     keys = ["image", "label"]
     size = tuple(patch_size)
-    steps: list[Transform] = [
+    steps: list[mt.Transform] = [
         # The edge's values: what the normalisation makes of air differs from volume to volume.
-        SpatialPadd(keys, size, mode=["edge", "constant"]),
-        RandSpatialCropSamplesd(keys, size, num_samples=samples, random_size=False)
+        mt.SpatialPadd(keys, size, mode=["edge", "constant"]),
+        mt.RandSpatialCropSamplesd(keys, size, num_samples=samples, random_size=False)
         if sampling == "uniform"
-        else RandCropByPosNegLabeld(keys, "label", size, pos=1, neg=1, num_samples=samples, allow_smaller=True),
+        else mt.RandCropByPosNegLabeld(keys, "label", size, pos=1, neg=1, num_samples=samples, allow_smaller=True),
     ]
     if augment:
         steps += [
-            RandAffined(
+            mt.RandAffined(
                 keys,
                 prob=0.5,
-                rotate_range=(0.26, 0.26, 0.26),
+                rotate_range=[0.26 if _alike(size[:axis] + size[axis + 1 :]) else 0.0 for axis in range(len(size))],
                 scale_range=(0.15, 0.15, 0.15),
                 translate_range=(4, 4, 4),
                 mode=["bilinear", "nearest"],
                 padding_mode="border",
             ),
-            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flip_axes),
-            RandGaussianNoised("image", prob=0.2, std=0.1),
-            RandScaleIntensityd("image", factors=0.2, prob=0.5),
-            RandShiftIntensityd("image", offsets=0.2, prob=0.5),
-            RandAdjustContrastd("image", prob=0.3, gamma=(0.8, 1.25), retain_stats=True),
+            *(mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in flip_axes),
+            mt.RandGaussianNoised("image", prob=0.2, std=0.1),
+            mt.RandScaleIntensityd("image", factors=0.2, prob=0.5),
+            mt.RandShiftIntensityd("image", offsets=0.2, prob=0.5),
+            mt.RandAdjustContrastd("image", prob=0.3, gamma=(0.8, 1.25), retain_stats=True),
         ]
     # One flat chain: CacheDataset keeps the result of the steps before the first random one.
     steps = [*preprocess.transforms, *steps]
-    return CaseCompose([*steps, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])
+    return CaseCompose([*steps, mt.EnsureTyped(keys, dtype=torch.float32, track_meta=False)])

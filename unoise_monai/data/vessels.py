@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.checks import check_choice
+from unoise_monai.checks import check_choice, check_finite
 from unoise_monai.data.cases import Case, Entry, Item, look_at, stem, walk
 from unoise_monai.data.finding import (
     INDEX,
@@ -34,11 +34,12 @@ from unoise_monai.data.reading import LoadCased, Source, check_item
 
 logger = logging.getLogger(__name__)
 
-SIGMAS_MM = (0.4, 2.5)
+SIGMAS_MM, SCALES = (0.4, 2.5), 5
+"""Smallest and largest scale, and how many there are."""
 REACH_MM = 1.0
+"""How far a vessel's edge may lie from its core."""
 ISLAND_MM3 = 5.0
-
-SCALES = 5
+"""Connected parts of less volume are removed."""
 SMALLEST_SIDE = 4
 """Voxels that the recursive filters need."""
 ROUNDING = 1e-4
@@ -51,27 +52,24 @@ FLANK_MM = 0.5
 """The part around a vessel that belongs to neither: its voxels hold both."""
 
 
-def vesselness(
-    image: NDArray[Any], spacing_mm: Sequence[float], sigmas_mm: tuple[float, float] = SIGMAS_MM
-) -> NDArray[np.float32]:
+def vesselness(image: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
     """How much each voxel looks like part of a bright tube, whatever the tube's direction and calibre.
 
-    The largest response over scales of ITK's Hessian objectness: Frangi et al. 1998, eq. 13 and 14, as Antiga 2007
-    generalises it, with alpha = beta = 0.5. The Hessian is taken in mm and normalised by its scale. Its norm, S in
-    eq. 12, is measured in units of the volume's own contrast, from the median to the 99.9th percentile; gamma is a
-    quarter of that: half the norm at the middle of a tube of full contrast.
+    The largest response over the scales from 0.4 to 2.5 mm of ITK's Hessian objectness: Frangi et al. 1998, eq. 13 and
+    14, as Antiga 2007 generalises it, with alpha = beta = 0.5; a tube answers most at the scale of 0.7 times its
+    radius. The Hessian is taken in mm and normalised by its scale. Its norm, S in eq. 12, is measured in units of the
+    volume's own contrast, from the median to the 99.9th percentile; gamma is a quarter of that: half the norm at the
+    middle of a tube of full contrast.
 
     Args:
         image: intensities ``(X, Y, Z)`` in any unit, bright vessels.
-        spacing_mm: voxel sizes.
-        sigmas_mm: smallest and largest scale. A tube answers most at 0.7 times its radius.
 
     Returns:
         ``(X, Y, Z)`` in [0, 1].
 
     Raises:
         ValueError: when ``image`` is not 3-D, has a side below 4, holds NaN or infinite values, or one value only;
-            when ``spacing_mm`` is not three positive finite numbers, or ``sigmas_mm`` not positive and rising.
+            when ``spacing_mm`` is not three positive finite numbers.
     """
     if image.ndim != 3:
         raise ValueError(f"image must be 3-D, got shape {image.shape}")
@@ -79,10 +77,7 @@ def vesselness(
         raise ValueError(f"image must have at least {SMALLEST_SIDE} voxels a side, got shape {image.shape}")
     if np.shape(spacing_mm) != (3,) or any(not 0 < size < np.inf for size in spacing_mm):
         raise ValueError(f"spacing_mm must be three positive finite numbers, got {spacing_mm}")
-    if np.shape(sigmas_mm) != (2,) or not 0 < sigmas_mm[0] < sigmas_mm[1] < np.inf:
-        raise ValueError(f"sigmas_mm must be two positive numbers in rising order, got {sigmas_mm}")
-    if not np.isfinite(image).all():
-        raise ValueError(f"image must hold finite voxels only, got {int((~np.isfinite(image)).sum())} NaN or infinite")
+    check_finite(image, "image")
     if image.min() == image.max():
         raise ValueError(f"image must hold more than one value, got {image.min()} everywhere")
     median, bright = np.percentile(image, (50, 99.9))
@@ -101,43 +96,29 @@ def vesselness(
         volume, NumberOfSigmaSteps=SCALES, NonNegativeHessianBasedMeasure=True
     )
     scales.SetHessianToMeasureFilter(tubes)
-    scales.SetSigmaMinimum(sigmas_mm[0])
-    scales.SetSigmaMaximum(sigmas_mm[1])
+    scales.SetSigmaMinimum(SIGMAS_MM[0])
+    scales.SetSigmaMaximum(SIGMAS_MM[1])
     scales.SetSigmaStepMethodToLogarithmic()
     scales.Update()
     return np.ascontiguousarray(itk.array_from_image(scales.GetOutput()).T)
 
 
-def vessel_label(
-    image: NDArray[Any],
-    spacing_mm: Sequence[float],
-    sigmas_mm: tuple[float, float] = SIGMAS_MM,
-    reach_mm: float = REACH_MM,
-    island_mm3: float = ISLAND_MM3,
-) -> NDArray[np.uint8]:
+def vessel_label(image: NDArray[Any], spacing_mm: Sequence[float]) -> NDArray[np.uint8]:
     """Segment the bright vessels of an angiogram, with or without its soft tissue, without a threshold to choose.
 
     1. `vesselness`, whose responses Otsu's method divides in three: nothing, doubtful, clear.
-    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); small islands are removed.
-    3. Flanks: within ``reach_mm`` of a core, what is tube-like at all and brighter than halfway between the local means
+    2. Cores: what is clear, and what is doubtful and connected to it (hysteresis); below `ISLAND_MM3` it is removed.
+    3. Flanks: within `REACH_MM` of a core, what is tube-like at all and brighter than halfway between the local means
        of the vessel and its surroundings: the full width at half maximum, whatever the bias field.
-
-    Args:
-        image, spacing_mm, sigmas_mm: see `vesselness`.
-        reach_mm: how far a vessel's edge may lie from its core.
-        island_mm3: connected parts of less volume are removed.
 
     Returns:
         ``(X, Y, Z)``, 1 in vessels, 0 elsewhere; all 0 where nothing looks like a vessel.
 
     Raises:
-        ValueError: when ``reach_mm`` or ``island_mm3`` is negative, or as in `vesselness`.
+        ValueError: as `vesselness`.
     """
-    for name, value in (("reach_mm", reach_mm), ("island_mm3", island_mm3)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
-    response = vesselness(image, spacing_mm, sigmas_mm)
-    least = int(np.ceil(island_mm3 / np.prod(spacing_mm)))
+    response = vesselness(image, spacing_mm)
+    least = int(np.ceil(ISLAND_MM3 / np.prod(spacing_mm)))
     answers = response[response > ROUNDING]
     if answers.size == 0:
         return np.zeros(image.shape, np.uint8)
@@ -153,7 +134,7 @@ def vessel_label(
         return np.zeros(image.shape, np.uint8)
     distance_mm = _from_itk(SimpleITK.SignedMaurerDistanceMap(cores, False, False, True))
     middle = (_local_mean(image, core, spacing_mm) + _local_mean(image, distance_mm > FLANK_MM, spacing_mm)) / 2
-    vessel = (distance_mm <= reach_mm) & (response > FAINT * doubtful) & (image > middle)
+    vessel = (distance_mm <= REACH_MM) & (response > FAINT * doubtful) & (image > middle)
     return _from_itk(_without_islands(_to_itk(vessel.astype(np.uint8), spacing_mm), least))
 
 

@@ -54,15 +54,12 @@ def write_phantom_cohort(
     interrupted run leaves none and may simply be started again.
 
     Args:
-        root: folder to write to.
         count: of labelled training cases, at least 1.
         test_count: of test cases, at least 0.
         seed: of the cohort, at least 0.
         size, spacing_mm, oblique_degrees, left_handed, noise: as `abdomen_phantom` and `vessel_phantom` take them, by
             default their own.
         kind: ``"abdomen"`` (CT, the target a pancreas) or ``"vessels"`` (TOF-MRA of the head).
-        name: of the data set.
-        progress: show a progress bar.
 
     Returns:
         ``root``.

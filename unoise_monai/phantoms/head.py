@@ -49,12 +49,8 @@ def waves(
 ) -> NDArray[np.float32]:
     """A random smooth field ``(X, Y, Z)`` of mean 0 and variance 1: plane waves, the same in the world on any grid.
 
-    Args:
-        rng: source of directions, wavelengths and phases.
-        size: voxels along each axis.
-        affine: ``(4, 4)``, voxel indices to mm.
-        wavelength_mm: shortest and longest.
-        count: of waves.
+    ``affine`` ``(4, 4)`` takes voxel indices to mm; ``wavelength_mm`` are the shortest and the longest of the ``count``
+    waves.
     """
     directions = rng.standard_normal((count, 3))
     lengths = rng.uniform(*wavelength_mm, count) * np.linalg.norm(directions, axis=1)

@@ -111,8 +111,7 @@ def paint_cones(
 
     Args:
         volume: ``(X, Y, Z)``, changed in place.
-        points: both ends of each piece, ``(N, 2, 3)`` in mm.
-        radii: at both ends, ``(N, 2)`` in mm.
+        points, radii: at both ends of each piece, ``(N, 2, 3)`` and ``(N, 2)`` in mm.
         values: one a piece, ``(N,)``.
         affine: ``(4, 4)``, voxel indices to mm.
     """

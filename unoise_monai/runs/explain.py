@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unoise_monai.attribution.base import METHODS, Attributor, make_attributor, signed
 from unoise_monai.attribution.targets import foreground_sum
-from unoise_monai.bundle import Bundle, build
+from unoise_monai.bundle import Bundle, build, fingerprint
 from unoise_monai.data.cases import Case
 from unoise_monai.data.dicom import volume_file
 from unoise_monai.data.headers import CaseError
@@ -35,7 +35,7 @@ from unoise_monai.metrics.cost import measure_cost
 from unoise_monai.metrics.scores import ScoredMap, per_intensity
 from unoise_monai.metrics.visibility import distance_map
 from unoise_monai.networks.weights import attributing, segmentation
-from unoise_monai.runs.records import ORGAN_NAMES, fingerprint, inputs_of, reason_for
+from unoise_monai.runs.records import ORGAN_NAMES, inputs_of, reason_for
 from unoise_monai.runs.settings import CEILING, Comparison
 from unoise_monai.types import LabelMap, VoxelMap
 
@@ -62,11 +62,7 @@ class Loaded:
 
 
 class CaseReader:
-    """Reads cases with a bundle's ``preprocessing``; sent to another process, it builds that from the configuration.
-
-    Args:
-        bundle: whose configuration says how volumes are read.
-    """
+    """Reads cases with a bundle's ``preprocessing``; sent to another process, it builds that from the configuration."""
 
     def __init__(self, bundle: Bundle) -> None:
         task = bundle.task
@@ -156,11 +152,9 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif RESET.exists():
-        try:
+        # Not every container lets a process; the peak is then that of the whole run.
+        with suppress(OSError):
             RESET.write_text("5", encoding="utf-8")
-        except OSError:
-            # Not every container lets a process; the peak is then that of the whole run.
-            return
 
 
 def peak_gb(device: torch.device) -> float:
@@ -176,11 +170,7 @@ def peak_gb(device: torch.device) -> float:
 
 
 def as_json(value: Any) -> Any:
-    """A result as JSON gives it back; None for numbers that are not finite.
-
-    Raises:
-        TypeError: when it holds what JSON does not know.
-    """
+    """A result as JSON gives it back, None for numbers that are not finite; a `TypeError` for what JSON can't hold."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -227,18 +217,14 @@ class Explained:
 
 
 class CaseExplainer:
-    """Explains cases with one bundle, whose weights are loaded once.
-
-    Args:
-        bundle: on its device.
-        comparison: further methods, and what is measured of them.
-    """
+    """Explains cases with one bundle, on its device, and the further methods of a comparison, if any."""
 
     def __init__(self, bundle: Bundle, comparison: Comparison | None = None) -> None:
         self.bundle = bundle
         self.comparison = Comparison() if comparison is None else comparison
         self.device = next(bundle.explainer.network.parameters()).device
         self.memory_gb: float | None = getattr(bundle.explainer.inferer, "memory_gb", None)
+        self.precision: str = getattr(bundle.explainer.inferer, "precision", "auto")
         self._on_cpu = bundle.explainer.network if self.device.type == "cpu" else None
 
     def __call__(self, loaded: Loaded, job: Job) -> Explained:
@@ -250,9 +236,11 @@ class CaseExplainer:
         start = time.perf_counter()
         reset_peak(self.device)
         name = loaded.case.name
-        (pred, device), note = with_less_memory(
-            lambda attempt: self._predict(loaded, attempt), self.device, self.memory_gb, name
-        )
+
+        def predict(attempt: Attempt) -> tuple[MetaTensor, str]:
+            return self.explainer(attempt).predict(loaded.item["image"]), str(attempt.device)
+
+        (pred, device), note = with_less_memory(predict, self.device, self.memory_gb, name)
         maps: dict[str, Tensor] = {}
         results: dict[str, dict[str, Any]] = {}
         subject: _Subject | None = None
@@ -291,17 +279,11 @@ class CaseExplainer:
     def attributor(self, method: str, attempt: Attempt, **options: Any) -> Attributor:
         """A method as it is run here."""
         network = self.explainer(attempt).network
-        running = {
-            "memory_gb": attempt.memory_gb,
-            "precision": getattr(self.bundle.explainer.inferer, "precision", "auto"),
-        }
+        running = {"memory_gb": attempt.memory_gb, "precision": self.precision}
         if "noise_model" in METHODS[method].needs:
             options["noise_model"] = network.noise_model
         chosen = {**running, **self.comparison.options.get(method, {}), **options}
         return make_attributor(method, network.utility, **chosen)
-
-    def _predict(self, loaded: Loaded, attempt: Attempt) -> tuple[MetaTensor, str]:
-        return self.explainer(attempt).predict(loaded.item["image"]), str(attempt.device)
 
     def _map(self, method: str, subject: "_Subject", job: Job, attempt: Attempt) -> tuple[Tensor, dict[str, Any]]:
         """A method's map, and what its record says of it."""
@@ -337,15 +319,15 @@ class CaseExplainer:
             contribution = per_intensity(contribution, image, attributor)
         passes = job.passes.get(method, cost.forward_passes + cost.backward_passes)
         many_passes = job.robust and passes <= self.comparison.robust_passes
-        peak_bytes = None
+        peak_gb = None
         if many_passes:
             # Watching the memory takes time, so it is another run than the one that is timed.
             with measure_cost(attributor.network, image, memory=True) as watched:
                 attributor(image, target)
-            peak_bytes = watched.peak_bytes
+            peak_gb = None if watched.peak_bytes is None else watched.peak_bytes / 1e9
         found = {
             "seconds": cost.seconds,
-            "peak_gb": None if peak_bytes is None else peak_bytes / 1e9,
+            "peak_gb": peak_gb,
             "forward_passes": cost.forward_passes,
             "backward_passes": cost.backward_passes,
             "notes": values.meta["attribution"][0],
@@ -356,11 +338,7 @@ class CaseExplainer:
 
 
 class _Subject:
-    """What all methods on a case share.
-
-    Raises:
-        FileNotFoundError: when ``truth_dir`` lacks the case.
-    """
+    """What all methods on a case share; a `FileNotFoundError` where ``truth_dir`` lacks the case."""
 
     def __init__(self, explainer: CaseExplainer, loaded: Loaded, pred: MetaTensor) -> None:
         self.loaded = loaded
@@ -370,10 +348,8 @@ class _Subject:
         comparison = explainer.comparison
         if comparison.scorer is None:
             return
-        inferer = explainer.bundle.explainer.inferer
-        self.volume = VolumeNetwork(
-            explainer.bundle.explainer.network.utility, explainer.memory_gb, getattr(inferer, "precision", "auto")
-        )
+        utility = explainer.bundle.explainer.network.utility
+        self.volume = VolumeNetwork(utility, explainer.memory_gb, explainer.precision)
         self.spacing_mm = tuple(float(size) for size in loaded.item["image"].pixdim)
         self.outline = segmentation(self.logits)
         self.label = self.outline if loaded.label is None else self._on_grid(torch.from_numpy(loaded.label))

@@ -39,7 +39,6 @@ class RayEngine:
     """An engine of `explain_cases`.
 
     Args:
-        work: what each worker does.
         address: of the cluster; ``"auto"`` finds a running one, None starts one on this machine.
         gpus: share of a GPU that a worker takes; 0.5 puts two on each. By default 1, where the cluster has any and the
             work is not for the CPU.
@@ -121,10 +120,10 @@ def explain_case(work: Work, job: Job) -> dict[str, Any]:
     if found := _finished(writer.records, job, writer.digest):
         return found
     stage = "load"
+    # A worker that hangs is ended, as if it had crashed.
+    watch = threading.Timer(work.timeout, os._exit, (DIED,))
+    watch.start()
     try:
-        # A worker that hangs is ended, as if it had crashed.
-        watch = threading.Timer(work.timeout, os._exit, (DIED,))
-        watch.start()
         try:
             loaded = read(job.case)
         finally:

@@ -1,10 +1,10 @@
 """What an output holds: one run at a time, a record of every case, written last, and what ended a case."""
 
 import errno
-import hashlib
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pebble.common import ProcessExpired
 
 from unoise_monai.atomic import atomic_path
+from unoise_monai.bundle import fingerprint
 from unoise_monai.data.cases import STATE, Case, scrub
 from unoise_monai.data.headers import CaseError, read_header
 from unoise_monai.handlers.evaluator import cause_of
@@ -51,33 +52,27 @@ def claimed(output: Path, part: tuple[int, int] | None = None) -> Iterator[None]
         with claiming(output):
             for lock in sorted(state.glob("*.run")):
                 if lock.stem == mine or not lock.stem.endswith(family):
-                    with _taken(lock, output):
-                        pass
-            stack.enter_context(_taken(state / f"{mine}.run", output))
+                    _taken(lock, output).release()
+            stack.callback(_taken(state / f"{mine}.run", output).release)
             owner = state / f"{mine}.owner"
             owner.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}), encoding="utf-8")
             stack.callback(owner.unlink, missing_ok=True)
         yield
 
 
-@contextmanager
-def claiming(output: Path) -> Iterator[None]:
-    """Hold, for moments, what decides whose an output is and of which settings."""
-    with FileLock(output / STATE / "claim.lock", timeout=SECONDS):
-        yield
+def claiming(output: Path) -> FileLock:
+    """Holds, for moments, what decides whose an output is and of which settings."""
+    return FileLock(output / STATE / "claim.lock", timeout=SECONDS)
 
 
-@contextmanager
-def tables_locked(output: Path) -> Iterator[None]:
-    """Hold the tables of an output for moments: whoever comes last has seen every record."""
-    with FileLock(output / STATE / "tables.lock", timeout=SECONDS):
-        yield
+def tables_locked(output: Path) -> FileLock:
+    """Holds the tables of an output for moments: whoever comes last has seen every record."""
+    return FileLock(output / STATE / "tables.lock", timeout=SECONDS)
 
 
-@contextmanager
-def _taken(lock: Path, output: Path) -> Iterator[None]:
+def _taken(lock: Path, output: Path) -> FileLock:
+    held = FileLock(lock, timeout=0)
     try:
-        held = FileLock(lock, timeout=0)
         held.acquire()
     except Timeout as error:
         owner = lock.with_suffix(".owner")
@@ -86,13 +81,9 @@ def _taken(lock: Path, output: Path) -> Iterator[None]:
             f"{output} must be written by one run at a time, and process {who.get('process', 'unknown')} on "
             f"{who.get('machine', 'an unknown machine')} is at it ({lock.stem})"
         ) from error
-    try:
-        yield
-    finally:
-        held.release()
+    return held
 
 
-CHUNK = 1 << 20
 ORGAN_NAMES = "organs.json"
 """Beside organ maps, names their labels: ``{"1": "liver", ...}``."""
 DETACHED = (".hdr", ".nhdr", ".mhd")
@@ -152,13 +143,9 @@ class Records:
         return [record for record in found if record is not None]
 
     def begin(self, name: str, digest: str, files: Iterable[str], keep: Iterable[str] = ()) -> None:
-        """Remove what there is of a case, and say which files are going to be written, so that none stays behind.
+        """Remove what there is of a case but ``keep``, and say which ``files`` will be written, so that none is left.
 
-        Args:
-            name: of the case.
-            digest: of the run's settings.
-            files: that are going to be written.
-            keep: files that stay.
+        ``digest`` is that of the run's settings.
         """
         keep = list(keep)
         self.forget(name, keep)
@@ -208,15 +195,14 @@ class Records:
     def sweep(self, names: Iterable[str], whole: bool) -> None:
         """Remove the temporary files that a killed run has left in the folders of these cases.
 
-        Args:
-            names: of the cases.
-            whole: in those of the tables and the records, too, in which no other run may be writing then.
+        Of the ``whole`` output: in those of the tables and the records, too, to which no other run may be writing then.
         """
         shared = (self.output, self.folder) if whole else ()
         for folder in (*shared, *(self.output / name for name in names)):
             if folder.is_dir():
                 for path in folder.iterdir():
-                    if path.is_file() and _is_temporary(path.name):
+                    # As `atomic_path` names them.
+                    if path.is_file() and re.match(r"\.[0-9a-f]{32}", path.name):
                         path.unlink(missing_ok=True)
 
 
@@ -228,11 +214,6 @@ def failures(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, result["failed"]) for name, result in methods.items() if "failed" in result]
 
 
-def is_failed(record: Mapping[str, Any]) -> bool:
-    """Whether a case, or a method on it, failed."""
-    return bool(failures(record))
-
-
 def inputs_of(case: Case) -> list[Path]:
     """All the files that a case is read from, with the voxels that lie beside their headers."""
     files = [*case.files, *(path for path in (case.label, case.organs) if path is not None)]
@@ -241,29 +222,12 @@ def inputs_of(case: Case) -> list[Path]:
     return files if case.series else list(dict.fromkeys(each for path in files for each in (path, _voxels(path))))
 
 
-def fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of the contents of files, one after the other."""
-    digest, size = hashlib.sha256(), 0
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
 def _voxels(path: Path) -> Path:
     """The file that a header says holds the voxels; of one that is not to be read, itself."""
     try:
         return read_header(path).data if path.suffix.lower() in DETACHED else path
     except (CaseError, OSError):
         return path
-
-
-def _is_temporary(name: str) -> bool:
-    """Whether a file is one of `atomic_path`: a dot, 32 hexadecimal digits, suffixes."""
-    stem = name[1:33]
-    return name.startswith(".") and len(stem) == 32 and all(letter in "0123456789abcdef" for letter in stem)
 
 
 OUTPUT_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
@@ -275,14 +239,7 @@ class OutputFault(RuntimeError):
 
 
 def failure(case: Case, digest: str, stage: str, error: BaseException) -> dict[str, Any]:
-    """The record of a case that failed.
-
-    Args:
-        case: that failed.
-        digest: of the run's settings.
-        stage: ``"load"``, ``"explain"`` or ``"save"``.
-        error: what was raised; its message keeps no path of the case.
-    """
+    """The record of a case that failed in a stage, ``"load"``, ``"explain"`` or ``"save"``; it keeps no path of it."""
     return {
         "case": case.name,
         "status": "failed",
@@ -322,6 +279,9 @@ def reason(error: BaseException) -> str:
 def check_output_fault(error: BaseException) -> None:
     """Raise an `OutputFault` where an error of writing is one that every other case would meet, too."""
     if isinstance(error, OSError) and error.errno in OUTPUT_ERRNOS:
-        raise OutputFault(
-            f"output must be writable, got: {os.strerror(error.errno)}. What is done is kept; start again to go on"
-        ) from error
+        raise output_fault(os.strerror(error.errno)) from error
+
+
+def output_fault(got: str) -> OutputFault:
+    """The error of an output that cannot be written."""
+    return OutputFault(f"output must be writable, got: {got}. What is done is kept; start again to go on")

@@ -20,16 +20,7 @@ from tqdm import tqdm
 from unoise_monai.bundle import Bundle
 from unoise_monai.data.cases import Case
 from unoise_monai.runs.explain import CaseExplainer, CaseReader, Job, Loaded, portable
-from unoise_monai.runs.records import (
-    OutputFault,
-    Records,
-    State,
-    check_output_fault,
-    claimed,
-    failure,
-    failures,
-    is_failed,
-)
+from unoise_monai.runs.records import Records, State, check_output_fault, claimed, failure, failures, output_fault
 from unoise_monai.runs.save import CaseWriter, write_tables
 from unoise_monai.runs.scoreboard import write_scoreboard
 from unoise_monai.runs.settings import Comparison, OtherSettings, Settings, about, claim_output
@@ -55,11 +46,7 @@ class Summary:
 
 
 def part_of(cases: Sequence[Case], part: tuple[int, int] | None) -> list[Case]:
-    """Part K of N of the cases: of neighbours, which are often alike, every N-th.
-
-    Raises:
-        ValueError: when K is not from 1 to N.
-    """
+    """Part K of N of the cases: of neighbours, often alike, every N-th; a `ValueError` for a K that is not 1 to N."""
     if part is None:
         return list(cases)
     k, n = part
@@ -93,8 +80,7 @@ def explain_cases(
         command: for ``run.json``, without paths of patients.
         part: do part K of N only.
         overwrite: do every case again; a run of all parts takes over an output of other settings.
-        workers: processes that read ahead, see `run_local`.
-        timeout: seconds that reading a case may take.
+        workers, timeout: see `run_local`.
         quiet: show failures only.
         engine: runs cases elsewhere, as `run_local` does here.
 
@@ -103,17 +89,15 @@ def explain_cases(
         OtherSettings: when it holds results of other settings, or of other files under a case's name.
         OutputFault: when it cannot be written.
     """
-    comparison = Comparison() if comparison is None else comparison
-    output = Path(output)
-    records = Records(output)
+    comparison, output = comparison or Comparison(), Path(output)
+    records, device = Records(output), None
     if engine is None:
-        explainer = CaseExplainer(bundle, comparison)
-        device, writer = explainer.device, CaseWriter(bundle, records, settings.digest)
+        explainer, writer = CaseExplainer(bundle, comparison), CaseWriter(bundle, records, settings.digest)
+        device = explainer.device
 
         def engine(jobs: Sequence[Job], note: Callable[[Record], None]) -> None:
             run_local(jobs, explainer, writer, note, workers, timeout)
-    else:
-        device = None
+
     try:
         output.mkdir(parents=True, exist_ok=True)
         with claimed(output, part):
@@ -123,9 +107,7 @@ def explain_cases(
             batches = _batches(jobs, records, cases[0].name if cases else "")
             failed = _run(engine, batches, records, comparison, progress)
     except OSError as error:
-        raise OutputFault(
-            f"output must be writable, got: {error}. What is done is kept; start again to go on"
-        ) from error
+        raise output_fault(str(error)) from error
     chosen = len(part_of(cases, part))
     return Summary(chosen, len(jobs) - failed, chosen - len(jobs), failed)
 
@@ -154,11 +136,7 @@ def _take(
 
 
 def _jobs(
-    cases: Sequence[Case],
-    part: tuple[int, int] | None,
-    records: Records,
-    settings: Settings,
-    comparison: Comparison,
+    cases: Sequence[Case], part: tuple[int, int] | None, records: Records, settings: Settings, comparison: Comparison
 ) -> list[Job]:
     """What there is to do; the first so many cases of the whole cohort are robust ones."""
     numbers = {case.name: number for number, case in enumerate(cases)}
@@ -189,7 +167,7 @@ def _run(
 
     def note(record: Record) -> None:
         nonlocal failed
-        failed += is_failed(record)
+        failed += bool(failures(record))
         progress(record)
         if progress.done % EVERY == 0:
             write_tables(records)
@@ -216,11 +194,8 @@ def _batches(jobs: Sequence[Job], records: Records, first: str) -> Iterator[Sequ
     if alone:
         yield alone
     results = (records.read(first) or {}).get("methods", {})
-    passes = {
-        name: result["forward_passes"] + result["backward_passes"]
-        for name, result in results.items()
-        if "forward_passes" in result
-    }
+    counted = {name: result for name, result in results.items() if "forward_passes" in result}
+    passes = {name: result["forward_passes"] + result["backward_passes"] for name, result in counted.items()}
     rest = [replace(job, passes=passes) for job in jobs if job not in alone]
     if rest:
         yield rest
@@ -249,10 +224,10 @@ def run_local(
 ) -> None:
     """Do jobs on this machine: the next case is read and the last one saved while the network works on one.
 
+    A job that fails leaves its record and no more.
+
     Args:
-        jobs: to do; one that fails leaves its record and no more.
-        explainer: runs the network.
-        writer: writes the files.
+        jobs, explainer, writer: what to do, what runs the network, and what writes the files.
         progress: called with each record.
         workers: processes that read ahead; with 0, this one reads.
         timeout: seconds that reading a case may take; what hangs is ended.
@@ -375,13 +350,7 @@ def _read(case: Case) -> bytes:
 
 
 class Progress:
-    """Shows cases, rate and time left on standard error.
-
-    Args:
-        total: how many cases there are to do.
-        quiet: show failures only.
-        stream: where to.
-    """
+    """Shows cases, rate and time left on standard error, of so many cases in all; only failures where ``quiet``."""
 
     def __init__(self, total: int, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.total, self.quiet, self.stream = total, quiet, sys.stderr if stream is None else stream
@@ -392,7 +361,7 @@ class Progress:
     def __call__(self, record: dict[str, Any]) -> None:
         """A case is done, or failed."""
         self.done += 1
-        failed = is_failed(record)
+        failed = bool(failures(record))
         if self.bar is not None:
             self.bar.update()
         if self.bar is not None and not failed:

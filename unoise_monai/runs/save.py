@@ -14,12 +14,12 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.bundle import Bundle
+from unoise_monai.bundle import Bundle, fingerprint
 from unoise_monai.handlers.savers import to_numpy
 from unoise_monai.metrics.overlap import dice_per_class
 from unoise_monai.metrics.regions import region_importance
 from unoise_monai.runs.explain import Explained
-from unoise_monai.runs.records import Records, failures, fingerprint, tables_locked
+from unoise_monai.runs.records import Records, failures, tables_locked
 
 LAST_COLUMNS = ("voxels", "spacing_mm", "device", "note", "seconds", "peak_memory_gb")
 VOLUME = ".nii.gz"
@@ -119,19 +119,11 @@ def case_numbers(
     classes: Sequence[str],
     voxel_ml: float,
 ) -> dict[str, float]:
-    """The columns of ``cohort.csv`` for a case; all on the grid of the case's file.
+    """The columns of ``cohort.csv`` for a case, from its importance in [0, 1] and its class indices, ``(X, Y, Z)``.
 
-    Args:
-        importance: ``(X, Y, Z)``, in [0, 1].
-        segmentation: class indices, ``(X, Y, Z)``.
-        label: class indices, ``(X, Y, Z)``, where the case has a label.
-        classes: their names, background first.
-        voxel_ml: volume of a voxel.
-
-    Returns:
-        ``volume_ml_<class>``; ``importance_mean``, its percentiles ``_p50`` and ``_p95``, its means
-        ``_in_foreground`` and ``_in_background``; with a label ``dice_<class>`` and their mean, ``dice``. NaN where
-        there is nothing to measure.
+    They are ``volume_ml_<class>``; ``importance_mean``, its percentiles ``_p50`` and ``_p95``, its means
+    ``_in_foreground`` and ``_in_background``; with a label ``dice_<class>`` and their mean, ``dice``. NaN where there
+    is nothing to measure. ``classes`` name the classes, background first.
     """
     counts = np.bincount(segmentation.ravel(), minlength=len(classes))
     numbers = {f"volume_ml_{name}": float(counts[k]) * voxel_ml for k, name in enumerate(classes) if k}
@@ -153,10 +145,7 @@ def case_numbers(
 
 
 def organ_rows(
-    importance: NDArray[np.float32],
-    organs: NDArray[np.integer[Any]],
-    names: Mapping[int, str],
-    voxel_ml: float,
+    importance: NDArray[np.float32], organs: NDArray[np.integer[Any]], names: Mapping[int, str], voxel_ml: float
 ) -> list[OrganRow]:
     """The importance of each organ, the one that matters most for its size first; label 0 is "elsewhere"."""
     rows = region_importance(
@@ -184,13 +173,7 @@ def _mean(values: NDArray[np.float32]) -> float:
 
 
 class CaseWriter:
-    """Writes cases into an output, with the savers of their bundle.
-
-    Args:
-        bundle: that explains them.
-        records: of the whole output.
-        digest: of the run's settings.
-    """
+    """Writes cases into an output, with the savers of their bundle; ``digest`` is that of the run's settings."""
 
     def __init__(self, bundle: Bundle, records: Records, digest: str) -> None:
         self.bundle, self.records, self.digest = bundle, records, digest
@@ -213,9 +196,7 @@ class CaseWriter:
         # Another worker may have begun it, and died.
         if known is None or known["status"] != "done":
             known = {}
-        kept = {
-            method: result for method, result in known.get("methods", {}).items() if method not in explained.results
-        }
+        kept = {name: result for name, result in known.get("methods", {}).items() if name not in explained.results}
         again = {file for method in explained.results for file in self._files(name, method)}
         keep = {file: known_as for file, known_as in known.get("files", {}).items() if file not in again}
         written = {method: self._files(name, method) for method in (*(() if known else ("",)), *explained.maps)}

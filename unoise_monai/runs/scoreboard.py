@@ -22,6 +22,7 @@ from unoise_monai.render.curves import plot_costs, plot_visibility
 
 CONTROLS = ("random", "intensity", "edges", "label_distance")
 """Rankings that ask no network: shown beside the methods, and not ranked among them."""
+COST = ("seconds", "forward_passes", "backward_passes", "peak_gb")
 SAME = 0.005
 """Scores that differ by no more in any method count once in the overall rank: zero is a z-scored image's mean."""
 
@@ -48,14 +49,7 @@ class MethodRow:
 
 
 def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
-    """One row a method, the best overall first and the controls last.
-
-    Args:
-        results: what a `Comparison` wrote for each case and method.
-
-    Raises:
-        ValueError: when there is no result.
-    """
+    """One row a method, the best overall first and the controls last; a `ValueError` where there is no result."""
     if not results:
         raise ValueError("results must be at least one, got none")
     scores = _intervals(results, lambda result: result.get("scores", {}))
@@ -66,7 +60,6 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
     for method in scores:
         own = [result for result in results if result["method"] == method]
         done = [result for result in own if "failed" not in result]
-        cost = ("seconds", "forward_passes", "backward_passes", "peak_gb")
         rows.append(
             MethodRow(
                 method=method,
@@ -76,7 +69,7 @@ def method_rows(results: Sequence[Mapping[str, Any]]) -> list[MethodRow]:
                 areas=areas[method],
                 ranks=ranks[method],
                 overall=_mean(ranks[method].get(score) for score in counted),
-                **{name: _mean(result.get(name) for result in done) for name in cost},
+                **{name: _mean(result.get(name) for result in done) for name in COST},
             )
         )
     return sorted(rows, key=lambda row: math.inf if math.isnan(row.overall) else row.overall)
@@ -139,10 +132,7 @@ def _counted(scores: Mapping[str, Mapping[str, Interval]]) -> list[str]:
 
 
 def _ranks(scores: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, float]]:
-    """By method and score, 1 for the best; equal means share their mean rank.
-
-    Controls get none, nor does a mean that is NaN or a score whose class is not known.
-    """
+    """By method and score, see `MethodRow`; a mean that is NaN has no rank."""
     ranks: dict[str, dict[str, float]] = {method: {} for method in scores}
     for column in next(iter(scores.values())):
         found = direction(column)
@@ -156,15 +146,11 @@ def _ranks(scores: Mapping[str, Mapping[str, Interval]]) -> dict[str, dict[str, 
 
 
 def csv_table(rows: Sequence[MethodRow]) -> str:
-    """One row a method: counts, cost, and for each score the mean, its 95% interval and the rank.
-
-    Last come the areas under the curves of the measures beside Dice, mean and interval, which have no rank.
-    """
+    """One row a method: counts, cost, each score's mean, 95% interval and rank, and without rank each further area."""
     table = []
     for row in rows:
-        cells: dict[str, Any] = {"method": row.method, "cases": row.cases, "failed": row.failed}
-        cells |= {"overall_rank": row.overall, "seconds": row.seconds, "forward_passes": row.forward_passes}
-        cells |= {"backward_passes": row.backward_passes, "peak_gb": row.peak_gb}
+        cells: dict[str, Any] = {name: getattr(row, name) for name in ("method", "cases", "failed")}
+        cells |= {"overall_rank": row.overall, **{name: getattr(row, name) for name in COST}}
         for name, found in {**row.scores, **row.areas}.items():
             cells |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
             if name in row.scores:
@@ -189,21 +175,18 @@ def markdown_table(rows: Sequence[MethodRow], results: Sequence[Mapping[str, Any
     for row in rows:
         passes = 0 if math.isnan(row.forward_passes) else f"{row.forward_passes:.0f} + {row.backward_passes:.0f}"
         cells = [row.method, _short(row.overall, ".1f", "-"), _short(row.seconds, ".2f", "-"), f"{passes}"]
-        cells += [_short(row.peak_gb, ".2f", "-")]
-        cells += [_cell(row.scores[name], cohort) for name in scores]
+        cells += [_short(row.peak_gb, ".2f", "-"), *(_cell(row.scores[name], cohort) for name in scores)]
         lines.append(f"| {' | '.join(cells)} |")
+    unchanged = [row.method for row in rows if "unchanged" in scores and row.scores["unchanged"].mean > 0]
     notes = {
-        "Unchanged by random weights": [
-            row.method for row in rows if "unchanged" in scores and row.scores["unchanged"].mean > 0
-        ],
+        "Unchanged by random weights": unchanged,
         "Constant maps": sorted({result["method"] for result in results if result.get("constant")}),
         "Not ranked": [name for name in scores if direction(name) is None],
     }
     for title, names in notes.items():
         if names:
             lines += ["", f"{title}: {', '.join(names)}"]
-    failed = [result for result in results if "failed" in result]
-    if failed:
+    if failed := [result for result in results if "failed" in result]:
         lines += ["", "Failed:", ""]
         lines += [f"- {result['method']} on {result['case']}: {result['failed']}" for result in failed]
     return "\n".join(lines) + "\n"
@@ -224,12 +207,7 @@ def _short(value: float, form: str = ".6g", missing: str = "") -> str:
 def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Path) -> list[MethodRow]:
     """Write ``scoreboard.csv`` and ``.md``, the curves of each mode and operator, and rank against cost.
 
-    Args:
-        results: what a `Comparison` wrote for each case and method.
-        output_dir: where to.
-
-    Returns:
-        The rows of the table.
+    Takes what a `Comparison` wrote for each case and method, and gives the rows of the table.
 
     Raises:
         ValueError: when there is no result.
@@ -243,8 +221,7 @@ def write_scoreboard(results: Sequence[Mapping[str, Any]], output_dir: str | Pat
     measure = _measures(every[0])[0] if every else ""
     name = {"dice": "Dice", "iou": "IoU"}.get(measure, measure.replace("_", " "))
     for operator, mode in operators(results):
-        curves = mean_curves(results, [row.method for row in rows], operator, mode)
-        if curves:
+        if curves := mean_curves(results, [row.method for row in rows], operator, mode):
             picture = plot_visibility(curves, f"{mode}, hidden by {operator}", measure=name)
             save_png(picture, folder / f"curves_{mode}_{operator}.png")
     costs = {row.method: (row.seconds, row.overall) for row in rows if math.isfinite(row.overall) and row.seconds > 0}

@@ -22,17 +22,13 @@ from unoise_monai.runs.records import claiming
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """``auto`` is a GPU where there is one, else the CPU.
-
-    Raises:
-        ValueError: when there is no such device.
-    """
+    """``auto`` is a GPU where there is one, else the CPU; a `ValueError` where there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    except RuntimeError:
+        device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -73,15 +69,9 @@ class OtherSettings(ValueError):
 class Settings:
     """All that a case's files depend on, apart from the case, the machine and the methods of a `Comparison`.
 
-    Args:
-        bundle: its name.
-        bundle_version: as its metadata says.
-        weights_sha256: of the weights' file.
-        config_sha256: of the configuration and the metadata.
-        software: versions of what makes the files.
-        number_format: of the passes of the network.
-        changes: values of the configuration's ids that differ from its files.
-        anonymised: whether cases have hashes for names.
+    They are the bundle's name and version, the SHA-256 of its weights' file and of its configuration with the
+    metadata, the versions of what makes the files, the number format of the network's passes, values of the
+    configuration's ids that differ from its files, and whether cases have hashes for names.
     """
 
     bundle: str
@@ -107,17 +97,12 @@ class Settings:
 def settings_of(
     bundle: Bundle, changes: Mapping[str, Any] = MappingProxyType({}), anonymised: bool = False, remote: bool = False
 ) -> Settings:
-    """The settings of a run with a bundle.
+    """The settings of a run with a bundle that was loaded with ``changes``, of which ``memory_gb`` changes no result.
 
-    Args:
-        bundle: loaded with ``changes``.
-        changes: see `load_bundle`; how much memory a pass may take changes no result.
-        anonymised: whether cases have hashes for names.
-        remote: whether workers choose a device, and with it a number format, of their own.
+    Workers that are ``remote`` choose a device, and with it a number format, of their own.
     """
-    network, inferer = bundle.explainer.network, bundle.explainer.inferer
-    device = next(network.parameters()).device
-    precision = getattr(inferer, "precision", "fp32")
+    device = next(bundle.explainer.network.parameters()).device
+    precision = getattr(bundle.explainer.inferer, "precision", "fp32")
     return Settings(
         bundle=bundle.name,
         bundle_version=bundle.version,
@@ -166,11 +151,7 @@ class Comparison:
         return self.scorer is not None and number < self.robust_cases
 
     def digests(self, robust: bool) -> dict[str, str]:
-        """Of each method, a digest that differs where anything differs that its results on a case depend on.
-
-        Args:
-            robust: see `is_robust`.
-        """
+        """Of each method, a digest that differs where anything differs that its results on a case depend on."""
         shared = [repr(self.scorer), robust, self.robust_passes if robust else None, self.truth_dir is not None]
         texts = {name: json.dumps([self.options.get(name, {}), *shared], default=repr) for name in self.methods}
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
@@ -180,8 +161,6 @@ def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwr
     """Write ``run.json`` into a new output; check that an old one was made with the same settings.
 
     Args:
-        output: the folder.
-        settings: of this run.
         about: what else ``run.json`` says, such as versions, command and device.
         overwrite: take the output over although its settings differ; cases made with them are done again.
 
@@ -215,11 +194,7 @@ def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[
 
 
 def read_run(output: Path) -> dict[str, Any]:
-    """What ``run.json`` of an output says.
-
-    Raises:
-        OtherSettings: when it is not JSON.
-    """
+    """What ``run.json`` of an output says; `OtherSettings` where it is not JSON."""
     try:
         return dict(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
     except ValueError as error:
