@@ -10,6 +10,7 @@ It writes ``utility.pt``, ``like.yaml`` and ``split.json``, split by patient.
 import argparse
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -135,7 +136,7 @@ def main() -> None:
             found = logits.argmax(1)[(..., *(slice(side) for side in image.shape[2:]))]
             dice.append(dice_per_class(found, item["label"], 2)[0])
         mean = float(np.nanmean(dice))
-        print(f"epoch {epoch}: validation Dice {mean:.3f}, {time.perf_counter() - start:.0f} s", flush=True)
+        sys.stdout.write(f"epoch {epoch}: validation Dice {mean:.3f}, {time.perf_counter() - start:.0f} s\n")
         if mean > best:
             best = mean
             torch.save({"state_dict": network.state_dict(), "dice": best}, args.output / "utility.pt")

@@ -41,7 +41,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_memory_loads_each_case_once(cases: list[Case], loads: list[str]) -> None:
-    dataset = case_dataset(cases, training_transforms(TASK), "memory")
+    dataset = case_dataset(cases, training_transforms(preprocessing(TASK), TASK.patch_size), "memory")
     assert sorted(loads) == sorted(case["case"] for case in cases)
     crops = [dataset[0][0]["image"] for _ in range(4)]
     assert len(loads) == 3
@@ -84,7 +84,7 @@ def test_what_comes_from_disk_goes_back_to_the_files_grid(cases: list[Case], tmp
 
 
 def test_disk_keeps_the_deterministic_part_only(cases: list[Case], loads: list[str], tmp_path: Path) -> None:
-    dataset = case_dataset(cases, training_transforms(TASK), "disk", tmp_path / "cache")
+    dataset = case_dataset(cases, training_transforms(preprocessing(TASK), TASK.patch_size), "disk", tmp_path / "cache")
     crops = [dataset[0][0]["image"] for _ in range(5)]
     assert len(loads) == 1
     assert any(not torch.equal(crops[0], crop) for crop in crops[1:])
@@ -119,7 +119,7 @@ def test_disk_tells_preprocessings_apart(cases: list[Case], tmp_path: Path) -> N
         assert case_dataset(cases, preprocessing(merged), "disk", cache)[0]["label"].max() == 1
         item = case_dataset(cases, preprocessing(coarse), "disk", cache)[0]
         np.testing.assert_allclose(np.linalg.norm(item["image"].affine[:3, :3], axis=0), 2.0, atol=1e-5)
-        patches = training_transforms(hippocampus(), augment=False)
+        patches = training_transforms(preprocessing(hippocampus()), hippocampus().patch_size, augment=False)
         assert case_dataset(cases, patches, "disk", cache)[0][0]["image"].shape == (1, 48, 64, 48)
 
 

@@ -132,7 +132,7 @@ def test_headers_are_checked_alone_and_on_loading(
         affine[:, 1] = affine[:, 0]
         write(path, np.ones(SHAPE, np.float32), affine)
     else:
-        write(path, np.ones((6, 5, 4, 2) if fault == "no volume" else (6, 5, 1), np.float32))
+        write(path, np.ones((6, 5, 4, 2, 2) if fault == "no volume" else (6, 5, 1), np.float32))
     reasons = {"missing": "is missing", "cut off": "is unreadable: ", "no gzip": "is unreadable: "}
     reason = reasons | {"singular": "must have an affine whose axes"}
     for check in (check_item, LOAD):

@@ -37,7 +37,9 @@ def explained(item: dict) -> MetaTensor:
 ROUTES: dict[str, Callable[[dict], MetaTensor]] = {
     "LoadCased": lambda item: LOAD(item)["image"],
     "preprocessing": lambda item: preprocessing(TASK, with_label=False)(item)["image"],
-    "training": lambda item: training_transforms(TASK)({**item, "label": item["image"]})[0]["image"],
+    "training": lambda item: training_transforms(preprocessing(TASK), TASK.patch_size)(
+        {**item, "label": item["image"]}
+    )[0]["image"],
     "Explainer": explained,
 }
 

@@ -69,7 +69,7 @@ def test_inference_reads_as_training_does(case: dict[str, str]) -> None:
     assert torch.equal(labelled["image"].as_tensor(), alone["image"].as_tensor())
     assert torch.equal(labelled["image"].affine, alone["image"].affine)
     whole = replace(MR, patch_size=alone["image"].shape[1:])
-    crop = training_transforms(whole, augment=False)(case)[0]
+    crop = training_transforms(preprocessing(whole), whole.patch_size, augment=False)(case)[0]
     assert torch.equal(crop["image"], alone["image"].as_tensor())
     assert torch.equal(crop["label"], labelled["label"].as_tensor())
     # A case without a label passes the labelled chain too.
@@ -146,7 +146,7 @@ def test_crops_are_centred_on_the_foreground_or_anywhere(
     label[11:13, 9:11, 6:8] = 1
     write(Path(case["label"]), label)
     small = replace(MR, patch_size=(4, 4, 4))
-    found = training_transforms(small, samples=60, augment=False, sampling=sampling)
+    found = training_transforms(preprocessing(small), small.patch_size, samples=60, augment=False, sampling=sampling)
     centred = [bool(crop["label"][0, 2, 2, 2]) for crop in found.set_random_state(0)(case)]
     assert abs(np.mean(centred) - share) < 0.15
     assert all(crop["image"].shape == (1, 4, 4, 4) for crop in found(case))
@@ -154,7 +154,7 @@ def test_crops_are_centred_on_the_foreground_or_anywhere(
 
 def test_an_unknown_sampling_is_refused() -> None:
     with pytest.raises(ValueError, match="sampling must be one of 'foreground', 'uniform', got 'dense'"):
-        training_transforms(MR, sampling="dense")
+        training_transforms(preprocessing(MR), MR.patch_size, sampling="dense")
 
 
 def test_labels_are_merged_or_kept_apart(case: dict[str, str]) -> None:
@@ -174,14 +174,16 @@ def test_label_values_are_checked_before_merging(case: dict[str, str], write: Wr
 @pytest.mark.parametrize("augment", [True, False])
 def test_crops_have_the_patch_size(case: dict[str, str], patch: tuple[int, ...], augment: bool) -> None:
     task = replace(CT, patch_size=patch)
-    crops = training_transforms(task, samples=3, augment=augment, flip_axes=(1,)).set_random_state(0)(case)
+    crops = training_transforms(
+        preprocessing(task), task.patch_size, samples=3, augment=augment, flip_axes=(1,)
+    ).set_random_state(0)(case)
     assert len(crops) == 3
     for crop in crops:
         assert crop["image"].shape == crop["label"].shape == (1, *patch)
         assert type(crop["image"]) is type(crop["label"]) is torch.Tensor
         assert torch.isfinite(crop["image"]).all()
         assert set(crop["label"].unique().tolist()) <= {0, 1, 2}
-    [other] = training_transforms(task, patch_size=(8, 16, 12))(case)
+    [other] = training_transforms(preprocessing(task), patch_size=(8, 16, 12))(case)
     assert other["image"].shape == (1, 8, 16, 12)
 
 
@@ -189,7 +191,7 @@ def test_small_volumes_are_padded_with_their_edge_and_background(case: dict[str,
     whole = preprocessing(CT)(case)
     size = np.array(whole["image"].shape[1:])
     task = replace(CT, patch_size=(size + 6).tolist())
-    crop = training_transforms(task, augment=False)(case)[0]
+    crop = training_transforms(preprocessing(task), task.patch_size, augment=False)(case)[0]
     inner = (0, *(slice(3, 3 + side) for side in size))
     assert torch.equal(crop["image"][inner], whole["image"].as_tensor()[0])
     assert torch.equal(crop["image"][0, 0], crop["image"][0, 3])
@@ -198,7 +200,7 @@ def test_small_volumes_are_padded_with_their_edge_and_background(case: dict[str,
 
 def test_empty_foreground_still_gives_crops(case: dict[str, str], write: Write) -> None:
     write(Path(case["label"]), np.zeros(SHAPE, np.uint8))
-    crop = training_transforms(CT)(case)[0]
+    crop = training_transforms(preprocessing(CT), CT.patch_size)(case)[0]
     assert crop["image"].shape == (1, 16, 16, 16)
     assert crop["label"].max() == 0
 
@@ -208,7 +210,7 @@ def test_augmentation_moves_image_and_label_together(case: dict[str, str], write
     write(Path(case["label"]), label.astype(np.uint8))
     write(Path(case["image"]), np.where(label, 300, -200).astype(np.float32))
     task = replace(CT, patch_size=(24, 20, 24))
-    chain = training_transforms(task, samples=8, flip_axes=(0, 2)).set_random_state(1)
+    chain = training_transforms(preprocessing(task), task.patch_size, samples=8, flip_axes=(0, 2)).set_random_state(1)
     dice, labels = [], []
     for crop in chain(case):
         middle = (crop["image"].min() + crop["image"].max()) / 2
@@ -227,7 +229,7 @@ def test_real_hippocampus(shared: Callable[[str], Path]) -> None:
         assert abs(float(item["image"].mean())) < 0.1
         assert float(item["image"].std()) == pytest.approx(1, abs=0.1)
         assert set(item["label"].unique().tolist()) == {0, 1, 2}
-        crop = training_transforms(task)(case)[0]
+        crop = training_transforms(preprocessing(task), task.patch_size)(case)[0]
         assert crop["image"].shape == (1, 48, 64, 48)
         assert crop["label"].max() > 0
 

@@ -48,6 +48,7 @@ def add_fit(subparsers: Any) -> None:
     command.add_argument("--fold", default="0", help="of nnU-Net (%(default)s)")
     command.add_argument("--like", type=Path, metavar="BUNDLE_OR_YAML", help="how MODEL wants its images")
     command.add_argument("--labels", metavar="model|FOLDER", help="the model's own segmentation, or other label maps")
+    command.add_argument("--split", type=Path, metavar="JSON", help="which cases MODEL was trained on")
     command.add_argument("--objective", default="visible", choices=OBJECTIVES, help="of training (%(default)s)")
     command.add_argument("--minutes", type=float, default=30.0, help="that training takes at most (%(default)g)")
     command.add_argument("--min-dice", type=float, default=0.5, help="below, nothing is trained (%(default)g)")
@@ -70,6 +71,7 @@ def run_fit(args: argparse.Namespace) -> int:
         args.data,
         args.out,
         labels=args.labels,
+        split=args.split,
         objective=args.objective,
         minutes=args.minutes,
         min_dice=args.min_dice,

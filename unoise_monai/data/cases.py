@@ -132,8 +132,8 @@ class Case:
 
     Args:
         name: in files and tables: a safe file name, unlike any other's in the cohort.
-        files: absolute; one file, or the slices of a DICOM series in their order; none where there is a ``problem``,
-            unless it is that something is not there.
+        files: absolute; one file, one a channel, or the slices of a DICOM series in their order; none where there is a
+            ``problem``, unless it is that something is not there.
         shown: what messages and tables call its file: its path below the input, or, where that may name the patient
             (DICOM, and cases made anonymous), its own name.
         label: its label map, where there is one.
@@ -156,7 +156,9 @@ class Case:
         image, label = item["image"], Path(item["label"]) if "label" in item else None
         if isinstance(image, (str, os.PathLike)):
             return cls(item["case"], (Path(image),), Path(image).name, label)
-        return cls(item["case"], tuple(map(Path, image)), item["case"], label, series=True)
+        files = tuple(map(Path, image))
+        series = not files[0].name.lower().endswith(VOLUMES)
+        return cls(item["case"], files, item["case"] if series else files[0].name, label, series=series)
 
     @property
     def fault(self) -> str:
@@ -165,7 +167,8 @@ class Case:
 
     def item(self) -> "Item":
         """What MONAI's dictionary transforms take, see `Item`; `LoadCased` refuses one with a ``fault``."""
-        image = [str(file) for file in self.files] if self.series else str(next(iter(self.files), self.shown))
+        several = self.series or len(self.files) > 1
+        image = [str(file) for file in self.files] if several else str(next(iter(self.files), self.shown))
         item: Item = {"case": self.name, "image": image}
         if self.label is not None:
             item["label"] = str(self.label)
@@ -173,8 +176,8 @@ class Case:
 
 
 Item: TypeAlias = dict[str, Any]
-"""``case`` (its name), ``image`` (a path, or a list of them for the slices of a series) and, where there is one,
-``label`` (a path)."""
+"""``case`` (its name), ``image`` (a path, or a list of them for channels or the slices of a series) and, where there
+is one, ``label`` (a path)."""
 
 
 def stem(file_name: str) -> str:

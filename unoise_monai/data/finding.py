@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -51,7 +52,8 @@ def find_labelled(path: str | os.PathLike[str], labels: str | os.PathLike[str] |
         path: see `find_cases`.
         labels: see `find_cases`.
     """
-    if labels is None and (Path(path) / INDEX).is_file():
+    root = Path(path)
+    if labels is None and (root / INDEX).is_file() and not _nnunet(root.resolve(), [root / "imagesTr"]):
         return list_cases(path, check_headers=False)
     items = [case.item() for case in find_cases(path, labels)]
     return [item for item in items if "label" in item] or items
@@ -89,12 +91,16 @@ def download_task(name: str, root: str | Path) -> Path:
 
 
 COLUMNS = ("case", "image")
+CHANNEL_COLUMN = re.compile(r"image_(\d+)")
+CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")
+"""nnU-Net's names of files, one a channel, without their extension."""
 
 
 def read_table(path: Path) -> list[Case]:
     """The cases of a CSV with columns ``case`` and ``image``, and ``label`` and ``organs`` where there are any.
 
-    Paths are relative to the table, and may lead anywhere. An image is a volume, or a folder with one DICOM series.
+    Paths are relative to the table, and may lead anywhere. An image is a volume, or a folder with one DICOM series; in
+    the place of ``image``, ``image_0`` to ``image_n`` name one volume a channel.
 
     Raises:
         CaseError: when it is no CSV in UTF-8, or lacks a column.
@@ -103,15 +109,32 @@ def read_table(path: Path) -> list[Case]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-            if not set(COLUMNS) <= set(columns):
+            several = sorted(filter(CHANNEL_COLUMN.fullmatch, columns), key=lambda name: int(name[6:]))
+            if not {*COLUMNS} <= {*columns, *(["image"] if several else [])}:
                 raise CaseError(f"table {path.name} must have columns {' and '.join(COLUMNS)}, got {columns}")
             reader.fieldnames = columns
             rows = [{key: (value or "").strip() for key, value in row.items() if key in columns} for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
         raise CaseError(f"table {path.name} must be CSV in UTF-8: {error}") from error
-    cases = [_case_of_row(path.absolute().parent, row, number) for number, row in enumerate(rows, 1)]
+    home = path.absolute().parent
+    images = [[row[name] for name in several] if several else [row["image"]] for row in rows]
+    cases = [
+        _with_channels(_case_of_row(home, {**row, "image": first}, number), [home / each for each in others])
+        for number, (row, (first, *others)) in enumerate(zip(rows, images, strict=True), 1)
+    ]
     # By whole paths: what is shown of them may be alike.
-    return with_distinct_names(cases, [row["image"] for row in rows])
+    return with_distinct_names(cases, [first for first, *_ in images])
+
+
+def _with_channels(case: Case, files: Sequence[Path]) -> Case:
+    """The case with the files of further channels; with a problem where one must not be read."""
+    for file in files:
+        entry = look_at(Path(file.anchor), file.relative_to(file.anchor)) or Entry(file, file, "must be a file")
+        problem = entry.problem if entry.is_volume else "must be a volume"
+        if problem and not case.problem:
+            case = replace(case, problem=f"must have all its channels, of which {file.name} {problem}")
+        case = replace(case, files=(*case.files, entry.path))
+    return case
 
 
 def _case_of_row(home: Path, row: dict[str, str], number: int) -> Case:
@@ -230,7 +253,11 @@ def _found(path: Path) -> list[Case]:
         root = path.resolve()
         if (root / STATE).exists():
             raise CaseError(f"input must not be the output of a run, got {os.fspath(path)!r}")
-        return _decathlon(root) if (root / INDEX).is_file() else volumes_among(walk(root))
+        if (root / INDEX).is_file():
+            return _nnunet(root, sorted(root.glob("images*"))) or _decathlon(root)
+        of_nnunet = root.name.startswith("images") and (root.parent / INDEX).is_file()
+        nnunet = _nnunet(root.parent, [root]) if of_nnunet else []
+        return nnunet or volumes_among(walk(root))
     if path.suffix.lower() == ".csv" and kind_of(path) == "file":
         return read_table(path)
     if os.path.lexists(path):
@@ -272,8 +299,40 @@ def with_distinct_names(cases: Sequence[Case], sources: Sequence[str] | None = N
     ]
 
 
-def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
-    """The cases of some sections of a Decathlon folder, of those that it has where none is given."""
+def _nnunet(root: Path, folders: Sequence[Path]) -> list[Case]:
+    """The cases in folders of an nnU-Net data set; none where ``root`` holds none, such as a Decathlon task.
+
+    ``imagesTr`` holds ``<case>_0000.nii.gz``, ``<case>_0001.nii.gz``, ... and ``labelsTr`` ``<case>.nii.gz``.
+    """
+    content = _index(root)
+    if not content.get("channel_names") or isinstance(content.get("training"), list):
+        return []
+    found: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    labels: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        for file in sorted(folder.iterdir()):
+            if file.name.lower().endswith(VOLUMES) and (match := CHANNEL_FILE.fullmatch(stem(file.name))):
+                found[folder.name, match[1]].append(file)
+        for file in sorted((root / folder.name.replace("images", "labels")).glob("*")):
+            labels[folder.name, stem(file.name)] = file
+    cases = []
+    for (folder_name, name), files in found.items():
+        first, *others = files
+        named = Case(safe_name(name), (), shown_path(Path(folder_name, first.name)))
+        case = _with_channels(one_file(first, named), others)
+        if len(files) != len(content["channel_names"]):
+            problem = f"must have {len(content['channel_names'])} channels, got {len(files)} files"
+            case = replace(case, problem=case.problem or problem)
+        cases.append(replace(case, label=labels.get((folder_name, name))))
+    return cases
+
+
+def _index(root: Path) -> dict[str, Any]:
+    """What the index of a data set holds.
+
+    Raises:
+        CaseError: when there is none, or it is no JSON object.
+    """
     index = root / INDEX
     if not index.is_file():
         raise CaseError(f"{root} must be a Decathlon task folder with a {INDEX}, got none")
@@ -283,6 +342,12 @@ def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
         raise CaseError(f"{index} must be JSON: {error}") from error
     if not isinstance(content, dict):
         raise CaseError(f"{index} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _decathlon(root: Path, sections: Sequence[str] = ()) -> list[Case]:
+    """The cases of some sections of a Decathlon folder, of those that it has where none is given."""
+    index, content = root / INDEX, _index(root)
     # Where it has none, the first one's absence is the error.
     sections = sections or [name for name in SECTIONS if content.get(name)] or SECTIONS[:1]
     cases = []

@@ -155,16 +155,27 @@ class VolumeHeader:
     """Whether they are compressed."""
     stream: int | None = None
     """At which byte of ``data`` compressed voxels begin, where they alone are compressed."""
+    channels: int = 1
+    """How many volumes of ``shape`` there are, one after the other."""
 
-    def check(self, spacing_mm: Sequence[float] | None = None) -> None:
+    def check(self, spacing_mm: Sequence[float] | None = None, channels: int | None = 1) -> None:
         """Refuse what cannot be true; of the voxels, only a compressed stream of their own is read through.
 
+        Args:
+            spacing_mm: see `check_grid`.
+            channels: how many there must be; None for any number.
+
         Raises:
-            CaseError: see `check_grid`; when the file holds fewer voxels than claimed, or they are damaged.
+            CaseError: see `check_grid`; when there are other channels; when the file holds fewer voxels than claimed,
+                or they are damaged.
         """
         name = f"file {self.path}"
+        if channels not in (None, self.channels):
+            rule = "a 3-D volume" if channels == 1 else f"a volume of {channels} channels"
+            shape = self.shape if self.channels == 1 else (*self.shape, self.channels)
+            raise CaseError(f"{name} must be {rule}, got shape {shape}")
         check_grid(name, self.shape, self.affine, spacing_mm)
-        need = self.offset + math.prod(self.shape) * self.voxel_bytes
+        need = self.offset + math.prod(self.shape) * self.channels * self.voxel_bytes
         held = self.data.stat().st_size
         if need > (held * DEFLATE_BOUND if self.packed else held):
             kind = "compressed " if self.packed else ""
@@ -193,12 +204,13 @@ class VolumeHeader:
             raise CaseError(f"{rule}, got {got}: it is cut off or damaged")
 
 
-def check_header(path: Path, spacing_mm: Sequence[float] | None = None) -> VolumeHeader:
+def check_header(path: Path, spacing_mm: Sequence[float] | None = None, channels: int | None = 1) -> VolumeHeader:
     """The header of a file, once it is known to be of a volume that a network can be given.
 
     Args:
         path: a NIfTI (``.nii``, ``.nii.gz``, ``.hdr`` with its ``.img``), NRRD or MetaImage file; links are followed.
         spacing_mm: see `check_grid`.
+        channels: see `VolumeHeader.check`.
 
     Raises:
         CaseError: when the file is missing or not a regular file; see `read_header` and `VolumeHeader.check`.
@@ -208,7 +220,7 @@ def check_header(path: Path, spacing_mm: Sequence[float] | None = None) -> Volum
     if kind != "file":
         raise CaseError(f"file {path} must be a regular file, got a {kind}")
     header = read_header(path)
-    header.check(spacing_mm)
+    header.check(spacing_mm, channels)
     return header
 
 
@@ -256,7 +268,11 @@ def _read_nifti(path: Path) -> VolumeHeader:
     data = path.with_suffix(".img") if paired else path
     if kind_of(data) != "file":
         raise CaseError(f"file {path} must have its voxels beside it, in {data.name}, which is missing")
-    return VolumeHeader(path, tuple(map(int, shape)), kind.itemsize, affine, data, offset, packed)
+    sides, channels = [int(side) for side in shape], 1
+    # Channels lie in a fourth axis, as in the Decathlon's tasks of several.
+    if len(sides) == 4 and sides[3] > 1:
+        channels = sides.pop()
+    return VolumeHeader(path, tuple(sides), kind.itemsize, affine, data, offset, packed, channels=channels)
 
 
 LONGEST_HEADER = 2**16

@@ -24,6 +24,7 @@ from unoise_monai.data.dicom import Grid, check_series, only_series, read_series
 from unoise_monai.data.headers import (
     DICOM,
     NIFTI,
+    VOLUMES,
     CaseError,
     check_header,
     itk_affine,
@@ -36,7 +37,7 @@ from unoise_monai.data.headers import (
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""A volume's file, the folder of one DICOM series, or the files of its slices."""
+"""A volume's file, the folder of one DICOM series, the files of its slices, or one file a channel."""
 GRID_TOLERANCE = 0.1
 """How far, in voxels, a label may lie off its image: writers of files round their affines differently."""
 LARGEST_INTENSITY = 1e12
@@ -59,26 +60,31 @@ def case_name(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> MetaTensor:
+def load_volume(source: Source, spacing_mm: Sequence[float] | None = None, channels: int | None = 1) -> MetaTensor:
     """The volume of a file or of a DICOM series, once its headers have passed every check.
 
     Args:
         source: see `Source`.
         spacing_mm: see `check_grid`.
+        channels: how many there must be; None for any number.
 
     Shape:
-        ``(X, Y, Z)`` as stored, float32, with the affine in RAS mm; ``meta["filename_or_obj"]`` is the file, or the
-        folder of the slices.
+        ``(X, Y, Z)`` as stored, or ``(C, X, Y, Z)`` where there are channels, float32, with the affine in RAS mm;
+        ``meta["filename_or_obj"]`` is the file, that of the first channel, or the folder of the slices.
 
     Raises:
         CaseError: see `check_header` and `check_series`; when a file's voxels are cut off or damaged. The message names
             a file, but nothing of a series, whose folders often have patients' names.
     """
+    if files := _channel_files(source):
+        return _stacked(files, spacing_mm, channels)
     slices, path = _slices(source)
     if slices:
+        if channels not in (None, 1):
+            raise CaseError(f"DICOM series must be of {channels} channels, got one")
         voxels, affine = read_series(slices, spacing_mm)
     else:
-        check_header(path, spacing_mm)
+        check_header(path, spacing_mm, channels)
         try:
             voxels, affine = _read_nifti(path) if path.name.lower().endswith(NIFTI) else _read_itk(path)
         # Readers raise what their libraries raise: zlib, nibabel, ITK and OS errors of every kind.
@@ -87,7 +93,7 @@ def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> Me
     meta = {
         "affine": affine,
         "original_affine": affine,
-        "spatial_shape": np.array(voxels.shape),
+        "spatial_shape": np.array(voxels.shape[-3:]),
         "original_channel_dim": float("nan"),
         "space": "RAS",
         "filename_or_obj": str(path),
@@ -95,14 +101,32 @@ def load_volume(source: Source, spacing_mm: Sequence[float] | None = None) -> Me
     return MetaTensor.ensure_torch_and_prune_meta(np.ascontiguousarray(voxels, dtype=np.float32), meta)
 
 
+def _channel_files(source: Source) -> list[Path]:
+    """The files of several channels; none where the source is something else."""
+    files = [] if isinstance(source, (str, os.PathLike)) else [Path(each) for each in source]
+    return files if all(file.name.lower().endswith(VOLUMES) for file in files) else []
+
+
+def _stacked(files: Sequence[Path], spacing_mm: Sequence[float] | None, channels: int | None) -> MetaTensor:
+    """Channels of a file each, ``(C, X, Y, Z)``, on the grid of the first."""
+    if channels not in (None, len(files)):
+        raise CaseError(f"file {files[0]} must be one of {channels} channels, got {len(files)} files")
+    first, *others = [load_volume(file, spacing_mm) for file in files]
+    for file, other in zip(files[1:], others, strict=True):
+        check_same_grid(f"file {file}", grid_of(other), "the first channel", grid_of(first))
+    stacked = MetaTensor(torch.stack([each.as_tensor() for each in (first, *others)]), meta=first.meta)
+    return stacked if len(files) > 1 else stacked[0]
+
+
 def load_again(meta: Mapping[str, Any]) -> MetaTensor:
-    """The volume ``(X, Y, Z)`` that a map belongs to, as it is stored.
+    """The volume ``(X, Y, Z)`` that a map belongs to, as it is stored; of several channels the first.
 
     Args:
         meta: of the map: where `LoadCased` read its image, else MONAI's ``filename_or_obj`` alone.
     """
     files = str(meta.get("source", meta["filename_or_obj"])).split(SEPARATOR)
-    return load_volume(files if len(files) > 1 else files[0])
+    volume = load_volume(files if len(files) > 1 else files[0], channels=None)
+    return volume if volume.ndim == 3 else volume[0]
 
 
 def _slices(source: Source) -> tuple[list[Path], Path]:
@@ -117,7 +141,7 @@ def _slices(source: Source) -> tuple[list[Path], Path]:
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels and affine as nibabel gives them.
+    """Voxels, channels first where there are any, and affine as nibabel gives them.
 
     MONAI takes the q-form's affine where ``pixdim`` differs by 1e-5: what is written there lies beside the file's grid.
     """
@@ -128,7 +152,8 @@ def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
                 pass
     image = nib.load(path)
     with np.errstate(over="ignore"):
-        return np.asarray(image.dataobj).astype(np.float32), image.affine
+        voxels = np.asarray(image.dataobj).astype(np.float32)
+    return voxels if voxels.ndim == 3 else np.moveaxis(voxels, -1, 0), image.affine
 
 
 def _read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
@@ -179,11 +204,12 @@ def check_item(item: Mapping[Any, Any]) -> None:
     for key in ("image", "label"):
         if key in item:
             with _naming(item["case"], key):
-                slices, path = _slices(item[key])
+                files = _channel_files(item[key])
+                slices, path = ([], files[0]) if files else _slices(item[key])
                 if slices:
                     grids[key] = check_series(slices)[1]
                 else:
-                    header = check_header(path)
+                    header = check_header(path, channels=None if key == "image" else 1)
                     grids[key] = header.shape, header.affine
     _check_label_grid(item, grids)
 
@@ -197,10 +223,11 @@ class LoadCased(MapTransform):
         keys: the volumes to load, each a `Source`; a key that the case lacks is skipped, so that unlabelled cases pass.
         labels: how many label values the task has, background included; other values are refused.
         spacing_mm: see `check_grid`.
+        channels: of the image: in one file, or one file each.
 
     Shape:
-        each key becomes a `MetaTensor` ``(1, X, Y, Z)``, float32; its ``meta`` has that of `load_volume`, the case's
-        name as ``case``, and as ``source`` what `load_again` reads.
+        each key becomes a `MetaTensor` ``(C, X, Y, Z)``, float32, the label with one channel; its ``meta`` has that of
+        `load_volume`, the case's name as ``case``, and as ``source`` what `load_again` reads.
 
     Raises:
         CaseError: when the search for cases found a fault; see `load_volume`; when a volume holds NaN or infinite
@@ -209,7 +236,7 @@ class LoadCased(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, labels: int, spacing_mm: Sequence[float] | None = None, channels: int = 1
+        self, keys: KeysCollection, labels: int, spacing_mm: Sequence[float] | None = None, channels: int | None = 1
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.labels, self.spacing_mm, self.channels = labels, spacing_mm, channels
@@ -218,7 +245,9 @@ class LoadCased(MapTransform):
         d = dict(data)
         if "case" not in d:
             image = d["image"]
-            d["case"] = case_name(image if isinstance(image, (str, os.PathLike)) else Path(image[0]).parent)
+            path = Path(image if isinstance(image, (str, os.PathLike)) else image[0])
+            slices = path != Path(str(image)) and not _channel_files(image)
+            d["case"] = case_name(path.parent if slices else path)
         case = d["case"]
         _refuse_fault(d)
         grids: dict[Hashable, Grid] = {}
@@ -227,13 +256,13 @@ class LoadCased(MapTransform):
             if isinstance(d[key], MetaTensor):
                 continue
             with _naming(case, key):
-                volume = load_volume(d[key], self.spacing_mm)
+                volume = load_volume(d[key], self.spacing_mm, 1 if key == "label" else self.channels)
                 if fault := self._fault(case, key, volume):
                     raise CaseError(f"{_described(d[key])} {fault}")
             files = [d[key]] if isinstance(d[key], (str, os.PathLike)) else d[key]
             # Texts, of which MONAI makes batches. Two series of one folder have the same file name there.
             volume.meta |= {"case": case, "source": SEPARATOR.join(map(str, files))}
-            grids[key], d[key] = grid_of(volume), volume[None]
+            grids[key], d[key] = grid_of(volume), volume if volume.ndim == 4 else volume[None]
         _check_label_grid({**data, "case": case}, grids)
         return d
 
@@ -272,6 +301,8 @@ def _naming(case: str, key: Hashable) -> Iterator[None]:
 
 
 def _described(source: Source) -> str:
+    if files := _channel_files(source):
+        return f"file {files[0]} or another channel"
     is_file = isinstance(source, (str, os.PathLike)) and kind_of(Path(source)) == "file"
     return f"file {source}" if is_file else "DICOM series"
 

@@ -1,6 +1,7 @@
 """From a user's trained network to a bundle that explains it: checks, training, and whether the map may be believed."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from unoise_monai.atomic import atomic_path
 from unoise_monai.bundle import Bundle, file_sha256, load_bundle, run_configuration, trust
 from unoise_monai.checks import check_choice, check_fraction
 from unoise_monai.data.cases import Case
+from unoise_monai.data.datasets import split_cases
 from unoise_monai.data.finding import find_cases
 from unoise_monai.fit.checking import (
     CHECKED,
@@ -76,6 +78,7 @@ def fit(
     data: str | Path,
     out: str | Path,
     labels: str | Path | None = None,
+    split: str | Path | None = None,
     objective: str = "visible",
     minutes: float = 30.0,
     min_dice: float = 0.5,
@@ -93,6 +96,7 @@ def fit(
         out: the bundle's folder, new or of a fit that was stopped.
         labels: ``"model"`` for the model's own segmentation, or a folder with ``<case>.nii.gz``; by default the labels
             of the data, or where there are none the model's.
+        split: the cases that the network was trained on, a JSON as `split_cases` writes it; by default they are drawn.
         objective: of `OBJECTIVES`.
         minutes: that training takes at most.
         min_dice: that the model must reach on cases with labels by people.
@@ -129,10 +133,10 @@ def fit(
             lines.append(line)
             tell(line)
 
-        prepared = _checked(found, data, labels, min_dice, torch.device(device or _device()), note)
+        prepared = _checked(found, data, labels, split, min_dice, torch.device(device or _device()), note)
         if check_only:
             return None
-        before = _begin(found, prepared, data, out, objective, minutes, {**settings, "lines": lines}, tell)
+        before = _begin(found, prepared, data, out, split, objective, minutes, {**settings, "lines": lines}, tell)
     if not before["trained"]:
         # Statistics are told at the end.
         run_configuration(out, OBJECTIVES[objective], {"is_not_rank0": True})
@@ -172,7 +176,13 @@ class _Prepared:
 
 
 def _checked(
-    found: TrainedModel, data: Path, labels: str | Path | None, min_dice: float, device: torch.device, tell: Tell
+    found: TrainedModel,
+    data: Path,
+    labels: str | Path | None,
+    split: str | Path | None,
+    min_dice: float,
+    device: torch.device,
+    tell: Tell,
 ) -> _Prepared:
     for line in found.notes:
         tell(line)
@@ -183,7 +193,12 @@ def _checked(
     tell(f"data: {len(cases)} cases, {'the model segments them itself' if own else 'with labels'}")
     found.network.to(device)
     chain = found.model.preprocessing()
-    chosen = [cases[index] for index in np.linspace(0, len(cases) - 1, min(CHECKED, len(cases))).round().astype(int)]
+    unseen = (
+        cases
+        if split is None
+        else [Case.of(item) for item in split_cases([c.item() for c in cases], split)["validation"]]
+    )
+    chosen = [unseen[index] for index in np.linspace(0, len(unseen) - 1, min(CHECKED, len(unseen))).round().astype(int)]
     items = [chain({key: value for key, value in case.item().items() if key != "label"}) for case in chosen]
     utility = check_network(found, items[0]["image"][None].as_tensor().to(device), tell)
     checked = Checked(utility, crop_size=())
@@ -227,6 +242,7 @@ def _begin(
     prepared: _Prepared,
     data: Path,
     out: Path,
+    split: str | Path | None,
     objective: str,
     minutes: float,
     facts: dict[str, Any],
@@ -239,6 +255,8 @@ def _begin(
     epochs = int(min(200, max(2, seconds / (steps * BATCH * checked.seconds_a_step))))
     own = LABELS if prepared.own_labels else None
     write_bundle(found, checked, out, data, own, minutes, epochs, objective)
+    if split is not None:
+        shutil.copy(split, out / "models" / "split.json")
     if own is not None:
         write_segmentations(found, checked.utility, cases, out / LABELS, tell)
     segmenter = ExplainedSegmenter(checked.utility, UNet(len(checked.crop_size), found.model.channels, 1, 3, 4))

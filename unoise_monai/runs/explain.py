@@ -50,7 +50,7 @@ class Loaded:
     item: dict[str, Any]
     """As the bundle's ``preprocessing`` makes it."""
     scan: MetaTensor
-    """``(1, X, Y, Z)``, the intensities of the file."""
+    """``(1, X, Y, Z)``, the intensities of the file; of several channels the first."""
     label: NDArray[np.int64] | None
     """Class indices, ``(X, Y, Z)``."""
     organs: NDArray[np.int64] | None
@@ -71,6 +71,7 @@ class CaseReader:
         self.merge_labels = task is not None and task.merge_labels
         self.spacing_mm = None if task is None else task.spacing_mm
         self._chain: Callable[[Mapping[str, Any]], Any] | None = bundle.explainer.preprocess
+        self.channels = getattr(next(iter(getattr(self._chain, "transforms", ())), None), "channels", None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A chain may hold what cannot be sent; without a configuration it has to be.
@@ -87,14 +88,14 @@ class CaseReader:
         # Before it is read: what changes meanwhile is another input then. A missing file is named below.
         with suppress(FileNotFoundError):
             source = fingerprint(inputs_of(case))
-        volumes = LoadCased(["image", "label"], self.labels, self.spacing_mm)(case.item())
+        volumes = LoadCased(["image", "label"], self.labels, self.spacing_mm, self.channels)(case.item())
         scan: MetaTensor = volumes["image"]
         label = _whole_numbers(volumes["label"]) if "label" in volumes else None
         if label is not None and self.merge_labels:
             label = (label > 0).astype(np.int64)
         organs, names = (None, {}) if case.organs is None else _organs(case, case.organs, scan)
         item = self._preprocess(case, scan)
-        return Loaded(case, item, scan, label, organs, names, source, time.perf_counter() - start)
+        return Loaded(case, item, scan[:1], label, organs, names, source, time.perf_counter() - start)
 
     def _preprocess(self, case: Case, scan: MetaTensor) -> dict[str, Any]:
         if self._chain is None:
@@ -104,7 +105,8 @@ class CaseReader:
             return dict(self._chain({"case": case.name, "image": scan.clone()}))
         # A chain that reads for itself is given one file, of a DICOM series, too.
         with tempfile.TemporaryDirectory(prefix="unoise-") as folder:
-            return dict(self._chain({"case": case.name, "image": str(volume_file(case, Path(folder)))}))
+            file = str(volume_file(case, Path(folder))) if case.series or len(case.files) == 1 else case.item()["image"]
+            return dict(self._chain({"case": case.name, "image": file}))
 
 
 def portable(loaded: Loaded) -> Loaded:
