@@ -6,9 +6,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-AFFINE = np.array([[-1.2, 0.2, 0.0, 5.0], [0.2, 1.1, 0.0, -3.0], [0.0, 0.1, 2.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])
+AFFINE[:3, :3] = Rotation.from_euler("xz", [0.2, 0.3]).as_matrix() * [-1.2, 1.1, 2.0]
+AFFINE[:3, 3] = 5.0, -3.0, 1.0
 """Oblique, anisotropic and left-handed."""
 LIKE = """\
 labels: [background, ball]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,7 +280,7 @@ def judge(out: Path, name: str, facts: dict[str, Any], device: Any, tell: Tell) 
     folder = out / "eval" / "fit"
     explain_cases(cases, bundle, settings_of(bundle, {}), folder, comparison, workers=0, quiet=True)
     results = method_results(Records(folder), comparison)
-    return _verdict(out, name, facts, results, tell)
+    return verdict(out, name, facts, results, tell)
 
 
 def _unseen(out: Path, bundle: Bundle) -> list[Case]:
@@ -288,16 +289,22 @@ def _unseen(out: Path, bundle: Bundle) -> list[Case]:
     return [Case.of(item) for item in parser.get_parsed_content("split")["validation"]][:JUDGED]
 
 
-def _verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mapping[str, Any]], tell: Tell) -> Fitted:
-    """The table of mean Dice, whether the map beats a random order, and all of it on the bundle's page."""
+def verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mapping[str, Any]], tell: Tell) -> Fitted:
+    """The table of mean Dice, whether the map beats a random order, and all of it on the bundle's page.
+
+    Raises:
+        RuntimeError: when the map or the random order could not be measured on a case.
+    """
+    if failed := [result["failed"] for result in results if "failed" in result and result["method"] != "saliency"]:
+        raise RuntimeError(f"the map must be measured on every case, got {failed[0]}")
+    done: dict[str, list[Any]] = defaultdict(list)
+    for result in results:
+        if "failed" not in result:
+            done[result["method"]].append(result["curves"])
     curves = {
-        (method, operator): np.array(
-            [result["curves"][operator][MODES[0]]["dice"] for result in results if result["method"] == method],
-            dtype=np.float64,
-        )
-        for method in RIVALS
+        (method, operator): np.array([each[operator][MODES[0]]["dice"] for each in found], np.float64)
+        for method, found in done.items()
         for operator in ("mean", "noise")
-        if not any("failed" in result for result in results if result["method"] == method)
     }
     dice = {f"{method}, {operator}": _by_share(values) for (method, operator), values in curves.items()}
     header = " | ".join(f"{share:.0%}" for share in SHARES)
@@ -311,12 +318,12 @@ def _verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mapp
     believed = bool(better.low > 0) if len(own) > 1 else bool(better.mean > 0)
     gain = f"mean Dice with 10 to 50% visible, map minus random order: {better.mean:+.3f}"
     gain += f" (95% of {better.low:+.3f} to {better.high:+.3f}) on {len(own)} cases" if len(own) > 1 else " on one case"
-    verdict = (
+    sentence = (
         f"{'Better than a random order' if believed else 'Do not use this map: no better than a random order'}: {gain}."
     )
-    for line in (*table, verdict):
+    for line in (*table, sentence):
         tell(line)
-    write_readme(out, name, facts["lines"], table, verdict)
+    write_readme(out, name, facts["lines"], table, sentence)
     _save(out, {**facts, "table": dice, "believed": believed, "model_sha256": file_sha256(out / "models" / "model.pt")})
     return Fitted(out, dice, believed)
 
