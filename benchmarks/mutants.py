@@ -491,7 +491,7 @@ MUTANTS = [
     Mutant(
         "bundles beside an installed package are trusted",
         "trust",
-        "return checkout and all(",
+        "return ours and all(",
         "return all(",
     ),
     Mutant(

@@ -29,8 +29,9 @@ from unoise_monai.inference.explain import Explainer, Explanation
 from unoise_monai.networks.weights import SAFETENSORS, load_weights
 from unoise_monai.unoise import ExplainedSegmenter
 
-SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
-"""The bundles of the source checkout that this package runs from."""
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = (PACKAGE if (PACKAGE / "bundles").is_dir() else PACKAGE.parent) / "bundles"
+"""The bundles that come with the package: within it where it is installed, beside it in a source checkout."""
 LIST = Path(".config", "unoise", "trusted_bundles")
 """The trust list, in the home folder."""
 TRUST_LIST = "UNOISE_TRUSTED_BUNDLES"
@@ -137,9 +138,9 @@ def file_sha256(*paths: Path) -> str:
 
 
 def _shipped(files: list[Path]) -> bool:
-    # Installed without its checkout, the package may stand beside somebody else's folder of that name.
-    checkout = (SHIPPED.parent / "pyproject.toml").is_file()
-    return checkout and all(path.resolve().is_relative_to(SHIPPED.resolve()) for path in files)
+    # Installed without its bundles, the package may stand beside somebody else's folder of that name.
+    ours = SHIPPED.parent == PACKAGE or (SHIPPED.parent / "pyproject.toml").is_file()
+    return ours and all(path.resolve().is_relative_to(SHIPPED.resolve()) for path in files)
 
 
 def _listed() -> dict[Path, set[str]]:
@@ -202,7 +203,7 @@ class Bundle:
 
 
 def shipped_bundles() -> list[Path]:
-    """The bundles of the source checkout that the package runs from; none where it is installed without."""
+    """The bundles that come with the package."""
     return _bundles_in(SHIPPED)
 
 

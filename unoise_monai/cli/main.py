@@ -151,31 +151,49 @@ def add_bundles(subparsers: Any) -> None:
     """The options of ``unoise bundles``."""
     command = subparsers.add_parser(
         "bundles",
-        help="list bundles, or make a new one",
-        description="List the bundles that go by their name, or copy one's configurations for other data.",
+        help="list bundles, make a new one, or verify one",
+        description="List the bundles that go by their name, copy one's configurations for other data, or verify that "
+        "one is what MONAI's model zoo asks for.",
+        usage="unoise bundles [-h] [copy BUNDLE FOLDER [--task YAML] | verify FOLDER [--schema JSON] [--trust-bundle]]",
     )
-    command.add_argument("copy", nargs="*", metavar="copy BUNDLE FOLDER", help="make FOLDER from BUNDLE, untrained")
-    command.add_argument("--task", type=Path, metavar="YAML", help="its own task: labels, spacing, intensities")
+    words = "copy: make FOLDER from BUNDLE, untrained; verify: a line a check, exit status 1 where one fails"
+    command.add_argument("words", nargs="*", metavar="WORD", help=words)
+    command.add_argument("--task", type=Path, metavar="YAML", help="a copy's task: labels, spacing, intensities")
+    command.add_argument("--schema", type=Path, metavar="JSON", help="a file of the schema that the metadata name")
+    command.add_argument("--trust-bundle", action="store_true", help="run a bundle's configuration that is not known")
     command.set_defaults(run=run_bundles)
 
 
 def run_bundles(args: argparse.Namespace) -> int:
-    """List the known bundles, or make one; a `ValueError` for other words than ``copy BUNDLE FOLDER``, or no task."""
+    """List the known bundles, make one, or verify one.
+
+    Raises:
+        ValueError: when the words are neither ``copy BUNDLE FOLDER`` nor ``verify FOLDER``, or the task is none.
+        UntrustedBundle: when the bundle to verify is not trusted.
+        FileNotFoundError: when it or the schema is not there.
+    """
     import yaml
 
     from unoise_monai.bundle import copy_bundle, known_bundles
 
-    if not args.copy:
-        sys.stdout.writelines(f"{name}\t{folder}\n" for name, folder in known_bundles().items())
-        return Exit.DONE
-    if len(args.copy) != 3 or args.copy[0] != "copy":
-        raise ValueError(f"bundles takes nothing, or copy BUNDLE FOLDER, got {' '.join(args.copy)}")
-    task = None
-    if args.task is not None:
-        task = yaml.safe_load(args.task.read_text(encoding="utf-8"))
-        if not isinstance(task, dict):
-            raise ValueError(f"--task must hold a mapping, got {type(task).__name__}")
-    sys.stdout.write(f"{copy_bundle(args.copy[1], args.copy[2], task)}\n")
+    match args.words:
+        case []:
+            sys.stdout.writelines(f"{name}\t{folder}\n" for name, folder in known_bundles().items())
+        case ["copy", source, target]:
+            task = None
+            if args.task is not None:
+                task = yaml.safe_load(args.task.read_text(encoding="utf-8"))
+                if not isinstance(task, dict):
+                    raise ValueError(f"--task must hold a mapping, got {type(task).__name__}")
+            sys.stdout.write(f"{copy_bundle(source, target, task)}\n")
+        case ["verify", folder]:
+            from unoise_monai.report.verify import verify
+
+            diagnosis = verify(known_bundles().get(folder, Path(folder)), args.trust_bundle, args.schema)
+            sys.stdout.writelines(f"{line}\n" for line in diagnosis.lines)
+            return Exit.DONE if diagnosis.ok else Exit.ERROR
+        case words:
+            raise ValueError(f"bundles takes nothing, or copy BUNDLE FOLDER, or verify FOLDER, got {' '.join(words)}")
     return Exit.DONE
 
 
