@@ -12,7 +12,7 @@ PACKAGE = "unoise_monai"
 ORDER = (
     "types, checks, atomic -> networks -> unoise -> losses -> data -> phantoms -> inference -> attribution -> metrics"
 )
-ORDER += " -> render -> handlers -> bundle -> runs -> report -> cli"
+ORDER += " -> render -> handlers -> bundle -> runs -> fit -> report -> cli"
 RANK = {name: rank for rank, names in enumerate(ORDER.split(" -> ")) for name in names.split(", ")}
 MAX_MODULE_LINES = 510
 MAX_README_LINES = 140
