@@ -203,9 +203,8 @@ def _checked(
     items = [chain({key: value for key, value in case.item().items() if key != "label"}) for case in chosen]
     utility = check_network(found, items[0]["image"][None].as_tensor().to(device), tell)
     checked = Checked(utility, crop_size=())
-    if labelled:
-        with_labels = [case for case in chosen if case.label is not None] or labelled[:CHECKED]
-        checked.dice = scan_dice(found, utility, with_labels)
+    if not own:
+        checked.dice = scan_dice(found, utility, chosen)
         check_dice(found, checked.dice, items[0], min_dice, tell)
     noise_model = UNet(items[0]["image"].ndim - 1, found.model.channels, 1, depth=3, channel_factor=4).to(device)
     checked.crop_size = crop_size_of(found, utility, [item["image"].shape[1:] for item in items], noise_model.stride)
@@ -214,7 +213,7 @@ def _checked(
     ]
     checked.sigma_max = measure_noise(utility, pairs, len(found.model.class_names))
     checked.hidden_value = float(torch.cat([image.flatten() for image, _ in pairs]).mean())
-    checked.seconds_a_step = time_step(utility, noise_model, pairs[0], checked.sigma_max)
+    checked.seconds_a_step = time_step(utility, noise_model, pairs[0], checked.sigma_max, BATCH)
     size = " x ".join(map(str, checked.crop_size))
     tell(f"noise: Dice falls to half with a standard deviation of {checked.sigma_max:.3g}, in the network's own units")
     tell(f"training: crops of {size} voxels, {checked.seconds_a_step:.2f} s each, {BATCH} a step, on {device}")

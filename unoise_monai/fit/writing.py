@@ -118,7 +118,7 @@ def write_bundle(
             "train_utility_command": "",
         },
     )
-    limit = f"  - {{_target_: unoise_monai.handlers.MinutesLimit, minutes: {minutes:g}}}\n"
+    limit = f"  - {{_target_: unoise_monai.handlers.MinutesLimit, minutes: {minutes:g}, validator: '@validate#evaluator'}}\n"
     last = "  - {_target_: unoise_monai.handlers.LossProgress"
     train = train.replace(last, limit + last)
     texts = {"inference": inference, "train": train}
