@@ -122,4 +122,4 @@ def test_a_training_whose_time_is_up_is_validated_once_more() -> None:
     assert (trainer.state.iteration, validated) == (6, [])
     limit.limit_sec = 0
     trainer.run([0, 1, 2], max_epochs=5)
-    assert (trainer.state.epoch, validated) == (1, [1])
+    assert (trainer.state.epoch, validated) == (3, [3])

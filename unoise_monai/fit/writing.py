@@ -118,9 +118,9 @@ def write_bundle(
             "train_utility_command": "",
         },
     )
-    limit = f"  - {{_target_: unoise_monai.handlers.MinutesLimit, minutes: {minutes:g}, validator: '@validate#evaluator'}}\n"
-    last = "  - {_target_: unoise_monai.handlers.LossProgress"
-    train = train.replace(last, limit + last)
+    handlers = "  - {_target_: unoise_monai.handlers."
+    limit = f"{handlers}MinutesLimit, minutes: {minutes:g}, validator: '@validate#evaluator'}}\n"
+    train = train.replace(f"{handlers}LossProgress", f"{limit}{handlers}LossProgress")
     texts = {"inference": inference, "train": train}
     for name in OVERLAYS:
         texts[name] = (template / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
