@@ -56,7 +56,7 @@ class Checked:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `ClassLogits`, besides the network."""
-        names = ("outputs", "pick", "stride", "halo")
+        names = ("outputs", "pick", "stride", "halo", "labels")
         return {name: getattr(self.utility, name) for name in names}
 
 
@@ -92,7 +92,7 @@ def check_network(found: TrainedModel, image: Tensor, tell: Tell) -> ClassLogits
     if max(classes, 2) != len(model.class_names):
         names = ", ".join(model.class_names)
         raise UnfitModel(f"the network must give a channel for each of the classes {names}, got {values.shape[1]}")
-    utility = ClassLogits(network, outputs, pick, stride, halo=0).to(image.device).eval()
+    utility = ClassLogits(network, outputs, pick, stride, 0, model.region_labels).to(image.device).eval()
     rule = tiling_rule(utility)
     utility.halo = find_halo(utility, stride, image.shape[1], dims) if rule.exact else None
     sees = rule.reason.removeprefix("blended: ") if not rule.exact else f"a voxel sees {utility.halo} voxels far"
@@ -147,7 +147,9 @@ def scan_dice(found: TrainedModel, utility: ClassLogits, cases: Sequence[Case]) 
         pred = explain(item["image"]).segmentation.as_tensor()[None].long()
         label = load_volume(item["label"]).as_tensor()[None, None].round().long()
         classes = len(found.model.class_names)
-        dice[case.name] = float(np.nanmean(dice_per_class(pred, label, classes)))
+        # Voxels of no class, such as those that nnU-Net's training ignores, do not count.
+        known = label < classes
+        dice[case.name] = float(np.nanmean(dice_per_class(pred[known], label[known], classes)))
     return dice
 
 

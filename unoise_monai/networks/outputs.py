@@ -33,12 +33,14 @@ class ClassLogits(nn.Module):
         pick: the index or the key of the output at full resolution where it gives several; None where it gives one.
         stride: see `find_stride`; None where it is unknown.
         halo: see `find_halo`; None where a voxel sees the whole volume.
+        labels: the class that each of K > 1 regions is painted with, in the channels' order; by default 1 to K.
 
     Shape:
         ``(B, C, *spatial)`` to ``(B, K, *spatial)``: of one logit still one, of K > 1 regions K + 1 classes.
 
     Raises:
-        ValueError: when ``outputs`` is unknown; in the call, when there is no tensor at ``pick``.
+        ValueError: when ``outputs`` is unknown, or ``labels`` are not 1 to K in any order; in the call, when there is
+            no tensor at ``pick``.
     """
 
     def __init__(
@@ -48,9 +50,13 @@ class ClassLogits(nn.Module):
         pick: int | str | None = None,
         stride: int | None = None,
         halo: int | None = None,
+        labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_choice("outputs", outputs, OUTPUTS)
+        if labels is not None and sorted(labels) != list(range(1, len(labels) + 1)):
+            raise ValueError(f"labels must be 1 to the number of regions, in any order, got {labels}")
+        self.labels = None if labels is None else list(labels)
         self.network, self.outputs, self.pick, self.stride, self.halo = network, outputs, pick, stride, halo
 
     def forward(self, x: Image) -> Logits:
@@ -59,7 +65,10 @@ class ClassLogits(nn.Module):
             y = y[self.pick]
         if not isinstance(y, Tensor):
             raise ValueError(f"network must give a tensor at pick={self.pick!r}, got {type(y).__name__}")
-        return class_logits(y, self.outputs)
+        classes = class_logits(y, self.outputs)
+        if self.labels is None or classes.shape[1] == 1:
+            return classes
+        return classes[:, [0, *(self.labels.index(label) + 1 for label in sorted(self.labels))]]
 
 
 def class_logits(values: Tensor, outputs: str) -> Logits:
