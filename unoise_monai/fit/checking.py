@@ -78,7 +78,8 @@ def check_network(found: TrainedModel, image: Tensor, tell: Tell) -> ClassLogits
     try:
         stride = find_stride(network, image.shape[1], dims)
         side = [max(stride, min(length, LARGEST_CROP) // stride * stride) for length in image.shape[2:]]
-        part = _around(image, [length // 2 for length in image.shape[2:]], side)
+        # A thin volume has fewer slices than the stride.
+        part = _padded(_around(image, [length // 2 for length in image.shape[2:]], side), stride, "replicate")
         with evaluating(network):
             output = network(part)
         pick = pick_output(output, side)
@@ -232,9 +233,12 @@ def foreground_crop(item: Mapping[str, Any], size: Sequence[int], stride: int) -
     where = (label[0, 0] > 0).nonzero().float()
     centre = where.mean(dim=0).round().long().tolist() if len(where) else [side // 2 for side in label.shape[2:]]
     image, label = _around(image, centre, size), _around(label, centre, size)
-    ends = [-side % stride for side in image.shape[2:]]
-    pad = [n for end in reversed(ends) for n in (0, end)]
-    return F.pad(image, pad, "replicate"), F.pad(label, pad).round().long()
+    return _padded(image, stride, "replicate"), _padded(label, stride, "constant").round().long()
+
+
+def _padded(volume: Tensor, stride: int, mode: str) -> Tensor:
+    """``(B, C, *spatial)`` with ends to multiples of the stride."""
+    return F.pad(volume, [n for side in reversed(volume.shape[2:]) for n in (0, -side % stride)], mode)
 
 
 def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tensor:
