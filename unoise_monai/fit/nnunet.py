@@ -9,15 +9,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Transform
+from nibabel.orientations import aff2axcodes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.checks import check_choice
+from unoise_monai.data.headers import NIFTI
 from unoise_monai.data.reading import CaseCompose
 from unoise_monai.fit.models import Model
 
@@ -72,14 +75,25 @@ class Plans:
         if sorted(self.order) != list(range(1, len(self.order) + 1)):
             raise ValueError(f"regions_class_order must hold each of 1 to {len(self.order)} once, got {self.order}")
 
-    def spacing(self, image: MetaTensor) -> list[float]:
-        """Voxel sizes in mm, in nnU-Net's order of axes, as exactly as nnU-Net reads them.
 
-        The size on the network's grid is rounded: a half, as of 45 voxels of 0.5 mm in voxels of 1 mm, would become
-        another number for the rounding of an oblique affine. NIfTI has float32.
-        """
-        sizes = image.pixdim.numpy().astype(np.float64)[::-1]
-        return list((sizes.astype(np.float32) if ".nii" in self.dataset["file_ending"] else sizes).tolist())
+def _spacing_mm(image: MetaTensor, reader: str) -> list[float]:
+    """Voxel sizes in nnU-Net's order of axes, as nnU-Net reads them: of NIfTI those of the header.
+
+    The size on the network's grid is rounded: a half, as of 55 voxels of 0.9 mm in voxels of 1 mm, would become another
+    number by the last digit of an oblique affine.
+    """
+    sizes, file = image.pixdim.numpy(), Path(str(image.meta.get("filename_or_obj", "")))
+    if (
+        reader == "NibabelIOWithReorient"
+        and "".join(aff2axcodes(image.meta.get("original_affine", image.affine))) != "RAS"
+    ):
+        # Of a turned image nibabel writes a header anew.
+        sizes = sizes.astype(np.float32)
+    elif file.name.lower().endswith(NIFTI) and file.is_file():
+        zooms = np.array(nib.load(file).header.get_zooms()[:3])
+        # The axes may have been turned.
+        sizes = zooms[np.abs(zooms - sizes[:, None]).argmin(axis=1)]
+    return [float(size) for size in sizes[::-1]]
 
 
 class NnUNetPreprocessd(MapTransform, InvertibleTransform):
@@ -114,7 +128,7 @@ class NnUNetPreprocessd(MapTransform, InvertibleTransform):
         d = dict(data)
         image: MetaTensor = d[self.keys[0]]
         plans, forward = self.plans, list(self.plans.manager.transpose_forward)
-        properties: dict[str, Any] = {"spacing": plans.spacing(image)}
+        properties: dict[str, Any] = {"spacing": _spacing_mm(image, plans.reader)}
         # nnU-Net's axes are z, y, x.
         voxels = image.as_tensor().permute(0, 3, 2, 1).numpy()
         preprocessor = plans.configuration.preprocessor_class(verbose=False)
