@@ -57,6 +57,8 @@ class Model:
     """Of the image."""
     regions: bool = False
     """Whether the output's channels are regions that may overlap."""
+    region_labels: tuple[int, ...] | None = None
+    """The classes that they are painted with, see `ClassLogits`."""
     patch_size: tuple[int, ...] | None = None
     """Voxels that the network was trained on, where that is known."""
 

@@ -72,7 +72,9 @@ def write_bundle(
         "_target_": f"unoise_monai.fit.{type(model).__name__}",
         "folder": "$@bundle_root + '/model'",
     }
-    target |= {name: getattr(model, name) for name in ("configuration", "mirrored_axes") if hasattr(model, name)}
+    target |= {
+        name: getattr(model, name) for name in ("configuration", "trainer", "mirrored_axes") if hasattr(model, name)
+    }
     if "mirrored_axes" in target:
         target["mirrored_axes"] = list(target["mirrored_axes"])
     dims = len(checked.crop_size)
