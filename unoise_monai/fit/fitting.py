@@ -1,6 +1,7 @@
 """From a user's trained network to a bundle that explains it: checks, training, and whether the map may be believed."""
 
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from unoise_monai.fit.checking import (
     write_segmentations,
 )
 from unoise_monai.fit.loading import TrainedModel
-from unoise_monai.fit.writing import write_bundle, write_readme
+from unoise_monai.fit.writing import add_metrics, write_bundle, write_readme
 from unoise_monai.metrics.bootstrap import bootstrap_difference
 from unoise_monai.metrics.scores import MapScorer, Visibility
 from unoise_monai.metrics.visibility import MODES, Hiding
@@ -137,7 +138,11 @@ def fit(
         prepared = _checked(found, data, labels, split, min_dice, torch.device(device or _device()), note)
         if check_only:
             return None
-        before = _begin(found, prepared, data, out, split, objective, minutes, {**settings, "lines": lines}, tell)
+        facts = {**settings, "lines": lines}
+        before = _begin(found, prepared, data, out, labels, split, objective, minutes, facts, tell)
+    if "table" in before:
+        tell(f"{out.name} is finished; its table stands in docs/README.md")
+        return Fitted(out, before["table"], before["believed"])
     if not before["trained"]:
         # Statistics are told at the end.
         run_configuration(out, OBJECTIVES[objective], {"is_not_rank0": True})
@@ -242,6 +247,7 @@ def _begin(
     prepared: _Prepared,
     data: Path,
     out: Path,
+    labels: str | Path | None,
     split: str | Path | None,
     objective: str,
     minutes: float,
@@ -253,17 +259,22 @@ def _begin(
     steps = max(1, int(0.7 * len(cases)) // BATCH)
     seconds = 60 * minutes * SPARE
     epochs = int(min(200, max(2, seconds / (steps * BATCH * checked.seconds_a_step))))
-    own = LABELS if prepared.own_labels else None
-    write_bundle(found, checked, out, data, own, minutes, epochs, objective)
+    place = LABELS if prepared.own_labels else None if labels is None else os.path.relpath(labels, out)
+    # Beside its place, so that it is there whole or not at all.
+    new = out.with_name(f".{out.name}.unfinished")
+    if new.exists():
+        shutil.rmtree(new)
+    write_bundle(found, checked, new, out.name, data, place, minutes, epochs, objective)
     if split is not None:
-        shutil.copy(split, out / "models" / "split.json")
-    if own is not None:
-        write_segmentations(found, checked.utility, cases, out / LABELS, tell)
+        shutil.copy(split, new / "models" / "split.json")
+    if prepared.own_labels:
+        write_segmentations(found, checked.utility, cases, new / LABELS, tell)
     segmenter = ExplainedSegmenter(checked.utility, UNet(len(checked.crop_size), found.model.channels, 1, 3, 4))
-    torch.save(segmenter.cpu().state_dict(), out / "models" / "model.pt")
+    torch.save(segmenter.cpu().state_dict(), new / "models" / "model.pt")
     tell(f"plan: {epochs} epochs of {steps} steps, {epochs * steps * BATCH * checked.seconds_a_step / 60:.0f} minutes")
     facts |= {"model": found.name, "cases": len(cases), "dice": checked.dice, "epochs": epochs, "trained": False}
-    _save(out, facts)
+    _save(new, facts)
+    new.rename(out)
     return facts
 
 
@@ -323,6 +334,9 @@ def verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mappi
     for line in (*table, sentence):
         tell(line)
     write_readme(out, name, facts["lines"], table, sentence)
+    add_metrics(out, {f"mean Dice, {row}, {share} visible": v for row, own in dice.items() for share, v in own.items()})
+    # Its metadata have changed.
+    trust(out)
     _save(out, {**facts, "table": dice, "believed": believed, "model_sha256": file_sha256(out / "models" / "model.pt")})
     return Fitted(out, dice, believed)
 
