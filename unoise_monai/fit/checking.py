@@ -196,7 +196,7 @@ def write_segmentations(
             tell(f"  segmented {number} of {len(cases)} cases")
 
 
-def measure_noise(utility: ClassLogits, pairs: Sequence[tuple[Tensor, Tensor]], classes: int) -> float:
+def measure_noise(utility: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], classes: int) -> float:
     """The standard deviation of noise on every voxel with which Dice falls to half of what it is without.
 
     By bisection of its logarithm, from a hundredth to a hundred times that of the images, with the same draws.
@@ -244,7 +244,7 @@ def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tenso
     return volume[tuple(place)]
 
 
-def time_step(utility: ClassLogits, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float) -> float:
+def time_step(utility: nn.Module, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float) -> float:
     """Seconds of one step of training with one crop, forward and back, as the bundle trains."""
     wrapped = UNoise(ExplainedSegmenter(utility, noise_model), 0.0, sigma_max)
     run = AutocastInferer()
