@@ -85,9 +85,9 @@ def test_a_bundle_is_made_that_explains_the_network(
     assert np.asarray(importance.dataobj).std() > 0
     # Given again, the command finds that all is done.
     again: list[str] = []
-    monkeypatch.setattr(module, "run_configuration", lambda *_: pytest.fail("must not train again"))
+    monkeypatch.setattr(module, "judge", lambda *_: pytest.fail("must not be measured again"))
     fit(load("bright:Bright", weights, like), balls, out, minutes=0.2, device="cpu", tell=again.append)
-    assert not any(line.startswith("weights") for line in again)
+    assert again == ["out is finished; its table stands in docs/README.md"]
     with pytest.raises(FileExistsError, match="must be of the same minutes"):
         fit(load("bright:Bright", weights, like), balls, out, minutes=3, device="cpu", tell=again.append)
 
@@ -148,6 +148,8 @@ def results_of(gain: float) -> list[dict[str, Any]]:
 def test_a_map_no_better_than_chance_is_not_to_be_used(gain: float, believed: bool, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "model.pt").touch()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text("{}", encoding="utf-8")
     lines: list[str] = []
     fitted = module.verdict(tmp_path, "Bright", {"lines": []}, results_of(gain), lines.append)
     assert fitted.believed is believed
@@ -248,6 +250,38 @@ def test_a_fitted_bundle_is_an_ordinary_one(
     )
     bundle = load_bundle(out)
     assert bundle.class_names == ("background", "ball")
+    metadata = json.loads((out / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    assert metadata["name"] == "out"
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["2"] == "importance"
+    assert "mean Dice, unoise, mean, 20% visible" in metadata["eval_metrics"]
     assert bundle.task is None
     assert bundle.explainer.network.utility.stride == 1
     assert isinstance(VisibleShare(bundle.explainer.network), nn.Module)
+
+
+def test_four_channels_of_regions(tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short(monkeypatch)
+    monkeypatch.setattr(module, "run_configuration", lambda *_: None)
+    balls = write_balls(tmp_path / "balls")
+    for path in sorted((balls / "imagesTr").iterdir()):
+        image = nib.load(path)
+        voxels = image.get_fdata(dtype=np.float32)
+        nib.save(nib.Nifti1Image(np.stack([voxels, -voxels, 2 * voxels, voxels], axis=-1), image.affine), path)
+    channels = LIKE.replace("channels: 1", "channels: 4").replace("outputs: softmax", "outputs: sigmoid")
+    like.write_text(channels.replace("[background, ball]", "[background, air, ball]"), encoding="utf-8")
+    weights = tmp_path / "weights.pt"
+    torch.save(Bright(4).state_dict(), weights)
+    like.write_text(f"network: {{channels: 4}}\n{like.read_text(encoding='utf-8')}", encoding="utf-8")
+    lines: list[str] = []
+    out = tmp_path / "out"
+    fit(load("bright:Bright", weights, like), balls, out, labels="model", minutes=1, device="cpu", tell=lines.append)
+    assert any("logits of regions that may overlap" in line for line in lines)
+    scan = balls / "imagesTr" / "ball_0.nii.gz"
+    assert main(["explain", str(out), str(scan), str(tmp_path / "results")]) == Exit.DONE
+    importance, seg = (
+        nib.load(tmp_path / "results" / "ball_0" / f"ball_0_{kind}.nii.gz") for kind in ("importance", "seg")
+    )
+    assert importance.shape == seg.shape == nib.load(scan).shape[:3]
+    # Air and ball are each other's complement, so every voxel is painted.
+    assert set(np.unique(np.asarray(seg.dataobj))) == {1, 2}
+    assert load_bundle(out).class_names == ("background", "air", "ball")

@@ -1,6 +1,8 @@
 """Noise models of networks in memory, from batches: 2-D, several channels, no labels, any outputs; and notebooks."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def slices(channels: int = 1, batches: int = 3, label: bool = True) -> Batches:
 
 def steps(monkeypatch: pytest.MonkeyPatch, count: int) -> dict[str, Any]:
     """Options of about so many steps, whatever the machine."""
-    monkeypatch.setattr(in_memory, "time_step", lambda *_: 54.0 / (count + 0.5))
+    monkeypatch.setattr(in_memory, "time_step", lambda *_: 48.0 / (count + 0.5))
     return {"minutes": 1.0, "device": "cpu", "tell": lambda _: None}
 
 
@@ -96,7 +98,7 @@ def test_sides_are_padded_with_their_last_voxels_and_cut_back(monkeypatch: pytes
     lines: list[str] = []
     options = {**steps(monkeypatch, 10), "tell": lines.append}
     explained = fit_network(Bright2d(stride=8), batches, **options)
-    assert lines[0] == "network: softmax, 2 channels; stride 8"
+    assert lines[1] == "sides: any multiple of 8; a voxel sees 8 voxels far"
     assert explained.stride == 8
     image = batches[0]["image"]
     padded = torch.from_numpy(np.pad(image.numpy(), [(0, 0), (0, 0), (0, 3), (0, 2)], "edge"))
@@ -119,7 +121,7 @@ def test_the_output_at_full_resolution_is_found_and_probabilities_become_logits(
     lines: list[str] = []
     batches = slices()
     explained = fit_network(Deep2d(), batches, **{**steps(monkeypatch, 10), "tell": lines.append})
-    assert lines[0] == "network: probabilities, 2 channels at 'whole'; stride 1"
+    assert "at 'whole' of 2 outputs; they are probabilities already (softmax)" in lines[0]
     image = batches[0]["image"]
     with torch.no_grad():
         p = explained.utility(image).softmax(dim=1)
@@ -213,3 +215,12 @@ def test_options_for_files_are_refused_with_batches_and_plain_networks_with_file
         unoise_monai.fit(Bright2d(), slices(batches=1), tmp_path)
     with pytest.raises(ValueError, match=r"must be wrapped, see `wrap`, to read files, got Bright2d"):
         unoise_monai.fit(Bright2d(), tmp_path)
+
+
+def test_the_folder_is_the_function_and_still_a_module() -> None:
+    """Whatever was imported first; configurations name what is in the folder."""
+    lines = "import sys, unoise_monai; assert 'torch' not in sys.modules; import unoise_monai.fit.loading"
+    lines += "; from pydoc import locate; assert callable(unoise_monai.fit) and callable(unoise_monai.load)"
+    lines += "; assert unoise_monai.fit.fit is not unoise_monai.fit"
+    lines += "; assert locate('unoise_monai.fit.Program') is unoise_monai.fit.Program"
+    subprocess.run([sys.executable, "-c", lines], check=True)

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from unoise_monai.handlers.training import LossProgress, MetricsTable, last_loss, scalars
+from unoise_monai.handlers.training import LossProgress, MetricsTable, MinutesLimit, last_loss, scalars
 from unoise_monai.losses import DualNoiseRatio
 
 
@@ -109,3 +109,17 @@ def test_the_bar_shows_the_loss(decollate: bool) -> None:
     assert losses[1] < losses[0]
     assert "noise model" in shown.getvalue()
     assert f"loss={losses[0]:.3g}"[:8] in shown.getvalue()
+
+
+def test_a_training_whose_time_is_up_is_validated_once_more() -> None:
+    validated: list[int] = []
+    validator = Engine(lambda engine, batch: None)
+    trainer = Engine(lambda engine, batch: batch)
+    validator.run = lambda epoch: validated.append(epoch)  # type: ignore[assignment, method-assign]
+    limit = MinutesLimit(1, validator)
+    limit.attach(trainer)
+    trainer.run([0, 1, 2], max_epochs=2)
+    assert (trainer.state.iteration, validated) == (6, [])
+    limit.limit_sec = 0
+    trainer.run([0, 1, 2], max_epochs=5)
+    assert (trainer.state.epoch, validated) == (3, [3])

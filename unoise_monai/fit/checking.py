@@ -56,7 +56,7 @@ class Checked:
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `ClassLogits`, besides the network."""
-        names = ("outputs", "pick", "stride", "halo")
+        names = ("outputs", "pick", "stride", "halo", "labels")
         return {name: getattr(self.utility, name) for name in names}
 
 
@@ -78,7 +78,8 @@ def check_network(found: TrainedModel, image: Tensor, tell: Tell) -> ClassLogits
     try:
         stride = find_stride(network, image.shape[1], dims)
         side = [max(stride, min(length, LARGEST_CROP) // stride * stride) for length in image.shape[2:]]
-        part = _around(image, [length // 2 for length in image.shape[2:]], side)
+        # A thin volume has fewer slices than the stride.
+        part = _padded(_around(image, [length // 2 for length in image.shape[2:]], side), stride, "replicate")
         with evaluating(network):
             output = network(part)
         pick = pick_output(output, side)
@@ -89,10 +90,10 @@ def check_network(found: TrainedModel, image: Tensor, tell: Tell) -> ClassLogits
     several = "" if pick is None else f", at {pick!r} of {len(output)} outputs"
     tell(f"output: {values.shape[1]} channels on the image's grid{several}; they are {_NAMED[outputs]}")
     classes = class_logits(values, outputs).shape[1]
-    if max(classes, 2) != len(model.class_names):
+    if model.class_names and max(classes, 2) != len(model.class_names):
         names = ", ".join(model.class_names)
         raise UnfitModel(f"the network must give a channel for each of the classes {names}, got {values.shape[1]}")
-    utility = ClassLogits(network, outputs, pick, stride, halo=0).to(image.device).eval()
+    utility = ClassLogits(network, outputs, pick, stride, 0, model.region_labels).to(image.device).eval()
     rule = tiling_rule(utility)
     utility.halo = find_halo(utility, stride, image.shape[1], dims) if rule.exact else None
     sees = rule.reason.removeprefix("blended: ") if not rule.exact else f"a voxel sees {utility.halo} voxels far"
@@ -147,7 +148,9 @@ def scan_dice(found: TrainedModel, utility: ClassLogits, cases: Sequence[Case]) 
         pred = explain(item["image"]).segmentation.as_tensor()[None].long()
         label = load_volume(item["label"]).as_tensor()[None, None].round().long()
         classes = len(found.model.class_names)
-        dice[case.name] = float(np.nanmean(dice_per_class(pred, label, classes)))
+        # Voxels of no class, such as those that nnU-Net's training ignores, do not count.
+        known = label < classes
+        dice[case.name] = float(np.nanmean(dice_per_class(pred[known], label[known], classes)))
     return dice
 
 
@@ -230,9 +233,12 @@ def foreground_crop(item: Mapping[str, Any], size: Sequence[int], stride: int) -
     where = (label[0, 0] > 0).nonzero().float()
     centre = where.mean(dim=0).round().long().tolist() if len(where) else [side // 2 for side in label.shape[2:]]
     image, label = _around(image, centre, size), _around(label, centre, size)
-    ends = [-side % stride for side in image.shape[2:]]
-    pad = [n for end in reversed(ends) for n in (0, end)]
-    return F.pad(image, pad, "replicate"), F.pad(label, pad).round().long()
+    return _padded(image, stride, "replicate"), _padded(label, stride, "constant").round().long()
+
+
+def _padded(volume: Tensor, stride: int, mode: str) -> Tensor:
+    """``(B, C, *spatial)`` with ends to multiples of the stride."""
+    return F.pad(volume, [n for side in reversed(volume.shape[2:]) for n in (0, -side % stride)], mode)
 
 
 def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -244,17 +250,21 @@ def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tenso
     return volume[tuple(place)]
 
 
-def time_step(utility: nn.Module, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float) -> float:
-    """Seconds of one step of training with one crop, forward and back, as the bundle trains."""
+def time_step(
+    utility: nn.Module, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float, batch: int
+) -> float:
+    """Seconds that a step of training takes for each of its crops, forward and back, as the bundle trains."""
     wrapped = UNoise(ExplainedSegmenter(utility, noise_model), 0.0, sigma_max)
     run = AutocastInferer()
+    image, label = (torch.cat([each] * batch) for each in pair)
     times = []
-    for _ in range(2):
+    for _ in range(3):
         start = time.perf_counter()
-        logits, _ = run(pair[0], wrapped)
-        utility_loss(logits, pair[1]).backward()
+        logits, _ = run(image, wrapped)
+        utility_loss(logits, label).backward()
         if pair[0].is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     noise_model.zero_grad(set_to_none=True)
-    return min(times)
+    # The first one makes what the others find.
+    return float(np.mean(times[1:])) / batch

@@ -1,6 +1,7 @@
 """From a user's trained network to a bundle that explains it: checks, training, and whether the map may be believed."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -38,7 +39,7 @@ from unoise_monai.fit.checking import (
 )
 from unoise_monai.fit.in_memory import Batch, fit_network
 from unoise_monai.fit.loading import TrainedModel
-from unoise_monai.fit.writing import write_bundle, write_readme
+from unoise_monai.fit.writing import add_metrics, write_bundle, write_readme
 from unoise_monai.inference.explain import Explainer
 from unoise_monai.metrics.bootstrap import bootstrap_difference
 from unoise_monai.metrics.scores import MapScorer, Visibility
@@ -135,7 +136,7 @@ def fit(
         options: dict[str, Any] = {"minutes": minutes, "objective": objective, "device": device, "tell": tell}
         if not isinstance(found, TrainedModel):
             return fit_network(found, data, **options)
-        segmenter = fit_network(found.network, data, found.model.regions, **options)
+        segmenter = fit_network(found, data, **options)
         return explainer_of(found, segmenter.utility, segmenter.noise_model)
     if not isinstance(found, TrainedModel):
         raise ValueError(f"a network must be wrapped, see `wrap`, to read files, got {type(found).__name__}")
@@ -163,7 +164,11 @@ def fit(
         prepared = _checked(found, data, labels, split, min_dice, torch.device(device or _device()), note)
         if check_only:
             return None
-        before = _begin(found, prepared, data, out, split, objective, minutes, {**settings, "lines": lines}, tell)
+        facts = {**settings, "lines": lines}
+        before = _begin(found, prepared, data, out, labels, split, objective, minutes, facts, tell)
+    if "table" in before:
+        tell(f"{out.name} is finished; its table stands in docs/README.md")
+        return Fitted(out, before["table"], before["believed"])
     if not before["trained"]:
         # Statistics are told at the end.
         run_configuration(out, OBJECTIVES[objective], {"is_not_rank0": True})
@@ -229,9 +234,8 @@ def _checked(
     items = [chain({key: value for key, value in case.item().items() if key != "label"}) for case in chosen]
     utility = check_network(found, items[0]["image"][None].as_tensor().to(device), tell)
     checked = Checked(utility, crop_size=())
-    if labelled:
-        with_labels = [case for case in chosen if case.label is not None] or labelled[:CHECKED]
-        checked.dice = scan_dice(found, utility, with_labels)
+    if not own:
+        checked.dice = scan_dice(found, utility, chosen)
         check_dice(found, checked.dice, items[0], min_dice, tell)
     noise_model = UNet(items[0]["image"].ndim - 1, found.model.channels, 1, depth=3, channel_factor=4).to(device)
     checked.crop_size = crop_size_of(found, utility, [item["image"].shape[1:] for item in items], noise_model.stride)
@@ -240,7 +244,7 @@ def _checked(
     ]
     checked.sigma_max = measure_noise(utility, pairs, len(found.model.class_names))
     checked.hidden_value = float(torch.cat([image.flatten() for image, _ in pairs]).mean())
-    checked.seconds_a_step = time_step(utility, noise_model, pairs[0], checked.sigma_max)
+    checked.seconds_a_step = time_step(utility, noise_model, pairs[0], checked.sigma_max, BATCH)
     size = " x ".join(map(str, checked.crop_size))
     tell(f"noise: Dice falls to half with a standard deviation of {checked.sigma_max:.3g}, in the network's own units")
     tell(f"training: crops of {size} voxels, {checked.seconds_a_step:.2f} s each, {BATCH} a step, on {device}")
@@ -269,6 +273,7 @@ def _begin(
     prepared: _Prepared,
     data: Path,
     out: Path,
+    labels: str | Path | None,
     split: str | Path | None,
     objective: str,
     minutes: float,
@@ -280,17 +285,22 @@ def _begin(
     steps = max(1, int(0.7 * len(cases)) // BATCH)
     seconds = 60 * minutes * SPARE
     epochs = int(min(200, max(2, seconds / (steps * BATCH * checked.seconds_a_step))))
-    own = LABELS if prepared.own_labels else None
-    write_bundle(found, checked, out, data, own, minutes, epochs, objective)
+    place = LABELS if prepared.own_labels else None if labels is None else os.path.relpath(labels, out)
+    # Beside its place, so that it is there whole or not at all.
+    new = out.with_name(f".{out.name}.unfinished")
+    if new.exists():
+        shutil.rmtree(new)
+    write_bundle(found, checked, new, out.name, data, place, minutes, epochs, objective)
     if split is not None:
-        shutil.copy(split, out / "models" / "split.json")
-    if own is not None:
-        write_segmentations(found, checked.utility, cases, out / LABELS, tell)
+        shutil.copy(split, new / "models" / "split.json")
+    if prepared.own_labels:
+        write_segmentations(found, checked.utility, cases, new / LABELS, tell)
     segmenter = ExplainedSegmenter(checked.utility, UNet(len(checked.crop_size), found.model.channels, 1, 3, 4))
-    torch.save(segmenter.cpu().state_dict(), out / "models" / "model.pt")
+    torch.save(segmenter.cpu().state_dict(), new / "models" / "model.pt")
     tell(f"plan: {epochs} epochs of {steps} steps, {epochs * steps * BATCH * checked.seconds_a_step / 60:.0f} minutes")
     facts |= {"model": found.name, "cases": len(cases), "dice": checked.dice, "epochs": epochs, "trained": False}
-    _save(out, facts)
+    _save(new, facts)
+    new.rename(out)
     return facts
 
 
@@ -350,6 +360,9 @@ def verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mappi
     for line in (*table, sentence):
         tell(line)
     write_readme(out, name, facts["lines"], table, sentence)
+    add_metrics(out, {f"mean Dice, {row}, {share} visible": v for row, own in dice.items() for share, v in own.items()})
+    # Its metadata have changed.
+    trust(out)
     _save(out, {**facts, "table": dice, "believed": believed, "model_sha256": file_sha256(out / "models" / "model.pt")})
     return Fitted(out, dice, believed)
 

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unoise_monai.checks import check_choice
-from unoise_monai.fit.checking import CHECKED, Tell, UnfitModel, measure_noise, time_step
+from unoise_monai.fit.checking import CHECKED, Tell, UnfitModel, check_network, measure_noise, time_step
+from unoise_monai.fit.loading import TrainedModel
+from unoise_monai.fit.models import Model
 from unoise_monai.inference.memory import AutocastInferer
 from unoise_monai.losses.noise import UNoiseLoss, VisibleShare, VisibleShareLoss
-from unoise_monai.networks.outputs import ClassLogits, find_stride, outputs_of, pick_output
+from unoise_monai.networks.outputs import ClassLogits
 from unoise_monai.networks.unet import UNet
 from unoise_monai.networks.weights import evaluating, segmentation
 from unoise_monai.types import Image, LabelMap
@@ -23,7 +26,7 @@ from unoise_monai.unoise import ExplainedSegmenter, UNoise
 
 Batch = Mapping[str, Any]
 """``image`` ``(B, C, *spatial)`` and ``label``, class indices ``(B, 1, *spatial)``, which may be missing."""
-SPARE = 0.9
+SPARE = 0.8
 """The share of the minutes that the planned steps take; what varies has the rest."""
 FEWEST_STEPS = 10
 """Which a one-cycle schedule needs to rise and fall."""
@@ -44,21 +47,16 @@ class AnySize(nn.Module):
         self.network, self.stride, self.halo = network, network.stride or 1, network.halo
 
     def forward(self, x: Image) -> Tensor:
-        logits: Tensor = self.network(_padded(x, self.stride))
+        ends = [n for side in reversed(x.shape[2:]) for n in (0, -side % self.stride)]
+        logits: Tensor = self.network(F.pad(x, ends, "replicate") if any(ends) else x)
         for axis, side in enumerate(x.shape[2:], 2):
             logits = logits.narrow(axis, 0, side)
         return logits
 
 
-def _padded(x: Image, stride: int) -> Image:
-    ends = [n for side in reversed(x.shape[2:]) for n in (0, -side % stride)]
-    return F.pad(x, ends, "replicate") if any(ends) else x
-
-
 def fit_network(
-    network: nn.Module,
+    network: nn.Module | TrainedModel,
     batches: Iterable[Batch],
-    regions: bool = False,
     minutes: float = 10.0,
     objective: str = "visible",
     sigma_max: float | None = None,
@@ -70,10 +68,9 @@ def fit_network(
     """Train a noise model for a copy of a network; the network itself comes back untouched.
 
     Args:
-        network: any segmentation network; logits or probabilities, the stride, and the output at full resolution are
-            found out.
+        network: any segmentation network, or a model that was loaded; what its output is is found out, see
+            `check_network`. One with logits of regions has to be a `ClassLogits`, or come with its model.
         batches: a DataLoader, or a list. Without labels the network's own segmentation is the target.
-        regions: whether logits are those of a region a channel, which may overlap.
         minutes: that training takes, after the checks.
         objective: ``"visible"`` or ``"noise"``, see `VisibleShare` and `UNoise`.
         sigma_max: standard deviation of the noise, in the images' units; by default as `measure_noise` finds it.
@@ -83,7 +80,7 @@ def fit_network(
         tell: takes the lines that say what was found.
 
     Raises:
-        UnfitModel: when the network takes none of the sizes that we try, or segments nothing of the first batches.
+        UnfitModel: see `check_network`; or when the network segments nothing of what is labelled in the first batches.
         ValueError: when an argument is out of its range, ``batches`` is empty or can be gone through only once, or the
             images are not 2-D or 3-D.
     """
@@ -102,7 +99,10 @@ def fit_network(
     image = _tensor(first[0]["image"], device)
     if image.ndim not in (4, 5):
         raise ValueError(f"images must be (B, C, *spatial), 2-D or 3-D, got {tuple(image.shape)}")
-    utility = AnySize(_class_logits(copy.deepcopy(network).to(device), image, regions, tell))
+    name = type(network).__name__
+    found = network if isinstance(network, TrainedModel) else TrainedModel(name, Model("."), network, None)
+    found = replace(found, network=copy.deepcopy(found.network).to(device))
+    utility = AnySize(check_network(found, image[:1], tell))
     noise_model = AnySize(UNet(image.ndim - 2, image.shape[1], 1, depth=3, channel_factor=4)).to(device)
     segmenter = ExplainedSegmenter(utility, noise_model)
     pairs = [_pair(batch, utility, device) for batch in first]
@@ -110,7 +110,7 @@ def fit_network(
         sigma_max = _noise(utility, pairs)
     if hidden_value is None:
         hidden_value = float(torch.cat([image.flatten() for image, _ in pairs]).mean())
-    seconds = seconds_a_batch + time_step(utility, noise_model, pairs[0], sigma_max)
+    seconds = seconds_a_batch + time_step(utility, noise_model, pairs[0], sigma_max, 1)
     steps = max(FEWEST_STEPS, int(60 * minutes * SPARE / seconds))
     tell(f"training: noise of {sigma_max:.3g}, hidden voxels {hidden_value:.3g}; {steps} steps of {seconds:.2g} s")
     wrapped: nn.Module = UNoise(segmenter, 0.0, sigma_max)
@@ -145,22 +145,6 @@ def _pair(batch: Batch, utility: nn.Module, device: torch.device) -> tuple[Image
         return image, _tensor(batch["label"], device).round().long()
     with evaluating(utility):
         return image, segmentation(utility(image))
-
-
-def _class_logits(network: nn.Module, image: Image, regions: bool, tell: Tell) -> ClassLogits:
-    """The network as one that gives class logits, from what it gives for a real image."""
-    try:
-        stride = find_stride(network, image.shape[1], image.ndim - 2)
-        padded = _padded(image[:1], stride)
-        with evaluating(network):
-            output = network(padded)
-        pick = pick_output(output, padded.shape[2:])
-    except ValueError as error:
-        raise UnfitModel(str(error)) from error
-    values: Tensor = output if pick is None else output[pick]
-    outputs = outputs_of(values, regions)
-    tell(f"network: {outputs}, {values.shape[1]} channels{'' if pick is None else f' at {pick!r}'}; stride {stride}")
-    return ClassLogits(network, outputs, pick, stride).eval()
 
 
 def _noise(utility: nn.Module, pairs: list[tuple[Image, LabelMap]]) -> float:

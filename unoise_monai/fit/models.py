@@ -51,12 +51,14 @@ class Model:
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Files and folders that define it, of which those that are there are copied."""
-    class_names: tuple[str, ...]
-    """Of the segmentation, background first."""
+    class_names: tuple[str, ...] = ()
+    """Of the segmentation, background first; empty where they are unknown."""
     channels: int = 1
     """Of the image."""
     regions: bool = False
     """Whether the output's channels are regions that may overlap."""
+    region_labels: tuple[int, ...] | None = None
+    """The classes that they are painted with, see `ClassLogits`."""
     patch_size: tuple[int, ...] | None = None
     """Voxels that the network was trained on, where that is known."""
 

@@ -1,5 +1,7 @@
 """An nnU-Net v2 results folder: its plans, its own preprocessing as one invertible transform, its windows."""
 
+import importlib
+import inspect
 import itertools
 import json
 from collections.abc import Hashable, Mapping, Sequence
@@ -7,31 +9,38 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import InvertibleTransform, MapTransform, Orientationd, Transform
+from nibabel.orientations import aff2axcodes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unoise_monai.checks import check_choice
+from unoise_monai.data.headers import NIFTI
+from unoise_monai.data.reading import CaseCompose
 from unoise_monai.fit.models import Model
 
 PLANS, DATASET = "plans.json", "dataset.json"
-READERS = ("SimpleITKIO", "NibabelIO", "NibabelIOWithReorient")
-CONFIGURATIONS = ("3d_fullres", "3d_lowres")
+READERS = {"SimpleITKIO": None, "NibabelIO": None, "SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
+"""nnU-Net's readers of volumes, and the axes that they turn an image to."""
 
 
 def _nnunet(module: str) -> ModuleType:
     """A module of nnU-Net.
 
     Raises:
-        ModuleNotFoundError: when it is not installed; with the command that does.
+        ValueError: when it is not installed; the message names the command that installs it.
     """
     try:
-        return __import__(f"nnunetv2.{module}", fromlist=[""])
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"nnU-Net must be installed, pip install nnunetv2: {error}") from error
+        return importlib.import_module(f"nnunetv2.{module}")
+    except ImportError as error:
+        raise ValueError(
+            f"nnU-Net's results need nnU-Net, which is not here: pip install nnunetv2 ({error})"
+        ) from error
 
 
 class Plans:
@@ -43,20 +52,48 @@ class Plans:
 
     Raises:
         FileNotFoundError: when one of the files is not there.
-        ValueError: when the configuration is not a 3-D one without a cascade, or images are read otherwise.
+        ValueError: when nnU-Net is not installed; when the plans have no such configuration, or it is 2-D or the second
+            stage of a cascade; when images are read by a reader not among `READERS`; when regions are not painted with
+            a label of their own each.
     """
 
     def __init__(self, folder: str | Path, configuration: str) -> None:
         plans_file, dataset_file = (Path(folder) / name for name in (PLANS, DATASET))
         self.dataset = json.loads(dataset_file.read_text(encoding="utf-8"))
         self.manager = _nnunet("utilities.plans_handling.plans_handler").PlansManager(str(plans_file))
-        if configuration not in CONFIGURATIONS:
-            raise ValueError(f"configuration must be one of {', '.join(CONFIGURATIONS)}, got {configuration}")
+        if configuration not in self.manager.available_configurations:
+            names = ", ".join(self.manager.available_configurations)
+            raise ValueError(f"configuration must be one of the plans', {names}, got {configuration}")
         self.configuration = self.manager.get_configuration(configuration)
-        self.reader = self.manager.plans.get("image_reader_writer", READERS[0])
-        if self.reader not in READERS:
-            raise ValueError(f"images must be read by one of {', '.join(READERS)}, got {self.reader}")
+        if len(self.configuration.patch_size) != 3 or self.configuration.previous_stage_name is not None:
+            rule = "configuration must be a 3-D one that needs no other before it, such as 3d_fullres"
+            raise ValueError(f"{rule}, got {configuration}")
+        self.reader = self.manager.plans.get("image_reader_writer", "SimpleITKIO")
+        check_choice("image_reader_writer", self.reader, tuple(READERS))
         self.labels = self.manager.get_label_manager(self.dataset)
+        self.order = tuple(self.dataset["regions_class_order"]) if self.labels.has_regions else ()
+        if sorted(self.order) != list(range(1, len(self.order) + 1)):
+            raise ValueError(f"regions_class_order must hold each of 1 to {len(self.order)} once, got {self.order}")
+
+
+def _spacing_mm(image: MetaTensor, reader: str) -> list[float]:
+    """Voxel sizes in nnU-Net's order of axes, as nnU-Net reads them: of NIfTI those of the header.
+
+    The size on the network's grid is rounded: a half, as of 55 voxels of 0.9 mm in voxels of 1 mm, would become another
+    number by the last digit of an oblique affine.
+    """
+    sizes, file = image.pixdim.numpy(), Path(str(image.meta.get("filename_or_obj", "")))
+    if (
+        reader == "NibabelIOWithReorient"
+        and "".join(aff2axcodes(image.meta.get("original_affine", image.affine))) != "RAS"
+    ):
+        # Of a turned image nibabel writes a header anew.
+        sizes = sizes.astype(np.float32)
+    elif file.name.lower().endswith(NIFTI) and file.is_file():
+        zooms = np.array(nib.load(file).header.get_zooms()[:3])
+        # The axes may have been turned.
+        sizes = zooms[np.abs(zooms - sizes[:, None]).argmin(axis=1)]
+    return [float(size) for size in sizes[::-1]]
 
 
 class NnUNetPreprocessd(MapTransform, InvertibleTransform):
@@ -69,8 +106,7 @@ class NnUNetPreprocessd(MapTransform, InvertibleTransform):
 
     Shape:
         ``(C, X, Y, Z)`` to ``(C, *spatial)`` in the network's order of axes, with the affine that places each voxel.
-        Back, logits and maps ``(K, *spatial)`` are resampled as nnU-Net resamples probabilities; outside of the crop
-        there is background, and 0 in maps.
+        Back, logits and maps ``(K, *spatial)`` are resampled as nnU-Net resamples logits, and 0 outside of the crop.
     """
 
     def __init__(self, folder: str | Path, configuration: str, key: str = "image") -> None:
@@ -92,7 +128,7 @@ class NnUNetPreprocessd(MapTransform, InvertibleTransform):
         d = dict(data)
         image: MetaTensor = d[self.keys[0]]
         plans, forward = self.plans, list(self.plans.manager.transpose_forward)
-        properties: dict[str, Any] = {"spacing": [float(size) for size in reversed(image.pixdim)]}
+        properties: dict[str, Any] = {"spacing": _spacing_mm(image, plans.reader)}
         # nnU-Net's axes are z, y, x.
         voxels = image.as_tensor().permute(0, 3, 2, 1).numpy()
         preprocessor = plans.configuration.preprocessor_class(verbose=False)
@@ -131,9 +167,8 @@ class NnUNetPreprocessd(MapTransform, InvertibleTransform):
             values.as_tensor().float().cpu().numpy(), sizes, plans.configuration.spacing, old_spacing
         )
         shape = [done["orig_size"][2 - axis] for axis in forward]
+        # Of equal logits the first is the largest, that of the background; one that is not above 0 is background, too.
         whole = torch.zeros((len(values), *shape))
-        # A map alone is 0 there, one logit that of no foreground, of more classes the background is the largest.
-        whole[0] = {1: 0.0, 2: -1.0}.get(len(values), 1.0)
         whole[(slice(None), *(slice(low, high) for low, high in crop))] = torch.as_tensor(np.asarray(resampled))
         back = whole.permute(0, *(axis + 1 for axis in backward)).permute(0, 3, 2, 1).contiguous()
         result = MetaTensor(back, meta=values.meta)
@@ -199,6 +234,7 @@ class NnUNetModel(Model):
     Args:
         folder: with ``plans.json``, ``dataset.json`` and ``fold_0``, ....
         configuration: its name; by default the end of the folder's.
+        trainer: name of the class that trained, which also builds the network; by default the folder's beginning.
         fold: whose weights count.
         mirrored_axes: see `NnUNetInferer`.
 
@@ -212,35 +248,41 @@ class NnUNetModel(Model):
         self,
         folder: str | Path,
         configuration: str | None = None,
+        trainer: str | None = None,
         fold: int | str = 0,
         mirrored_axes: tuple[int, ...] = (),
     ) -> None:
         super().__init__(folder)
-        self.configuration = configuration or self.folder.resolve().name.rpartition("__")[2]
+        name = self.folder.resolve().name
+        self.configuration = configuration or name.rpartition("__")[2]
+        self.trainer = trainer or name.partition("__")[0]
         self.fold, self.mirrored_axes = fold, tuple(mirrored_axes)
         self.plans = Plans(folder, self.configuration)
         dataset = self.plans.dataset
-        self.channels = len(dataset.get("channel_names") or dataset.get("modality"))
-        self.regions = bool(self.plans.labels.has_regions)
+        self.channels = len(dataset.get("channel_names") or dataset["modality"])
         self.patch_size = tuple(self.plans.configuration.patch_size)
-        labels = dataset["labels"]
+        names = [name for name in dataset["labels"] if name not in ("background", "ignore")]
+        self.regions = bool(self.plans.order)
         if self.regions:
-            # Painted in this order: a region has the label that stands for it there.
-            self.class_names = ("background", *(name for name in labels if name not in ("background", "ignore")))
+            self.region_labels = self.plans.order
+            labels = dict(zip(self.plans.order, names, strict=True))
         else:
-            values = {int(value): name for name, value in labels.items() if name != "ignore"}
-            self.class_names = tuple(values[value] for value in sorted(values))
+            labels = {int(dataset["labels"][name]): name for name in names}
+        self.class_names = ("background", *(labels[value] for value in sorted(labels)))
 
     def network(self) -> nn.Module:
-        arch = self.plans.configuration
-        made: nn.Module = _nnunet("utilities.get_network_from_plans").get_network_from_plans(
-            arch.network_arch_class_name,
-            arch.network_arch_init_kwargs,
-            arch.network_arch_init_kwargs_req_import,
-            self.channels,
-            self.plans.labels.num_segmentation_heads,
-            allow_init=False,
-            deep_supervision=False,
+        plans = self.plans
+        find = _nnunet("utilities.find_objects").recursive_find_trainer_class_by_name
+        try:
+            build = find(self.trainer).build_network_architecture
+        except RuntimeError as error:
+            raise ValueError(f"trainer must be a class that nnU-Net finds, got {self.trainer}: {error}") from error
+        arch = plans.configuration
+        # Of older nnU-Nets, and of trainers written for them.
+        old = (arch.network_arch_class_name, arch.network_arch_init_kwargs, arch.network_arch_init_kwargs_req_import)
+        given = (plans.manager, arch) if "plans_manager" in inspect.signature(build).parameters else old
+        made: nn.Module = build(
+            *given, self.channels, plans.labels.num_segmentation_heads, enable_deep_supervision=False
         )
         return made
 
@@ -253,8 +295,24 @@ class NnUNetModel(Model):
         return there[0]
 
     def steps(self) -> list[Transform]:
-        again = [Orientationd("image", axcodes="RAS", labels=None)] if self.plans.reader == READERS[2] else []
-        return [*again, NnUNetPreprocessd(self.folder, self.configuration)]
+        axes = READERS[self.plans.reader]
+        turned = [] if axes is None else [Orientationd("image", axcodes=axes, labels=None)]
+        return [*turned, NnUNetPreprocessd(self.folder, self.configuration)]
+
+    def preprocessing(self, with_label: bool = False) -> CaseCompose:
+        """See `Model.preprocessing`.
+
+        Raises:
+            ValueError: when label maps hold values that are no class.
+        """
+        values = [
+            *self.plans.labels.all_labels,
+            *([self.plans.labels.ignore_label] * self.plans.labels.has_ignore_label),
+        ]
+        if with_label and (others := [int(value) for value in values if value >= len(self.class_names)]):
+            rule = f"label maps must hold the classes 0 to {len(self.class_names) - 1} alone to train on them"
+            raise ValueError(f"{rule}, got {others} in {DATASET}; use --labels model")
+        return super().preprocessing(with_label)
 
     def inferer(self, memory_gb: float | None = None, precision: str = "auto") -> Inferer:
         return NnUNetInferer(self.folder, self.configuration, self.mirrored_axes)

@@ -43,6 +43,7 @@ def write_bundle(
     found: TrainedModel,
     checked: Checked,
     folder: Path,
+    name: str,
     dataset: Path,
     labels: str | None,
     minutes: float,
@@ -54,9 +55,10 @@ def write_bundle(
     Args:
         found: the model.
         checked: what was found out about it.
-        folder: the bundle's.
+        folder: where it is written.
+        name: of the bundle.
         dataset: the user's data.
-        labels: the folder of label maps, relative to the bundle, where the data have none of their own.
+        labels: the folder of label maps, relative to the bundle; None for those of the data.
         minutes: after which training ends.
         epochs: of training, planned to be done by then.
         objective: of training.
@@ -72,7 +74,9 @@ def write_bundle(
         "_target_": f"unoise_monai.fit.{type(model).__name__}",
         "folder": "$@bundle_root + '/model'",
     }
-    target |= {name: getattr(model, name) for name in ("configuration", "mirrored_axes") if hasattr(model, name)}
+    target |= {
+        name: getattr(model, name) for name in ("configuration", "trainer", "mirrored_axes") if hasattr(model, name)
+    }
     if "mirrored_axes" in target:
         target["mirrored_axes"] = list(target["mirrored_axes"])
     dims = len(checked.crop_size)
@@ -118,21 +122,23 @@ def write_bundle(
             "train_utility_command": "",
         },
     )
-    limit = f"  - {{_target_: unoise_monai.handlers.MinutesLimit, minutes: {minutes:g}}}\n"
-    last = "  - {_target_: unoise_monai.handlers.LossProgress"
-    train = train.replace(last, limit + last)
+    handlers = "  - {_target_: unoise_monai.handlers."
+    limit = f"{handlers}MinutesLimit, minutes: {minutes:g}, validator: '@validate#evaluator'}}\n"
+    train = train.replace(f"{handlers}LossProgress", f"{limit}{handlers}LossProgress")
     texts = {"inference": inference, "train": train}
-    for name in OVERLAYS:
-        texts[name] = (template / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
+    for overlay in OVERLAYS:
+        texts[overlay] = (template / "configs" / f"{overlay}.yaml").read_text(encoding="utf-8")
     texts["train_visible"] = replaced(texts["train_visible"], {"max_epochs": epochs}).replace(
         "  value: 0.0\n", f"  value: {checked.hidden_value:.4g}\n"
     )
-    for name, text in texts.items():
-        (configs / f"{name}.yaml").write_text(text.replace("Task04_Hippocampus", dataset.name), encoding="utf-8")
-    _write_metadata(found, template, folder, objective)
+    for config, text in texts.items():
+        (configs / f"{config}.yaml").write_text(text.replace("Task04_Hippocampus", dataset.name), encoding="utf-8")
+    _write_metadata(found, checked, template, folder, name, objective)
 
 
-def _write_metadata(found: TrainedModel, template: Path, folder: Path, objective: str) -> None:
+def _write_metadata(
+    found: TrainedModel, checked: Checked, template: Path, folder: Path, name: str, objective: str
+) -> None:
     metadata = json.loads((template / METADATA).read_text(encoding="utf-8"))
     names = found.model.class_names
     logits = names if len(names) > 2 or not found.model.regions else names[1:]
@@ -142,21 +148,34 @@ def _write_metadata(found: TrainedModel, template: Path, folder: Path, objective
         "channel_def": {str(index): name for index, name in enumerate((*logits, "importance"))},
     }
     image = metadata["network_data_format"]["inputs"]["image"]
-    image |= {
-        "num_channels": found.model.channels,
-        "channel_def": {str(k): f"channel {k}" for k in range(found.model.channels)},
-    }
+    channels = found.model.channels
+    sides = [f"{checked.utility.stride}*n"] * len(checked.crop_size)
+    image |= {"modality": "n/a", "num_channels": channels, "spatial_shape": sides}
+    image |= {"channel_def": {str(index): f"channel {index}" for index in range(channels)}}
     metadata |= {
         "version": "0.1.0",
         "changelog": {"0.1.0": f"made by unoise fit from {found.name}"},
-        "name": folder.name,
+        "name": name,
         "task": f"Importance of voxels for {found.name}",
         "description": f"{found.name} with a noise model trained for it ({objective}); made by unoise fit.",
         "label_classes": ", ".join(f"{index} {name}" for index, name in enumerate(names)),
-        "image_classes": f"{found.model.channels} channels, preprocessed as the model's own configuration says",
+        "image_classes": f"{channels} channels, preprocessed as the model's own configuration says",
         "data_source": "the data that unoise fit was given",
+        "authors": f"those of {found.name}, and unoise fit",
+        "copyright": f"of the authors of {found.name}",
+        "references": metadata["references"][:1],
         "eval_metrics": {},
     }
+    _save_metadata(folder, metadata)
+
+
+def add_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Put measured numbers into a bundle's metadata."""
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    _save_metadata(folder, metadata | {"eval_metrics": dict(metrics)})
+
+
+def _save_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     text = json.dumps(metadata, indent=1, ensure_ascii=False)
     (folder / METADATA).write_text(text + "\n", encoding="utf-8")
 

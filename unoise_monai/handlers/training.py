@@ -135,13 +135,20 @@ class BestModel:
 
 
 class MinutesLimit(TimeLimit):
-    """Ignite's `TimeLimit` in minutes, attachable from a bundle's list of handlers; what the best model was stays."""
+    """Ignite's `TimeLimit` in minutes, attachable from a bundle's list of handlers.
 
-    def __init__(self, minutes: float) -> None:
-        super().__init__(round(60 * minutes))
+    Args:
+        minutes: after which training ends.
+        validator: is run then, so that what was learned since the last validation may become the best model.
+    """
+
+    def __init__(self, minutes: float, validator: Engine) -> None:
+        super().__init__(math.ceil(60 * minutes))
+        self.validator = validator
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.TERMINATE, lambda: self.validator.run(engine.state.epoch))
 
 
 class LossProgress(ProgressBar):

@@ -33,13 +33,17 @@ class ClassLogits(nn.Module):
         pick: the index or the key of the output at full resolution where it gives several; None where it gives one.
         stride: see `find_stride`; None where it is unknown.
         halo: see `find_halo`; None where a voxel sees the whole volume.
+        labels: the class that each of K > 1 regions is painted with, in the channels' order; by default 1 to K.
 
     Shape:
         ``(B, C, *spatial)`` to ``(B, K, *spatial)``: of one logit still one, of K > 1 regions K + 1 classes.
 
     Raises:
-        ValueError: when ``outputs`` is unknown; in the call, when there is no tensor at ``pick``.
+        ValueError: when ``outputs`` is unknown, or ``labels`` are not 1 to K in any order; in the call, when there is
+            no tensor at ``pick``.
     """
+
+    order: Tensor
 
     def __init__(
         self,
@@ -48,15 +52,23 @@ class ClassLogits(nn.Module):
         pick: int | str | None = None,
         stride: int | None = None,
         halo: int | None = None,
+        labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         check_choice("outputs", outputs, OUTPUTS)
+        if labels is not None and sorted(labels) != list(range(1, len(labels) + 1)):
+            raise ValueError(f"labels must be 1 to the number of regions, in any order, got {labels}")
+        self.labels = None if labels is None else list(labels)
+        order = [0, *(self.labels.index(label) + 1 for label in sorted(self.labels))] if self.labels else []
+        self.register_buffer("order", torch.tensor(order, dtype=torch.long), persistent=False)
         self.network, self.outputs, self.pick, self.stride, self.halo = network, outputs, pick, stride, halo
 
     def forward(self, x: Image) -> Logits:
         if torch.jit.is_scripting():
-            return class_logits(self.network(x), self.outputs)
-        return class_logits(self._picked(self.network(x)), self.outputs)
+            classes = class_logits(self.network(x), self.outputs)
+        else:
+            classes = class_logits(self._picked(self.network(x)), self.outputs)
+        return classes.index_select(1, self.order) if self.order.numel() == classes.shape[1] else classes
 
     @torch.jit.unused
     def _picked(self, output: Any) -> Tensor:
