@@ -1,8 +1,10 @@
 """Noise models of networks in memory, from batches: 2-D, several channels, no labels, any outputs; and notebooks."""
 
 import copy
+import gzip
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,15 @@ from bright import AFFINE, LIKE, Bright, volume, write_balls
 from torch import Tensor, nn
 
 import unoise_monai
+from unoise_monai.bundle import build
 from unoise_monai.fit import Fitted, UnfitModel, fit_network, in_memory
 from unoise_monai.fit import fitting as module
+from unoise_monai.fit.loading import copy_model
+from unoise_monai.handlers import ImportanceSaver
 from unoise_monai.inference import TiledInferer
 from unoise_monai.metrics.visibility import Hiding, VisibilityScorer
+from unoise_monai.networks.outputs import ClassLogits
+from unoise_monai.networks.weights import segmentation
 from unoise_monai.phantoms import abdomen_phantom
 
 Batches = list[dict[str, Tensor]]
@@ -128,6 +135,40 @@ def test_the_output_at_full_resolution_is_found_and_probabilities_become_logits(
         torch.testing.assert_close(p, Bright2d()(image).softmax(dim=1), atol=1e-5, rtol=0)
 
 
+class Regions2d(Bright2d):
+    """One logit a region: what is bright, and within it what is brighter."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.conv(x)
+        return torch.cat([logits - 5 * index for index in range(self.count)], dim=1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_regions_are_classes_as_they_are_painted(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = slices(label=False)
+    network = Regions2d(count) if count == 1 else ClassLogits(Regions2d(count), "sigmoid")
+    explained = fit_network(network, batches, **steps(monkeypatch, 10))
+    image = batches[0]["image"]
+    with torch.no_grad():
+        painted = (Regions2d(count)(image) > 0).sum(dim=1, keepdim=True)
+        found = segmentation(explained(image)[:, :-1])
+    assert torch.equal(found, painted)
+    assert painted.max() == count
+
+
+def test_training_ends_with_the_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_memory, "time_step", lambda *_: 1e-9)
+    lines: list[str] = []
+    start = time.perf_counter()
+    fit_network(Bright2d(), slices(), minutes=0.02, sigma_max=1.0, device="cpu", tell=lines.append)
+    assert time.perf_counter() - start < 15
+    assert lines[-1] == "training: the minutes are over before the last step"
+
+
 def test_the_callers_network_and_batches_come_back_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     network, batches = nn.Sequential(Bright2d(), nn.BatchNorm2d(2)).train(), slices()
     before, values = copy.deepcopy(network.state_dict()), copy.deepcopy(batches)
@@ -156,6 +197,42 @@ def test_a_wrapped_network_explains_files_from_a_loader(tmp_path: Path, monkeypa
     assert explanation.importance.shape == (1, 20, 24, 16)
     explanation.save(tmp_path / "out")
     check_files(tmp_path / "out", scan)
+    # As the bundles' own saver writes them.
+    maps = {"importance": explanation.importance, "seg": explanation.segmentation}
+    ImportanceSaver().save(maps, explanation.case, tmp_path / "saved")
+    for path in (tmp_path / "saved").iterdir():
+        assert gzip.decompress(path.read_bytes()) == gzip.decompress((tmp_path / "out" / path.name).read_bytes())
+
+
+class Deep3d(nn.Module):
+    """Gives a list, and asks Python what TorchScript cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bright = Bright()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = self.bright(x)
+        return [*(y[..., ::step, ::step, ::step] for step in (2, 4)), y]
+
+
+def test_a_network_that_is_wrapped_by_tracing_comes_back_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "like.yaml").write_text(LIKE, encoding="utf-8")
+    with pytest.raises(ValueError, match="pass an example to trace it with"):
+        unoise_monai.wrap(Deep3d(), tmp_path / "like.yaml")
+    image = torch.randn(1, 1, 16, 16, 16)
+    network = Deep3d()
+    model = unoise_monai.wrap(network, tmp_path / "like.yaml", image)
+    other = Deep3d()
+    with torch.no_grad():
+        other.bright.conv.bias.zero_()
+    assert unoise_monai.wrap(other, tmp_path / "like.yaml", image).weights_sha256 != model.weights_sha256
+    copy_model(model, tmp_path / "model")
+    loaded = build({"bundle_root": str(tmp_path), "network": model.config}, "network")
+    # By the same names, for the weights of a bundle.
+    loaded.load_state_dict(network.state_dict())
+    for found, wanted in zip(loaded(image), network(image), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def check_files(folder: Path, scan: Path) -> None:

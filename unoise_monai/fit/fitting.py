@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,9 @@ def fit(
     check_fraction("min_dice", min_dice)
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
-    out = Path(tempfile.mkdtemp(prefix="unoise-fit-")) / found.name if out is None else Path(out)
-    out, data = out.resolve(), Path(data).resolve()
+    # Not made before the checks have passed.
+    temporary = Path(tempfile.gettempdir()) / f"unoise-fit-{uuid.uuid4().hex}" / found.name
+    out, data = Path(temporary if out is None else out).resolve(), Path(data).resolve()
     settings = {
         "weights_sha256": found.weights_sha256,
         "labels": str(labels),

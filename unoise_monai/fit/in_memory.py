@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice, repeat
 from typing import Any
@@ -87,7 +87,7 @@ def fit_network(
     check_choice("objective", objective, ("visible", "noise"))
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
-    if iter(batches) is batches:
+    if isinstance(batches, Iterator):
         raise ValueError(f"batches must be a DataLoader or a list, for many epochs, got {type(batches).__name__}")
     set_determinism(seed=0)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -122,14 +122,14 @@ def fit_network(
     wrapped.train()
     end = time.perf_counter() + 60 * minutes
     for batch in islice(chain.from_iterable(repeat(batches)), steps):
+        if time.perf_counter() > end:
+            tell("training: the minutes are over before the last step")
+            break
         image, label = _pair(batch, utility, device)
         optimizer.zero_grad(set_to_none=True)
         loss_function(run(image, wrapped), label).backward()
         optimizer.step()
         schedule.step()
-        if time.perf_counter() > end:
-            tell("training: the minutes are over before the last step")
-            break
     segmenter.zero_grad(set_to_none=True)
     return segmenter.eval()
 

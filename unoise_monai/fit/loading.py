@@ -118,7 +118,7 @@ def wrap(network: nn.Module, like: str | Path, example: Tensor | None = None, tr
     # The caller's stays as it is.
     network = copy.deepcopy(network).eval()
     try:
-        program = torch.jit.script(network) if example is None else torch.jit.trace(network, example)
+        program = torch.jit.script(network) if example is None else torch.jit.trace(network, example, strict=False)
     # Its compiler raises what it likes.
     except Exception as error:
         raise ValueError(f"network must become TorchScript, pass an example to trace it with: {error}") from error
