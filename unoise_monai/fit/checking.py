@@ -90,7 +90,7 @@ def check_network(found: TrainedModel, image: Tensor, tell: Tell) -> ClassLogits
     several = "" if pick is None else f", at {pick!r} of {len(output)} outputs"
     tell(f"output: {values.shape[1]} channels on the image's grid{several}; they are {_NAMED[outputs]}")
     classes = class_logits(values, outputs).shape[1]
-    if max(classes, 2) != len(model.class_names):
+    if model.class_names and max(classes, 2) != len(model.class_names):
         names = ", ".join(model.class_names)
         raise UnfitModel(f"the network must give a channel for each of the classes {names}, got {values.shape[1]}")
     utility = ClassLogits(network, outputs, pick, stride, 0, model.region_labels).to(image.device).eval()
@@ -199,7 +199,7 @@ def write_segmentations(
             tell(f"  segmented {number} of {len(cases)} cases")
 
 
-def measure_noise(utility: ClassLogits, pairs: Sequence[tuple[Tensor, Tensor]], classes: int) -> float:
+def measure_noise(utility: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], classes: int) -> float:
     """The standard deviation of noise on every voxel with which Dice falls to half of what it is without.
 
     By bisection of its logarithm, from a hundredth to a hundred times that of the images, with the same draws.
@@ -251,7 +251,7 @@ def _around(volume: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tenso
 
 
 def time_step(
-    utility: ClassLogits, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float, batch: int
+    utility: nn.Module, noise_model: nn.Module, pair: tuple[Tensor, Tensor], sigma_max: float, batch: int
 ) -> float:
     """Seconds that a step of training takes for each of its crops, forward and back, as the bundle trains."""
     wrapped = UNoise(ExplainedSegmenter(utility, noise_model), 0.0, sigma_max)

@@ -3,17 +3,20 @@
 import json
 import os
 import shutil
+import tempfile
+import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 from numpy.typing import NDArray
+from torch import nn
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.bundle import Bundle, file_sha256, load_bundle, run_configuration, trust
@@ -28,14 +31,17 @@ from unoise_monai.fit.checking import (
     check_dice,
     check_network,
     crop_size_of,
+    explainer_of,
     foreground_crop,
     measure_noise,
     scan_dice,
     time_step,
     write_segmentations,
 )
+from unoise_monai.fit.in_memory import Batch, fit_network
 from unoise_monai.fit.loading import TrainedModel
 from unoise_monai.fit.writing import add_metrics, write_bundle, write_readme
+from unoise_monai.inference.explain import Explainer
 from unoise_monai.metrics.bootstrap import bootstrap_difference
 from unoise_monai.metrics.scores import MapScorer, Visibility
 from unoise_monai.metrics.visibility import MODES, Hiding
@@ -75,10 +81,16 @@ class Fitted:
         return load_bundle(self.folder).explain(image)
 
 
+@overload
+def fit(found: TrainedModel, data: str | Path, *args: Any, **options: Any) -> Fitted | None: ...
+@overload
+def fit(found: TrainedModel, data: Iterable[Batch], *args: Any, **options: Any) -> Explainer: ...
+@overload
+def fit(found: nn.Module, data: Iterable[Batch], *args: Any, **options: Any) -> ExplainedSegmenter: ...
 def fit(
-    found: TrainedModel,
-    data: str | Path,
-    out: str | Path,
+    found: TrainedModel | nn.Module,
+    data: str | Path | Iterable[Batch],
+    out: str | Path | None = None,
     labels: str | Path | None = None,
     split: str | Path | None = None,
     objective: str = "visible",
@@ -87,15 +99,16 @@ def fit(
     device: str | torch.device | None = None,
     check_only: bool = False,
     tell: Tell = print,
-) -> Fitted | None:
+) -> Fitted | Explainer | ExplainedSegmenter | None:
     """Train a noise model for a network, and write the bundle that explains with both.
 
-    Started again with the same arguments, it goes on where it was stopped.
+    Started again with the same arguments, it goes on where it was stopped. Of batches in memory nothing is written, see
+    `fit_network`.
 
     Args:
-        found: the model, see `load`.
-        data: cases with or without labels, see `find_cases`.
-        out: the bundle's folder, new or of a fit that was stopped.
+        found: the model, see `load`; with batches any network.
+        data: cases with or without labels, see `find_cases`; or batches, a DataLoader or a list.
+        out: the bundle's folder, new or of a fit that was stopped; by default a new temporary one, which stays.
         labels: ``"model"`` for the model's own segmentation, or a folder with ``<case>.nii.gz``; by default the labels
             of the data, or where there are none the model's.
         split: the cases that the network was trained on, a JSON as `split_cases` writes it; by default they are drawn.
@@ -107,19 +120,34 @@ def fit(
         tell: takes the lines that say what was found.
 
     Returns:
-        None where only checked.
+        None where only checked; with batches what explains a file, or of a plain network, for which no file is read,
+        the network with its noise model.
 
     Raises:
         UnfitModel: when a check fails.
         FileExistsError: when ``out`` holds something else.
         CaseError: when there are no cases, or one that is checked is bad.
-        ValueError: when an argument is out of its range.
+        ValueError: when an argument is out of its range, or is for files and there are batches or a plain network.
     """
+    if not isinstance(data, str | Path):
+        if (out, labels, split, check_only) != (None, None, None, False):
+            raise ValueError(
+                "out, labels, split and check_only must be left out with batches, of which none is written"
+            )
+        options: dict[str, Any] = {"minutes": minutes, "objective": objective, "device": device, "tell": tell}
+        if not isinstance(found, TrainedModel):
+            return fit_network(found, data, **options)
+        segmenter = fit_network(found, data, **options)
+        return explainer_of(found, segmenter.utility, segmenter.noise_model)
+    if not isinstance(found, TrainedModel):
+        raise ValueError(f"a network must be wrapped, see `wrap`, to read files, got {type(found).__name__}")
     check_choice("objective", objective, tuple(OBJECTIVES))
     check_fraction("min_dice", min_dice)
     if not minutes > 0:
         raise ValueError(f"minutes must be above 0, got {minutes}")
-    out, data = Path(out).resolve(), Path(data).resolve()
+    # Not made before the checks have passed.
+    temporary = Path(tempfile.gettempdir()) / f"unoise-fit-{uuid.uuid4().hex}" / found.name
+    out, data = Path(temporary if out is None else out).resolve(), Path(data).resolve()
     settings = {
         "weights_sha256": found.weights_sha256,
         "labels": str(labels),

@@ -1,5 +1,6 @@
 """Finds out what a user's model is, and loads it with its weights."""
 
+import copy
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unoise_monai.bundle import CONFIGS, check_trust, file_sha256
+from unoise_monai.bundle import CONFIGS, check_trust, file_sha256, state_sha256
 from unoise_monai.fit.models import PROGRAMS, BundleModel, DescribedModel, Model, Program, factory
 from unoise_monai.fit.nnunet import DATASET, PLANS, NnUNetModel
 from unoise_monai.networks.weights import put_weights, read_checkpoint, unwrapped
@@ -114,13 +115,16 @@ def wrap(network: nn.Module, like: str | Path, example: Tensor | None = None, tr
         ValueError: when no TorchScript can be made of it: what is written could not bring it back.
     """
     model = _like(Path(like), trusted)
+    # The caller's stays as it is.
+    network = copy.deepcopy(network).eval()
     try:
-        program = torch.jit.script(network.eval()) if example is None else torch.jit.trace(network.eval(), example)
+        program = torch.jit.script(network) if example is None else torch.jit.trace(network, example, strict=False)
     # Its compiler raises what it likes.
     except Exception as error:
         raise ValueError(f"network must become TorchScript, pass an example to trace it with: {error}") from error
-    found = TrainedModel(type(network).__name__, model, network.eval(), None)
-    found.config = {"_target_": "unoise_monai.fit.Program", "path": "$@bundle_root + '/model/network.ts'"}
+    found = TrainedModel(type(network).__name__, model, network, None, weights_sha256=state_sha256(network))
+    # As it is, for weights by the same names.
+    found.config = {"_target_": "torch.jit.load", "f": "$@bundle_root + '/model/network.ts'", "map_location": "cpu"}
     found.notes = [f"network: {type(network).__name__}, from memory"]
     found.compiled = program  # type: ignore[attr-defined]
     return found

@@ -51,8 +51,8 @@ class Model:
 
     needs: ClassVar[tuple[str, ...]] = ()
     """Files and folders that define it, of which those that are there are copied."""
-    class_names: tuple[str, ...]
-    """Of the segmentation, background first."""
+    class_names: tuple[str, ...] = ()
+    """Of the segmentation, background first; empty where they are unknown."""
     channels: int = 1
     """Of the image."""
     regions: bool = False

@@ -11,6 +11,7 @@ from monai.transforms import Compose, EnsureTyped, Invertd, MapTransform
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from unoise_monai.data.nifti import write_nifti
 from unoise_monai.data.reading import case_name
 from unoise_monai.inference.tiling import TiledInferer
 from unoise_monai.networks.weights import evaluating
@@ -80,6 +81,20 @@ class Explanation(NamedTuple):
     segmentation: MetaTensor
     """Class indices, ``(1, X, Y, Z)`` uint8, with the file's affine."""
 
+    def save(self, folder: str | Path) -> None:
+        """Write ``<case>_importance.nii.gz`` and ``<case>_seg.nii.gz`` to a folder, on the grid of the input file.
+
+        Raises:
+            ValueError: see `write_nifti`.
+        """
+        for name, volume, description in (
+            ("importance", self.importance, "U-Noise importance, 0 to 1"),
+            ("seg", self.segmentation, "segmentation, class indices"),
+        ):
+            path = Path(folder) / f"{self.case}_{name}.nii.gz"
+            source = volume.meta["filename_or_obj"]
+            write_nifti(path, volume[0].numpy(), volume.affine.numpy(), description, source)
+
 
 class Explainer:
     """Explains the segmentation of volumes, one file at a time: a bundle's pipeline without its savers.
@@ -114,6 +129,8 @@ class Explainer:
         item = self.preprocess({"image": str(image), "case": case_name(image)})
         restored = self.postprocess({**item, "pred": self.predict(item["image"])})
         return Explanation(restored["case"], restored["importance"], restored["seg"])
+
+    explain = __call__
 
     def predict(self, image: MetaTensor) -> MetaTensor:
         """The network's output ``(K + 1, *spatial)``, on its device, for a preprocessed image ``(C, *spatial)``."""
