@@ -11,9 +11,9 @@ from monai.bundle import ConfigWorkflow
 from unoise_monai.networks import UNet
 from unoise_monai.unoise import ExplainedSegmenter
 
-BUNDLES = sorted(
-    path.parent.parent for path in (Path(__file__).parents[1] / "bundles").glob("*/configs/train_utility.yaml")
-)
+TRAININGS = (Path(__file__).parents[1] / "bundles").glob("*/configs/train_utility.yaml")
+BUNDLES = sorted(path.parents[1] for path in TRAININGS)
+"""Those whose networks are ours; `unoise fit` has written the others."""
 bundle_parametrize = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 SMALL: dict[str, Any] = {"task#spacing_mm": [9.0, 9.0, 9.0], "task#patch_size": [16, 16, 16]}
 SMALL |= {"device": "cpu", "precision": "fp32"}

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unoise_monai.cli import Exit
+from unoise_monai.cli import Exit, fit
 from unoise_monai.cli import main as cli
 from unoise_monai.cli.main import main
+from unoise_monai.data.datasets import PARTS
 from unoise_monai.data.reading import load_volume
+from unoise_monai.fit.fitting import OBJECTIVES
 from unoise_monai.handlers.savers import PICTURES
 from unoise_monai.phantoms import write_phantom_cohort
 from unoise_monai.phantoms.cohort import KINDS
@@ -29,6 +31,7 @@ BAD = Finding("bundles", "x", "no weights", ok=False, advice="train them")
 
 def test_choices_are_those_of_the_package() -> None:
     assert (tuple(PICTURES), STYLES, tuple(KINDS)) == (cli.PICTURES, cli.STYLES, cli.KINDS)
+    assert (tuple(OBJECTIVES), (*PARTS, "all")) == (fit.OBJECTIVES, fit.PARTS)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from unoise_monai.data.finding import find_cases
 from unoise_monai.fit import Fitted, UnfitModel, fit, load, wrap
 from unoise_monai.fit import fitting as module
 from unoise_monai.fit.checking import check_network, measure_noise
-from unoise_monai.losses.noise import VisibleShare
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +233,7 @@ def test_the_noise_that_halves_dice_does(balls: Path) -> None:
 
 
 def test_a_fitted_bundle_is_an_ordinary_one(
-    like: Path, weights: Path, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    like: Path, weights: Path, balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     short(monkeypatch)
     monkeypatch.setattr(module, "run_configuration", lambda *_: None)
@@ -256,7 +255,11 @@ def test_a_fitted_bundle_is_an_ordinary_one(
     assert "mean Dice, unoise, mean, 20% visible" in metadata["eval_metrics"]
     assert bundle.task is None
     assert bundle.explainer.network.utility.stride == 1
-    assert isinstance(VisibleShare(bundle.explainer.network), nn.Module)
+    evaluated = tmp_path / "evaluated"
+    assert main(["evaluate", str(out), str(balls), str(evaluated)]) == Exit.DONE
+    table = (evaluated / "quantile.csv").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.endswith(table)
+    assert json.loads((evaluated / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_four_channels_of_regions(tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
