@@ -193,6 +193,7 @@ def test_a_wrapped_network_explains_files_from_a_loader(tmp_path: Path, monkeypa
     assert network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
     scan = write_balls(tmp_path / "balls", 1) / "imagesTr" / "ball_0.nii.gz"
+    assert not explained.network.noise_model.training
     explanation = explained.explain(scan)
     assert explanation.importance.shape == (1, 20, 24, 16)
     explanation.save(tmp_path / "out")

@@ -138,7 +138,9 @@ def fit(
         if not isinstance(found, TrainedModel):
             return fit_network(found, data, **options)
         segmenter = fit_network(found, data, **options)
-        return explainer_of(found, segmenter.utility, segmenter.noise_model)
+        explainer = explainer_of(found, segmenter.utility, segmenter.noise_model)
+        explainer.network.eval()
+        return explainer
     if not isinstance(found, TrainedModel):
         raise ValueError(f"a network must be wrapped, see `wrap`, to read files, got {type(found).__name__}")
     check_choice("objective", objective, tuple(OBJECTIVES))
