@@ -18,7 +18,7 @@ from unoise_monai.data.nifti import write_nifti
 from unoise_monai.phantoms import abdomen_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["hippocampus_mr_unoise", "pancreas_ct_unoise", "vessel_tof_mra_unoise"]
+NAMES = ["heart_mr_unoise", "hippocampus_mr_unoise", "pancreas_ct_unoise", "vessel_tof_mra_unoise"]
 # Those of this checkout; an environment that sees them does not see the checkout itself.
 LIBRARIES = Path(torch.__file__).parents[1]
 SAYS = "from unoise_monai.bundle import is_trusted; import sys; print(*(is_trusted(each) for each in sys.argv[1:]))"
@@ -56,7 +56,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for name in ("models/utility.pt", "models/model_last.pt", "eval/scan.nii.gz", "runs/metrics.csv"):
-        left = folder / "bundles" / NAMES[0] / name
+        left = folder / "bundles" / "hippocampus_mr_unoise" / name
         left.parent.mkdir(exist_ok=True)
         left.touch()
     return folder
@@ -116,9 +116,9 @@ def test_an_installed_package_knows_its_bundles_and_trusts_no_copies(installed: 
     listed = dict(line.split("\t") for line in run([installed / "unoise", "bundles"], tmp_path).splitlines())
     assert list(listed) == NAMES
     assert all(Path(folder).is_relative_to(installed.parent) for folder in listed.values())
-    copy = shutil.copytree(listed[NAMES[0]], tmp_path / NAMES[0])
+    copy = shutil.copytree(listed["hippocampus_mr_unoise"], tmp_path / NAMES[0])
     # Beside the package, where a checkout has its own.
-    beside = shutil.copytree(copy, Path(listed[NAMES[0]]).parents[2] / "bundles" / NAMES[0])
+    beside = shutil.copytree(copy, Path(listed["hippocampus_mr_unoise"]).parents[2] / "bundles" / NAMES[0])
     nobody = {"UNOISE_TRUSTED_BUNDLES": str(tmp_path / "none")}
     said = run([installed / "python", "-c", SAYS, *listed.values(), copy, beside], tmp_path, **nobody)
     assert said.split() == [*["True"] * 3, "False", "False"]
@@ -130,7 +130,7 @@ def test_an_installed_package_explains_by_a_bundle_s_name(installed: Path, tmp_p
     write_nifti(tmp_path / "scan.nii.gz", phantom.image, phantom.affine)
     options = ["--device", "cpu", "--quiet"]
     nobody = {"UNOISE_TRUSTED_BUNDLES": str(tmp_path / "none")}
-    run([installed / "unoise", "explain", NAMES[0], "scan.nii.gz", "out", *options], tmp_path, **nobody)
+    run([installed / "unoise", "explain", "hippocampus_mr_unoise", "scan.nii.gz", "out", *options], tmp_path, **nobody)
     (written,) = (tmp_path / "out").rglob("*_importance.nii.gz")
     importance = nib.load(written)
     np.testing.assert_allclose(importance.affine, phantom.affine, atol=1e-5)
