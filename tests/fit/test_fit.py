@@ -136,7 +136,7 @@ def results_of(gain: float) -> list[dict[str, Any]]:
     """Of three cases: Dice of a random order, and of the map that is better by ``gain``."""
     results = []
     for case in range(3):
-        for method, more in (("unoise", gain), ("random", 0.0)):
+        for method, more in (("unoise", gain), ("random", 0.0), ("saliency", 0.3)):
             dice = [0.0, *(0.1 * case + 0.2 * share + more for share in module.SHARES)]
             curves = {operator: {"insertion": {"dice": dice}} for operator in ("mean", "noise")}
             results.append({"method": method, "case": str(case), "curves": curves})
@@ -154,6 +154,7 @@ def test_a_map_no_better_than_chance_is_not_to_be_used(gain: float, believed: bo
     assert fitted.believed is believed
     assert ("Do not use this map" in lines[-1]) is not believed
     assert f"map minus random order: {gain:+.3f} (95% of {gain:+.3f} to {gain:+.3f}) on 3 cases" in lines[-1]
+    assert lines[-1].endswith(f"Map minus saliency: {gain - 0.3:+.3f}.")
     assert lines[-1] in (tmp_path / "docs" / "README.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "fit.json").read_text(encoding="utf-8"))["believed"] is believed
 

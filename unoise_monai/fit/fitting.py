@@ -149,7 +149,7 @@ def fit(
         raise ValueError(f"minutes must be above 0, got {minutes}")
     # Not made before the checks have passed.
     temporary = Path(tempfile.gettempdir()) / f"unoise-fit-{uuid.uuid4().hex}" / found.name
-    out, data = Path(temporary if out is None else out).resolve(), Path(data).resolve()
+    out, data = Path(temporary if out is None else out).resolve(), Path(data).absolute()
     settings = {
         "weights_sha256": found.weights_sha256,
         "labels": str(labels),
@@ -302,7 +302,8 @@ def _begin(
     segmenter = ExplainedSegmenter(checked.utility, UNet(len(checked.crop_size), found.model.channels, 1, 3, 4))
     torch.save(segmenter.cpu().state_dict(), new / "models" / "model.pt")
     tell(f"plan: {epochs} epochs of {steps} steps, {epochs * steps * BATCH * checked.seconds_a_step / 60:.0f} minutes")
-    facts |= {"model": found.name, "cases": len(cases), "dice": checked.dice, "epochs": epochs, "trained": False}
+    dice = [round(value, 4) for value in checked.dice.values()]
+    facts |= {"model": found.name, "cases": len(cases), "dice": dice, "epochs": epochs, "trained": False}
     _save(new, facts)
     new.rename(out)
     return facts
@@ -351,16 +352,17 @@ def verdict(out: Path, name: str, facts: dict[str, Any], results: Sequence[Mappi
     table = [f"| Dice with the others hidden | {header} |", "|---" * (len(SHARES) + 1) + "|"]
     table += [f"| {row} | {' | '.join(f'{value:.3f}' for value in values.values())} |" for row, values in dice.items()]
     means = {key: np.nanmean(values[:, 1:-1], axis=1) for key, values in curves.items()}
-    own, chance = (
-        sum(means[method, operator] for operator in ("mean", "noise")) / 2 for method in ("unoise", "random")
-    )
-    better = bootstrap_difference(own, chance)
-    believed = bool(better.low > 0) if len(own) > 1 else bool(better.mean > 0)
+    scores = {method: (means[method, "mean"] + means[method, "noise"]) / 2 for method in done}
+    better = bootstrap_difference(scores["unoise"], scores["random"])
+    cases = len(scores["unoise"])
+    believed = bool(better.low > 0) if cases > 1 else bool(better.mean > 0)
     gain = f"mean Dice with 10 to 50% visible, map minus random order: {better.mean:+.3f}"
-    gain += f" (95% of {better.low:+.3f} to {better.high:+.3f}) on {len(own)} cases" if len(own) > 1 else " on one case"
-    sentence = (
-        f"{'Better than a random order' if believed else 'Do not use this map: no better than a random order'}: {gain}."
-    )
+    gain += f" (95% of {better.low:+.3f} to {better.high:+.3f}) on {cases} cases" if cases > 1 else " on one case"
+    start = "Better than a random order" if believed else "Do not use this map: no better than a random order"
+    sentence = f"{start}: {gain}."
+    # A method that needs no training is worth knowing of, too.
+    if len(scores.get("saliency", ())) == cases:
+        sentence += f" Map minus saliency: {bootstrap_difference(scores['unoise'], scores['saliency']).mean:+.3f}."
     for line in (*table, sentence):
         tell(line)
     write_readme(out, name, facts["lines"], table, sentence)
