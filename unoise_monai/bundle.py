@@ -276,6 +276,8 @@ def load_bundle(
         parser = ConfigParser(ConfigParser.load_config_files([config_file, *more]))
         if unknown := [key for key in changes if key not in parser]:
             raise ValueError(f"it has no {', '.join(unknown)} to change")
+        if missing := [key for key in ("network_def", *PIPELINE, "savers") if key not in parser]:
+            raise ValueError(f"it has no {', '.join(missing)}; `unoise fit` makes a bundle of any network")
         parser.update({"bundle_root": str(folder), "device": torch.device(device), **changes})
         # Raw: what is parsed below holds objects.
         config = {**copy.deepcopy(parser.get()), "device": torch.device("cpu")}
@@ -288,8 +290,9 @@ def load_bundle(
         raise ValueError(f"{start} cannot be used: {_causes(error)}") from error
     for name, value, kind in (("network_def", network, ExplainedSegmenter), *(("savers", s, Saver) for s in savers)):
         if not isinstance(value, kind):
+            hint = "; `unoise fit` makes a bundle of a network" if kind is ExplainedSegmenter else ""
             raise ValueError(
-                f"bundle {folder.name}: {name} must be of class {kind.__name__}, got {type(value).__name__}"
+                f"bundle {folder.name}: {name} must be of class {kind.__name__}, got {type(value).__name__}{hint}"
             )
     weights_file = _weights_file(Path(named)) if weights is None else Path(weights)
     # Of one that is not there, `load_weights` says so.

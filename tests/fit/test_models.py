@@ -12,6 +12,7 @@ from bright import AFFINE, Bright, volume, write_balls
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from unoise_monai.bundle import load_bundle
 from unoise_monai.data.finding import find_cases
 from unoise_monai.fit import BundleModel, DescribedModel, Description, load
 from unoise_monai.fit.checking import explainer_of
@@ -103,6 +104,13 @@ def test_a_zoo_bundle_is_taken_as_it_is(bundle: Path, tmp_path: Path) -> None:
     found_ball = explained.segmentation[0].as_tensor() > 0
     assert 2 * float((found_ball & (ball > 0)).sum()) / float(found_ball.sum() + ball.sum()) > 0.85
     np.testing.assert_allclose(np.asarray(explained.segmentation.affine), AFFINE)
+
+
+def test_a_zoo_bundle_cannot_explain_and_says_what_can(bundle: Path) -> None:
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    (bundle / "configs" / "metadata.json").write_text(json.dumps({**metadata, "version": "1"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"it has no savers; `unoise fit` makes a bundle of any network"):
+        load_bundle(bundle, trusted=True)
 
 
 def test_a_copied_zoo_bundle_is_the_same_model(bundle: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from unoise_monai.runs.settings import (
     about,
     claim_output,
     find_device,
+    parse_methods,
     read_run,
     settings_of,
     software,
@@ -136,3 +137,28 @@ def test_the_digest_of_a_method_follows_what_its_results_depend_on(tmp_path: Pat
     assert others[0]["rise"] == first["rise"]
     assert Comparison(("saliency",), scorer=MapScorer()).digests(False)["saliency"] == first["saliency"]
     assert json.dumps(first)
+
+
+def test_methods_with_options() -> None:
+    text = "saliency,guided_backprop:substitute=true,integrated_gradients:steps=8:rule=riemann_left"
+    methods, options = parse_methods(text)
+    assert methods == ("saliency", "guided_backprop", "integrated_gradients")
+    assert options == {
+        "guided_backprop": {"substitute": True},
+        "integrated_gradients": {"steps": 8, "rule": "riemann_left"},
+    }
+    plain, chosen = Comparison(methods), Comparison(methods, options)
+    changed = {name for name in methods if plain.digests(False)[name] != chosen.digests(False)[name]}
+    assert changed == {"guided_backprop", "integrated_gradients"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("saliency:substitute=true", "option of saliency must be one of .*, got 'substitute'"),
+        ("guided_backprop:substitute", "option substitute of guided_backprop must have a value"),
+    ],
+)
+def test_options_that_a_method_does_not_have(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_methods(text)

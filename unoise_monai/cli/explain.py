@@ -72,8 +72,8 @@ def add_explain(subparsers: Any) -> None:
     command.add_argument("output", metavar="OUTPUT", type=Path, help="folder for the results")
     what = command.add_argument_group("what is written")
     what.add_argument("--quantity", choices=QUANTITIES, help="of the map (as the bundle says)")
-    methods = "attribution maps beside it; `help` lists them"
-    what.add_argument("--methods", default="", metavar="A,B", action=_Methods, help=methods)
+    methods = "attribution maps beside it, with options; `help` lists them"
+    what.add_argument("--methods", default="", metavar="A,B:option=1", action=_Methods, help=methods)
     what.add_argument("--scores", action="store_true", help="score maps, rank methods: the bundle's explain.yaml")
     what.add_argument("--no-images", dest="images", action="store_false", help="write no pictures")
     what.add_argument("--labels", type=Path, metavar="PATH", help="labels, <case>.nii.gz in a folder, for Dice")
@@ -118,8 +118,9 @@ def run_explain(args: argparse.Namespace) -> int:
     from unoise_monai.data.cases import read_key
     from unoise_monai.data.finding import find_cases
     from unoise_monai.runs.run import explain_cases, part_of
-    from unoise_monai.runs.settings import Comparison, OtherSettings, find_device, settings_of
+    from unoise_monai.runs.settings import Comparison, OtherSettings, find_device, parse_methods, settings_of
 
+    methods, chosen = parse_methods(args.methods)
     key = read_key(args.key or args.output.with_name(f"{args.output.name}.key")) if args.anonymise else None
     if args.part is not None:
         part_of([], args.part)
@@ -131,9 +132,9 @@ def run_explain(args: argparse.Namespace) -> int:
     remote = args.engine != "local"
     bundle, changes = load(args, "cpu" if remote else str(find_device(args.device)))
     settings = settings_of(bundle, changes, args.anonymise, remote)
-    methods = tuple(filter(None, args.methods.split(",")))
     comparison = bundle.parsed("comparison") if args.scores else Comparison()
-    comparison = replace(comparison, methods=methods or comparison.methods)
+    options = {**comparison.options, **chosen}
+    comparison = replace(comparison, methods=methods or comparison.methods, options=options)
     engine = ray_engine(args, changes, settings, comparison) if remote else None
     try:
         options = {name: getattr(args, name) for name in ("part", "overwrite", "workers", "timeout", "quiet")}

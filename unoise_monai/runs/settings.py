@@ -1,6 +1,7 @@
 """Settings that the files of a run depend on, kept with them, so that one output never mixes two of them."""
 
 import hashlib
+import inspect
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import yaml
 
 from unoise_monai.atomic import atomic_path
 from unoise_monai.attribution.base import METHODS
@@ -155,6 +157,34 @@ class Comparison:
         shared = [repr(self.scorer), robust, self.robust_passes if robust else None, self.truth_dir is not None]
         texts = {name: json.dumps([self.options.get(name, {}), *shared], default=repr) for name in self.methods}
         return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def parse_methods(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """Names of methods and their options from ``NAME:option=value:option=value,NAME``, values as YAML reads them.
+
+    Raises:
+        ValueError: when an option of a known method is unknown or has no value.
+    """
+    names: list[str] = []
+    chosen: dict[str, dict[str, Any]] = {}
+    for part in filter(None, text.split(",")):
+        name, *pairs = part.split(":")
+        names.append(name)
+        for pair in pairs:
+            option, given, value = pair.partition("=")
+            check_choice(f"option of {name}", option, options_of(name))
+            if not given:
+                raise ValueError(f"option {option} of {name} must have a value, {option}=VALUE, got none")
+            chosen.setdefault(name, {})[option] = yaml.safe_load(value)
+    return tuple(names), chosen
+
+
+def options_of(method: str) -> tuple[str, ...]:
+    """Names of a method's options, its own first."""
+    classes = METHODS[method].__mro__ if method in METHODS else ()
+    makers = [vars(each)["__init__"] for each in classes if "__init__" in vars(each)]
+    found = [name for make in makers for name in inspect.signature(make).parameters]
+    return tuple(dict.fromkeys(name for name in found if name not in ("self", "network", "args", "kwargs", "options")))
 
 
 def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwrite: bool = False) -> None:
