@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import stat
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -12,11 +13,14 @@ import pytest
 from killing import table
 
 from unoise_monai.attribution.base import method_names
+from unoise_monai.bundle import load_bundle
 from unoise_monai.cli import Exit, explain
 from unoise_monai.cli.main import main, parser
 from unoise_monai.handlers.savers import QUANTITIES
 from unoise_monai.inference.memory import PRECISIONS
 from unoise_monai.phantoms import write_phantom_cohort
+from unoise_monai.runs import Comparison, Summary
+from unoise_monai.runs.settings import check_options, parse_methods
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 BUNDLE = "pancreas_ct_unoise"
@@ -52,9 +56,19 @@ def test_methods_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(["explain", "--methods", "help"])
     assert ended.value.code == Exit.DONE
-    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    methods, shared = capsys.readouterr().out.split("\n\n")
+    lines = methods.splitlines()
+    listed = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
     assert list(listed) == [name for name in method_names() if name != "voxelwise_mean"]
     assert listed["saliency"] == "The gradient of the target with respect to each voxel."
+    own = {before.split()[0]: line.strip() for before, line in pairwise(lines) if line.startswith(" ")}
+    assert own["guided_backprop"] == "substitute=false"
+    assert own["gradient_shap"] == "samples=50 baselines=[zero,blur,noise] sigma=0.0 seed=0"
+    assert "saliency" not in own
+    assert shared.startswith("of every method: sign=null memory_gb=null precision=fp32\n")
+    # What is shown can be typed as it is.
+    for name, text in own.items():
+        check_options(name, parse_methods(":".join([name, *text.split()]))[1][name])
 
 
 def test_an_unknown_method_ends_with_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +79,45 @@ def test_an_unknown_method_ends_with_a_list(tmp_path: Path, capsys: pytest.Captu
     assert "got 'magic'" in message
     assert "'saliency'" in message
     assert "'edges'" in message
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("saliency:substitute=true", "option of saliency must be one of 'sign', 'memory_gb', 'precision', got 'subst"),
+        ("guided_backprop:substitute=yes!", "substitute of guided_backprop must be bool, got 'yes!'"),
+        ("integrated_gradients:steps=1", "steps must be at least 2, got 1"),
+    ],
+)
+def test_options_that_no_method_takes_end_before_any_work(
+    methods: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scan.nii").write_bytes(b"")
+    arguments = [BUNDLE, str(tmp_path / "scan.nii"), str(tmp_path / "out"), "--device", "cpu", "--methods", methods]
+    assert main(["explain", *arguments]) == Exit.USAGE
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_reach_the_methods_over_those_of_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Comparison] = []
+
+    def keep(*arguments: object, **_: object) -> Summary:
+        asked.extend(argument for argument in arguments if isinstance(argument, Comparison))
+        return Summary(0, 0, 0, 0)
+
+    monkeypatch.setattr("unoise_monai.runs.run.explain_cases", keep)
+    (tmp_path / "scan.nii").write_bytes(b"")
+    arguments = ["explain", BUNDLE, str(tmp_path / "scan.nii"), str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+    chosen = "guided_backprop:substitute=true,integrated_gradients:steps=4"
+    assert main([*arguments, "--methods", chosen]) == Exit.DONE
+    assert main([*arguments, "--methods", chosen, "--scores"]) == Exit.DONE
+    plain, scored = asked
+    assert plain.methods == scored.methods == ("guided_backprop", "integrated_gradients")
+    assert plain.options == {"guided_backprop": {"substitute": True}, "integrated_gradients": {"steps": 4}}
+    bundles = load_bundle(BUNDLE, "cpu", overlays=("explain",)).parsed("comparison").options
+    assert scored.options["integrated_gradients"] == {**bundles["integrated_gradients"], "steps": 4}
+    assert scored.options["rise"] == bundles["rise"]
 
 
 def test_options_change_the_configuration() -> None:

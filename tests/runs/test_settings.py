@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unoise_monai.attribution import method_names
 from unoise_monai.bundle import Bundle
 from unoise_monai.metrics import MapScorer
 from unoise_monai.metrics.scores import Visibility
@@ -17,8 +18,10 @@ from unoise_monai.runs.settings import (
     OtherSettings,
     Settings,
     about,
+    check_options,
     claim_output,
     find_device,
+    options_of,
     parse_methods,
     read_run,
     settings_of,
@@ -157,8 +160,60 @@ def test_methods_with_options() -> None:
     [
         ("saliency:substitute=true", "option of saliency must be one of .*, got 'substitute'"),
         ("guided_backprop:substitute", "option substitute of guided_backprop must have a value"),
+        ("unoise:noise_model=x", "option of unoise must be one of 'sign', .*, got 'noise_model'"),
+        ("magic:steps=3", "method must be one of 'saliency', .*, got 'magic'"),
+        ("rise:masks=3:masks=4", "option masks of rise must be given once"),
+        ("rise:masks=3,rise", "methods must name one with options once, got 'rise' twice"),
+        ("rise,rise:masks=3", "methods must name one with options once, got 'rise' twice"),
+        ("rise:masks=[3", "option masks of rise must be YAML, got '\\[3'"),
     ],
 )
 def test_options_that_a_method_does_not_have(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_methods(text)
+
+
+def test_marks_within_brackets_are_the_value_s() -> None:
+    text = "gradient_shap:baselines=[zero,blur],smooth_grad:method=guided_backprop:method_options={substitute: true}"
+    assert parse_methods(text)[1] == {
+        "gradient_shap": {"baselines": ["zero", "blur"]},
+        "smooth_grad": {"method": "guided_backprop", "method_options": {"substitute": True}},
+    }
+
+
+def test_the_order_of_options_changes_no_digest() -> None:
+    digests = [
+        Comparison(*parse_methods(f"integrated_gradients:{options}")).digests(False)
+        for options in ("steps=8:seed=1", "seed=1:steps=8", "steps=9:seed=1")
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_takes_its_own_defaults(method: str) -> None:
+    defaults = {name: option.default for name, option in options_of(method).items()}
+    assert {"sign", "memory_gb", "precision"} <= set(defaults)
+    assert not {"network", "noise_model", "options"} & set(defaults)
+    check_options(method, defaults)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("magic", {}, "method must be one of 'saliency', .*, got 'magic'"),
+        ("saliency", {"steps": 3}, "option of saliency must be one of 'sign', .*, got 'steps'"),
+        ("guided_backprop", {"substitute": "yes"}, "substitute of guided_backprop must be bool, got 'yes'"),
+        ("rise", {"masks": 2.5}, "masks of rise must be int, got 2.5"),
+        ("rise", {"masks": True}, "masks of rise must be int, got True"),
+        ("smooth_grad", {"sigma": "1e-3"}, "sigma of smooth_grad must be float, got '1e-3'"),
+        ("gradient_shap", {"baselines": "zero"}, "baselines of gradient_shap must be .*, got 'zero'"),
+        ("feature_ablation", {"labels": 3}, "labels of feature_ablation must be .*Tensor.*, got 3"),
+        ("integrated_gradients", {"steps": 1}, r"options of integrated_gradients .*: steps must be at least 2, got 1"),
+        ("smooth_grad", {"method_options": {"substitute": True}}, "options of smooth_grad .* 'substitute'"),
+    ],
+)
+def test_what_a_method_would_refuse_is_refused_before_a_run(
+    method: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Comparison(("saliency",), {method: options})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,20 +42,36 @@ configuration can run any code as you; those of this project are, others need --
 
 
 class _Methods(argparse.Action):
-    """Takes names as they are, and lists those that there are for ``help``."""
+    """Takes methods as they are, and lists those that there are, with their options, for ``help``."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
         if values != "help":
             setattr(namespace, self.dest, values)
             return
         from unoise_monai.attribution.base import METHODS
+        from unoise_monai.runs.settings import options_of
 
+        # Saliency has the options that every method has, and no others.
+        shared = options_of("saliency")
         # What needs a region has none in a run over a cohort, which explains all that is segmented.
         methods = {name: method for name, method in METHODS.items() if "region" not in method.needs}
         width = max(map(len, methods))
         for name, method in methods.items():
             sys.stdout.write(f"{name:{width}}  {(method.__doc__ or '').strip().splitlines()[0]}\n")
+            if own := _written([option for key, option in options_of(name).items() if key not in shared]):
+                sys.stdout.write(f"{'':{width}}  {own}\n")
+        sys.stdout.write(f"\nof every method: {_written(shared.values())}\nNAME:option=value:option=value sets them\n")
         parser.exit()
+
+
+def _written(options: Iterable[inspect.Parameter]) -> str:
+    """Options that can be typed, as they would be."""
+    from unoise_monai.runs.settings import takes
+
+    typed = [option for option in options if takes(option, bool, int, float, str, list, dict)]
+    # YAML, without spaces, which a shell would split.
+    values = [json.dumps(option.default, separators=(",", ":")).replace('"', "") for option in typed]
+    return " ".join(f"{option.name}={value}" for option, value in zip(typed, values, strict=True))
 
 
 def add_explain(subparsers: Any) -> None:
@@ -133,14 +150,15 @@ def run_explain(args: argparse.Namespace) -> int:
     bundle, changes = load(args, "cpu" if remote else str(find_device(args.device)))
     settings = settings_of(bundle, changes, args.anonymise, remote)
     comparison = bundle.parsed("comparison") if args.scores else Comparison()
-    options = {**comparison.options, **chosen}
+    # Over the bundle's own, option by option.
+    options = {**comparison.options, **{name: {**comparison.options.get(name, {}), **chosen[name]} for name in chosen}}
     comparison = replace(comparison, methods=methods or comparison.methods, options=options)
     engine = ray_engine(args, changes, settings, comparison) if remote else None
     try:
-        options = {name: getattr(args, name) for name in ("part", "overwrite", "workers", "timeout", "quiet")}
+        running = {name: getattr(args, name) for name in ("part", "overwrite", "workers", "timeout", "quiet")}
         command = command_line(args)
         summary = explain_cases(
-            cases, bundle, settings, args.output, comparison, command=command, engine=engine, **options
+            cases, bundle, settings, args.output, comparison, command=command, engine=engine, **running
         )
     except OtherSettings:
         raise

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import torch
 import yaml
+from torch import nn
 
 from unoise_monai.atomic import atomic_path
-from unoise_monai.attribution.base import METHODS
+from unoise_monai.attribution.base import METHODS, make_attributor
 from unoise_monai.bundle import Bundle
 from unoise_monai.checks import check_choice
 from unoise_monai.inference.memory import resolve_precision
@@ -133,6 +134,7 @@ class Comparison:
 
     Raises:
         ValueError: when a method is unknown, or is not one that explains all that is segmented.
+        ValueError: when a method has no such option, or refuses its value.
     """
 
     methods: Sequence[str] = ()
@@ -146,6 +148,8 @@ class Comparison:
         known = tuple(name for name, method in METHODS.items() if "region" not in method.needs)
         for method in self.methods:
             check_choice("method", method, known if self.scorer is None else (*known, CEILING))
+        for method, options in self.options.items():
+            check_options(method, options)
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
 
     def is_robust(self, number: int) -> bool:
@@ -163,28 +167,88 @@ def parse_methods(text: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]
     """Names of methods and their options from ``NAME:option=value:option=value,NAME``, values as YAML reads them.
 
     Raises:
-        ValueError: when an option of a known method is unknown or has no value.
+        ValueError: when a method is named twice, or is unknown and has options.
+        ValueError: when an option is unknown, comes twice, has no value or one that is no YAML.
     """
-    names: list[str] = []
     chosen: dict[str, dict[str, Any]] = {}
-    for part in filter(None, text.split(",")):
-        name, *pairs = part.split(":")
-        names.append(name)
+    for part in filter(None, _split(text, ",")):
+        name, *pairs = _split(part, ":")
+        if chosen.get(name) or (name in chosen and pairs):
+            raise ValueError(f"methods must name one with options once, got {name!r} twice")
+        options = chosen.setdefault(name, {})
+        if pairs:
+            check_choice("method", name, tuple(METHODS))
         for pair in pairs:
-            option, given, value = pair.partition("=")
-            check_choice(f"option of {name}", option, options_of(name))
-            if not given:
+            option, _, value = pair.partition("=")
+            check_choice(f"option of {name}", option, tuple(options_of(name)))
+            if not value:
                 raise ValueError(f"option {option} of {name} must have a value, {option}=VALUE, got none")
-            chosen.setdefault(name, {})[option] = yaml.safe_load(value)
-    return tuple(names), chosen
+            if option in options:
+                raise ValueError(f"option {option} of {name} must be given once, got it twice")
+            try:
+                options[option] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ValueError(f"option {option} of {name} must be YAML, got {value!r}") from error
+    # The order in which options are given changes no map, so it must change no digest.
+    return tuple(chosen), {name: dict(sorted(options.items())) for name, options in chosen.items() if options}
 
 
-def options_of(method: str) -> tuple[str, ...]:
-    """Names of a method's options, its own first."""
-    classes = METHODS[method].__mro__ if method in METHODS else ()
-    makers = [vars(each)["__init__"] for each in classes if "__init__" in vars(each)]
-    found = [name for make in makers for name in inspect.signature(make).parameters]
-    return tuple(dict.fromkeys(name for name in found if name not in ("self", "network", "args", "kwargs", "options")))
+def _split(text: str, mark: str) -> list[str]:
+    """The parts of a text between marks that are outside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == mark and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def options_of(method: str) -> dict[str, inspect.Parameter]:
+    """A method's options, its own first; without what a run gives it."""
+    found: dict[str, inspect.Parameter] = {}
+    for kind in METHODS[method].__mro__:
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(vars(kind)["__init__"]).parameters
+            found |= {name: each for name, each in parameters.items() if name not in found}
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                break
+    given = ("self", "network", "noise_model")
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: each for name, each in found.items() if name not in given and each.kind not in variable}
+
+
+def takes(option: inspect.Parameter, *kinds: type) -> bool:
+    """Whether the annotation of an option allows one of some types; whole numbers are numbers."""
+    union = get_origin(option.annotation) in (Union, UnionType)
+    allowed = [get_origin(each) or each for each in (get_args(option.annotation) if union else (option.annotation,))]
+    if option.annotation is option.empty or not all(isinstance(each, type) for each in allowed):
+        return True
+    if float in allowed:
+        allowed.append(int)
+    # A bool is no number and a text no list, whatever Python says.
+    return any(kind in allowed if kind in (bool, str) else issubclass(kind, tuple(allowed)) for kind in kinds)
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse, before there is a network, options that a method would refuse.
+
+    Raises:
+        ValueError: when the method is unknown, has no such option, or refuses its value.
+    """
+    check_choice("method", method, tuple(METHODS))
+    known = options_of(method)
+    for name, value in options.items():
+        check_choice(f"option of {method}", name, tuple(known))
+        if not takes(known[name], type(value)):
+            kind = getattr(known[name].annotation, "__name__", known[name].annotation)
+            raise ValueError(f"{name} of {method} must be {kind}, got {value!r}")
+    needed = {"noise_model": nn.Identity()} if "noise_model" in METHODS[method].needs else {}
+    try:
+        make_attributor(method, nn.Identity(), **needed, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"options of {method} must be such as it takes, got {dict(options)}: {error}") from error
 
 
 def claim_output(output: Path, settings: Settings, about: dict[str, Any], overwrite: bool = False) -> None:
