@@ -139,7 +139,10 @@ def activations(volume: VolumeNetwork, image: Image) -> Activations:
     """
     modules = dict(volume.network.named_modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
-        raise ValueError("network must be a plain module for its activations to be found, got a scripted one")
+        raise ValueError(
+            "network must be a plain module for its activations to be found, got a scripted one: load its weights "
+            "into its class, or take a method that needs none, such as saliency, integrated_gradients or occlusion"
+        )
     kinds: tuple[type[nn.Module], ...] = (*RECTIFIERS, nn.Sigmoid, nn.Tanh, nn.Softmax, *_POOLS)
     watched = {path: module for path, module in modules.items() if isinstance(module, kinds)}
     calls: Counter[str] = Counter()

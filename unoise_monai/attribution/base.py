@@ -141,6 +141,8 @@ class Score(nn.Module):
         scores = self.target(self.volume.predict(images) if self.windows else self.volume(images))
         if scores.shape != images.shape[:1]:
             raise ValueError(f"target must give one scalar an item, ({len(images)},), got {tuple(scores.shape)}")
+        if images.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
+            raise ValueError(f"target must have a gradient for this method, got {self.target}, which has none")
         return scores
 
 

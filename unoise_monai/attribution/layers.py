@@ -116,7 +116,10 @@ def _watch(network: nn.Module | VolumeNetwork, image: Image) -> list[_Output]:
     volume = network if isinstance(network, VolumeNetwork) else VolumeNetwork(network)
     modules = dict(volume.network.named_modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules.values()):
-        raise ValueError("network must be a plain module for its layers to be found, got a scripted one")
+        raise ValueError(
+            "network must be a plain module for its layers to be found, got a scripted one: load its weights into its "
+            "class, or take a method that needs none, such as saliency, integrated_gradients or occlusion"
+        )
     found: list[tuple[weakref.ref[Tensor], _Output]] = []
     calls: Counter[str] = Counter()
     running: list[nn.Module] = []

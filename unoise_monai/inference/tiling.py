@@ -21,6 +21,7 @@ from unoise_monai.inference.memory import (
     default_budget,
     differentiable,
     fitting_tile,
+    is_out_of_memory,
     measure_pass,
     resolve_precision,
     to_fast_layout,
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 _WHOLE_TILE_LAYERS = ("GroupNorm", "LayerNorm", "RMSNorm", "Attention", "SABlock", "Transformer", "Adaptive")
 PROBE_SIDE = 16
+STRIDE_HINT = (
+    "If it needs sides of a multiple of some number, say so by network.stride = 16, or by "
+    "unoise_monai.networks.ClassLogits(network, stride=16); unoise_monai.networks.outputs.find_stride finds it"
+)
+OUTPUT_HINT = "unoise_monai.networks.ClassLogits(network, pick=...) takes one of several, by its index or key"
 
 
 class TilingRule(NamedTuple):
@@ -107,8 +113,9 @@ class VolumeNetwork(nn.Module):
         ``(B, C, *spatial)`` to float32 ``(B, K, *spatial)``.
 
     Raises:
-        ValueError: when ``memory_gb`` is not above 0 or ``precision`` unknown; in the call, when the network's output
-            is not one tensor on the input's grid.
+        ValueError: when ``memory_gb`` is not above 0 or ``precision`` unknown; in the call, when the network has no
+            ``stride`` and fails, when its output is not one tensor on the input's grid, and when that has no gradient
+            and the image asks for one.
         MemoryError: in the call, when tiles are needed and the network cannot be tiled exactly, or the smallest exceeds
             the memory.
     """
@@ -149,10 +156,23 @@ class VolumeNetwork(nn.Module):
     def predict(self, window: Image) -> Logits:
         """One pass over a window whose sides are multiples of the stride; float32 out."""
         with autocast(window.device, self._precision(window.device)) as dtype:
-            output = self.network(to_fast_layout(window, dtype), *self.args, **self.kwargs)
+            try:
+                output = self.network(to_fast_layout(window, dtype), *self.args, **self.kwargs)
+            except (RuntimeError, ValueError) as error:
+                if self.rule.stride is not None or is_out_of_memory(error):
+                    raise
+                rule = f"network must take an image {tuple(window.shape)}, or tell its stride"
+                raise ValueError(f"{rule}, got: {error}. {STRIDE_HINT}") from error
         if not isinstance(output, Tensor) or output.shape[2:] != window.shape[2:]:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"network must give one tensor on its input's grid {tuple(window.shape)}, got {got}")
+            hint = STRIDE_HINT if isinstance(output, Tensor) else OUTPUT_HINT
+            rule = f"network must give one tensor on its input's grid {tuple(window.shape)}"
+            raise ValueError(f"{rule}, got {got}. {hint}")
+        if window.requires_grad and torch.is_grad_enabled() and not output.requires_grad:
+            raise ValueError(
+                "network must give logits with a gradient, got an output without: it must not detach them, take their "
+                "argmax or threshold them. Methods that hide voxels, such as occlusion, need no gradient"
+            )
         return output.float()
 
     def pad(self, image: Image) -> Image:

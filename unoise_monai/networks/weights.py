@@ -228,7 +228,8 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every submodule comes back in the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
+    # A frozen TorchScript network has one mode, and none to tell.
+    modes = [(module, module.training) for module in network.modules() if hasattr(module, "training")]
     network.eval()
     try:
         with torch.no_grad():
@@ -248,7 +249,9 @@ def attributing(network: nn.Module) -> Iterator[None]:
     """
     modules = list(network.modules())
     parameters = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    in_place = [module for module in modules if getattr(module, "inplace", False) is True]
+    # Of TorchScript it is a constant; its activations have no hooks, either.
+    plain = [module for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    in_place = [module for module in plain if getattr(module, "inplace", False) is True]
     hooks = [(getattr(module, name), dict(getattr(module, name))) for module in modules for name in _HOOKS]
     with torch.inference_mode(False), evaluating(network):
         try:
