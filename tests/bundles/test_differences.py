@@ -28,6 +28,7 @@ MAY_DIFFER = {
     "dataset#data": "inference explain",
     "chosen": "explain",
     "part": "explain",
+    "crop_size": "train train_visible evaluate multi_gpu_train",
     "train#preprocessing": TRAININGS,
     "samples": TRAININGS,
     "sampling": TRAININGS,
@@ -113,4 +114,4 @@ def test_every_configuration_is_compared() -> None:
 @bundle_parametrize
 def test_configurations_are_short(bundle: Path) -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (bundle / "configs").iterdir())
-    assert lines <= 560
+    assert lines <= 570

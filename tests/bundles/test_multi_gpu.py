@@ -40,7 +40,7 @@ def changes(bundle: Path, config: str, cohort: Path, folder: Path) -> dict[str, 
     paths = {"dataset_dir": str(cohort), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / config)}
     epochs = {"utility_epochs": 1} if config == "train_utility" else {"max_epochs": 1, **SMALL_NOISE}
     # The hippocampus bundle's own crops are for its noise model.
-    patch = {"train#preprocessing#patch_size": None} if bundle.name.startswith("hippocampus") else {}
+    patch = {"crop_size": "$@task.patch_size"} if bundle.name.startswith("hippocampus") else {}
     return {"bundle_root": str(bundle), **SMALL, **TRAINING, **patch, **utility, **paths, **epochs}
 
 
