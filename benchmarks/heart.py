@@ -2,7 +2,7 @@
 
     python benchmarks/heart.py ../shared/data/sunnybrook_lv runs/heart
     unoise fit monai.networks.nets:UNet ../shared/data/sunnybrook_lv bundles/heart_mr_unoise \
-        --weights runs/heart/utility.pt --like runs/heart/like.yaml --split runs/heart/split.json
+        --weights runs/heart/utility.pt --like runs/heart/like.yaml --split runs/heart/split.json --minutes 20
 
 It writes ``utility.pt``, ``like.yaml`` and ``split.json``, split by patient.
 """
