@@ -92,8 +92,7 @@ def trust(bundle: str | os.PathLike[str]) -> None:
     """
     if is_trusted(bundle):
         return
-    path = trust_list()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    (path := trust_list()).parent.mkdir(parents=True, exist_ok=True)
     files = sorted(file for file in (Path(bundle).resolve() / "configs").rglob("*") if file.is_file())
     with path.open("a", encoding="utf-8") as file:
         file.writelines(f"{file_sha256(each)}  {each}\n" for each in files)
@@ -363,16 +362,8 @@ def build(config: Mapping[str, Any], name: str) -> Any:
     return ConfigParser(copy.deepcopy(dict(config))).get_parsed_content(name)
 
 
-def run_configuration(
-    folder: Path, names: Sequence[str], changes: Mapping[str, Any] = MappingProxyType({}), start: str = "run"
-) -> None:
-    """Run configurations of a bundle laid over each other, as ``python -m monai.bundle run`` does.
-
-    Args:
-        folder: of the bundle, which is trusted.
-        names: of the configurations, the first one whole.
-        changes: other values for ids.
-        start: the id that is run.
+def run_configuration(folder: Path, names: Sequence[str], changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Run a trusted bundle's configurations, laid over each other, as ``python -m monai.bundle run`` does.
 
     Raises:
         FileNotFoundError: when there is no such configuration.
@@ -383,7 +374,7 @@ def run_configuration(
             raise FileNotFoundError(f"bundle {folder} must hold {file.relative_to(folder).as_posix()}, got none")
     parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.update({"bundle_root": str(folder), **changes})
-    for name in ("initialize", start):
+    for name in ("initialize", "run"):
         if name in parser:
             parser.get_parsed_content(name)
 
